@@ -1,0 +1,1 @@
+"""Divergence of two heads over two hidden states; called through `mopd_jax.kernels`."""

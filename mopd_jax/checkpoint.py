@@ -1,0 +1,86 @@
+"""Checkpoints of the whole state with orbax: parameters, teacher, optimizer, key, position.
+
+A save is atomic: a kill leaves the checkpoint before it. Every array's checksum is stored with
+it and compared on loading, because the storage format does not notice a flipped bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from mopd_jax.records import TrainState
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message names the folder and a way on."""
+
+
+def save(folder: pathlib.Path, state: TrainState, meta: dict[str, Any], *, keep: int) -> None:
+    """Writes `<folder>/<step>`; all but the newest `keep` are removed afterwards.
+
+    Args:
+        meta: JSON values that belong to the state: the data position, the config's identity.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    step = int(state.step)
+    tree = _as_dict(state)
+    whole = {"checksums": _checksums(tree), **meta}
+    target = folder.absolute() / str(step)
+    if target.exists():  # Left by a run that went on from an earlier step.
+        shutil.rmtree(target)
+    ocp.save_checkpointables(target, {"state": tree, "meta": whole})
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(folder / str(old))
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Steps that have a finished checkpoint, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def load(
+    folder: pathlib.Path, step: int, like: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """Reads a checkpoint into the shapes, dtypes and shardings of `like` (ShapeDtypeStructs).
+
+    Raises:
+        CheckpointError: if a file is missing, unreadable, or a checksum differs.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = folder.absolute() / str(step)
+    remedy = f"remove {path} to go on from the checkpoint before it"
+    try:
+        found = ocp.load_checkpointables(path, {"state": _as_dict(like), "meta": None})
+    except Exception as error:  # The boundary to orbax, whose errors are of many types.
+        raise CheckpointError(f"{path} cannot be read ({error}); {remedy}") from error
+    tree, meta = found["state"], found["meta"]
+    want, have = meta.pop("checksums"), _checksums(tree)
+    differ = [name for name in want if want[name] != have.get(name)]
+    if differ:
+        raise CheckpointError(f"{path} is corrupt: {differ[0]} has changed on disk; {remedy}")
+    return TrainState(**tree), meta
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    def bits(x):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        return zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8).reshape(-1))
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): bits(x) for path, x in leaves}

@@ -1,0 +1,111 @@
+"""`mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]`."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from mopd_jax import config as configs
+from mopd_jax.config import Config, ConfigError
+
+USAGE = """\
+usage: mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
+       mopd config --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
+
+train   run the config, or go on with the run that is in the folder
+config  print every setting of the config as it would run
+
+  --config=configs/quickstart.py:grpo    a config file and a variant of it
+  --config.peers.failures=0              any setting, by its dotted name
+  --workdir=DIR                          default: runs/<file>-<variant>-<settings' hash>
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `mopd`; returns the exit status (2: the input was wrong)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    commands = {"train": _train, "config": _show}
+    try:
+        if argv[0] not in commands:
+            raise ConfigError(configs.unknown(f"command {argv[0]!r}", argv[0], commands))
+        return commands[argv[0]](argv[1:])
+    except (ConfigError, ValueError, FileNotFoundError, RuntimeError) as error:
+        if logging.getLogger("mopd").isEnabledFor(logging.DEBUG):
+            raise
+        print(f"mopd: {error}", file=sys.stderr)
+        return 2
+
+
+def _train(args: Sequence[str]) -> int:
+    cfg, workdir = parse(args)
+    # Imported here, so that a wrong flag is answered before the slow imports.
+    from mopd_jax import train
+
+    train.setup_logging()
+    print(f"run folder: {workdir}")
+    train.train(cfg, workdir, command=" ".join(["mopd", "train", *args]))
+    return 0
+
+
+def _show(args: Sequence[str]) -> int:
+    cfg, _ = parse(args)
+    print(configs.to_json(cfg))
+    return 0
+
+
+def parse(args: Sequence[str]) -> tuple[Config, pathlib.Path]:
+    """Command-line words -> the validated config and the run folder.
+
+    Raises:
+        ConfigError: an unknown flag, file, variant or setting, with the nearest known one.
+    """
+    given = [_flag(word) for word in args]
+    specs = [value for name, value in given if name == "config"]
+    if len(specs) != 1:
+        raise ConfigError(f"give --config=FILE[:VARIANT] once, not {len(specs)} times")
+    file, _, variant = specs[0].partition(":")
+    tree = load(pathlib.Path(file), variant)
+    workdir = None
+    for name, value in given:
+        if name.startswith("config."):
+            configs.override(tree, name.removeprefix("config."), value)
+        elif name == "workdir":
+            workdir = pathlib.Path(value)
+        elif name != "config":
+            raise ConfigError(configs.unknown(f"--{name}", name, ["config", "workdir"]))
+    cfg = configs.from_config_dict(Config, tree)
+    if workdir is None:
+        stem = pathlib.Path(file).stem
+        workdir = pathlib.Path("runs") / f"{stem}-{cfg.name}-{configs.fingerprint(cfg)}"
+    return cfg, workdir
+
+
+def load(path: pathlib.Path, variant: str = ""):
+    """Runs `get_config` of a config file: a locked ConfigDict.
+
+    The file is Python that the user chose; nothing else is ever imported from a path.
+    """
+    if not path.is_file():
+        near = sorted(str(p) for p in path.parent.glob("*.py"))
+        raise ConfigError(configs.unknown(f"config file {path}", str(path), near))
+    module_spec = importlib.util.spec_from_file_location(f"mopd_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def _flag(word: str) -> tuple[str, str]:
+    if not word.startswith("--") or "=" not in word:
+        raise ConfigError(f"{word!r} is not understood; flags are written --name=value")
+    name, _, value = word.removeprefix("--").partition("=")
+    return name, value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

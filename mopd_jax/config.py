@@ -1,0 +1,495 @@
+"""Every default of a run, once, in frozen dataclasses; and the way from a ConfigDict to them.
+
+A config file in `configs/` starts from `defaults()`, says what differs, and is overridden on the
+command line. `from_config_dict` is the only place that reads a ConfigDict: past it, a setting is
+a field of a validated record. `None` means off or "choose for me"; no number does.
+"""
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+import typing
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+Rule = Literal["first", "uniform", "shortest", "longest"]
+FailuresWhen = Literal["always", "no_success"]
+TruncatedPeers = Literal["exclude", "failure"]
+NoContext = Literal["mask", "plain_prompt"]
+TeacherKind = Literal["ema", "frozen"]
+Method = Literal["distill", "grpo"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+Aggregation = Literal[
+    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
+]
+Source = Literal["codebook", "reasoning_gym", "jsonl"]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message names it, its value and a remedy."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _at_least(owner: Any, minimum: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        _require(
+            value is None or value >= minimum,
+            f"{type(owner).__name__}.{name} is {value}; it must be at least {minimum}",
+        )
+
+
+def _check_sampling(cfg: Any) -> None:
+    name = type(cfg).__name__
+    _require(
+        cfg.temperature > 0,
+        f"{name}.temperature is {cfg.temperature}; it must be positive (greedy: top_k=1)",
+    )
+    _require(
+        cfg.top_p is None or 0 < cfg.top_p <= 1,
+        f"{name}.top_p is {cfg.top_p}; it must lie in (0, 1], or None for off",
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which weights the student starts from, and how they are computed with.
+
+    path: a Hugging Face folder (safetensors), a `.gguf` file, or `builtin:codebook`,
+        `builtin:smollm2`. Architecture, tokenizer and chat template come from there.
+    compute_dtype: of activations and matmul operands; master weights are always float32.
+    remat: recompute each layer in the backward pass; costs a third more FLOPs.
+    head_chunk: tokens whose logits exist at one time; memory is about 4 * head_chunk * V floats.
+    """
+
+    path: str = "builtin:codebook"
+    compute_dtype: Dtype = "float32"
+    remat: bool = False
+    head_chunk: int = 2048
+
+    def __post_init__(self):
+        _require(bool(self.path), "ModelConfig.path is empty; name a folder or a .gguf file")
+        _at_least(self, 1, "head_chunk")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where problems come from.
+
+    source: `codebook` and `reasoning_gym` generate them, `jsonl` reads files.
+    train_path, eval_path: JSONL files, for `jsonl` only.
+    options: of the source (see `data.py`), a flat mapping; unknown names are errors there.
+    """
+
+    source: Source = "codebook"
+    train_path: str | None = None
+    eval_path: str | None = None
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.source == "jsonl":
+            _require(
+                self.train_path is not None and self.eval_path is not None,
+                "DataConfig.source 'jsonl' needs data.train_path and data.eval_path",
+            )
+        else:
+            _require(
+                self.train_path is None and self.eval_path is None,
+                f"DataConfig.source {self.source!r} generates its rows; data.train_path and "
+                "data.eval_path belong to source 'jsonl'",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """How the student is sampled while training.
+
+    prompts, group: P prompts a step, G rollouts of each.
+    prompt_length, response_length: S and T in tokens; a longer prompt is an error, a response
+        that has not ended after T tokens is cut there and counted as truncated.
+    """
+
+    prompts: int = 32
+    group: int = 8
+    prompt_length: int = 2048
+    response_length: int = 4096
+    temperature: float = 1.0
+    top_p: float | None = None
+    top_k: int | None = None
+
+    def __post_init__(self):
+        _at_least(self, 1, "prompts", "prompt_length", "response_length", "top_k")
+        _require(
+            self.group >= 2,
+            f"RolloutConfig.group is {self.group}: a rollout without a group has no peers and no "
+            "baseline; set rollout.group to 2 or more",
+        )
+        _check_sampling(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PeerConfig:
+    """Which rollouts of the same prompt the teacher is shown (method of arXiv 2605.12652).
+
+    successes, failures: the most of each kind that a context shows.
+    slots: the most peers in all; successes take their places first. None: no joint limit.
+    rule: which of the candidates are taken. `uniform` draws by (seed, step, prompt, rollout);
+        the others order them by index or by response length in tokens.
+    failures_when: `no_success` shows failures only where no success can be shown.
+    truncated: a response cut at T is no peer (`exclude`) or is shown as a failure (`failure`).
+    threshold: a reward of at least this is a success.
+    """
+
+    successes: int = 2
+    failures: int = 1
+    slots: int | None = None
+    rule: Rule = "uniform"
+    failures_when: FailuresWhen = "always"
+    truncated: TruncatedPeers = "exclude"
+    threshold: float = 1.0
+
+    def __post_init__(self):
+        _at_least(self, 0, "successes", "failures")
+        _at_least(self, 1, "slots")
+        _require(
+            0.0 < self.threshold <= 1.0,
+            f"PeerConfig.threshold is {self.threshold}; rewards lie in [0, 1], so set "
+            "peers.threshold in (0, 1]",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContextConfig:
+    """How the chosen peers become the teacher's prompt: one template object for every method.
+
+    The last user message becomes question, success blocks, failure blocks, closing line, joined
+    by `separator`; earlier turns stay. `{text}` in a template is the peer's response.
+    teacher_prompt_length: Q in tokens, the assistant header included.
+    peer_tokens: budget of one peer; a longer one loses its middle, never its head or tail.
+    cut_mark: stands where tokens were cut; `{n}` is their number.
+    strip_thinking: remove `<think>` spans, unclosed ones included, from every peer.
+    """
+
+    teacher_prompt_length: int = 10240
+    peer_tokens: int | None = None
+    success: str = "A correct solution to this problem:\n\n{text}"
+    another_success: str = "Another correct solution:\n\n{text}"
+    failure: str = "A failed attempt at this problem; do not repeat its mistake:\n\n{text}"
+    closing: str = "Now solve the original problem correctly."
+    separator: str = "\n\n"
+    cut_mark: str = " [... {n} tokens left out ...] "
+    strip_thinking: bool = True
+
+    def __post_init__(self):
+        _at_least(self, 1, "teacher_prompt_length")
+        _at_least(self, 2, "peer_tokens")
+        for name in ("success", "another_success", "failure"):
+            _require(
+                "{text}" in getattr(self, name),
+                f"ContextConfig.{name} has no {{text}}, so the peer would not be shown",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Whose distribution the student is distilled towards.
+
+    kind: `ema` follows the student slowly, `frozen` stays at the initial weights.
+    rate: of the EMA, once per step: teacher <- (1 - rate) teacher + rate student.
+    no_context: rows whose context is empty are not trained on (`mask`), or are distilled towards
+        the teacher on the plain prompt (`plain_prompt`; with no peers at all this is OPD).
+    """
+
+    kind: TeacherKind = "ema"
+    rate: float = 0.05
+    no_context: NoContext = "mask"
+
+    def __post_init__(self):
+        _require(
+            0.0 < self.rate <= 1.0,
+            f"TeacherConfig.rate is {self.rate}; it must lie in (0, 1]. For a teacher that does "
+            "not move set teacher.kind='frozen'",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The objective of an update.
+
+    method: `distill` needs a teacher, `grpo` only the rewards.
+    divergence, alpha: `jsd` weighs the teacher by alpha in (0, 1); the KLs have their own names,
+        because JSD vanishes at both ends of alpha.
+    aggregation: how token losses become one number (`losses.token_weights`).
+    importance_cap: the most that min(p_now / p_behaviour, cap) may weigh a token; None is off.
+    clip_low, clip_high, dual_clip, scale_by_std: of GRPO.
+    """
+
+    method: Method = "distill"
+    divergence: Divergence = "jsd"
+    alpha: float = 0.5
+    aggregation: Aggregation = "seq-mean-token-mean"
+    importance_cap: float | None = 2.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float = 3.0
+    scale_by_std: bool = False
+
+    def __post_init__(self):
+        _require(
+            0.0 < self.alpha < 1.0,
+            f"LossConfig.alpha is {self.alpha}; JSD needs 0 < alpha < 1. For alpha 0 set "
+            "loss.divergence='forward_kl', for alpha 1 'reverse_kl'",
+        )
+        _require(
+            self.importance_cap is None or self.importance_cap > 0,
+            f"LossConfig.importance_cap is {self.importance_cap}; use None to turn it off",
+        )
+        _require(
+            0.0 <= self.clip_low < 1.0 and self.clip_high >= 0.0,
+            f"LossConfig.clip_low {self.clip_low} must lie in [0, 1) and clip_high "
+            f"{self.clip_high} must not be negative",
+        )
+        _require(self.dual_clip > 1.0, f"LossConfig.dual_clip is {self.dual_clip}; use > 1")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up to a constant rate; weights and moments are float32.
+
+    warmup_steps: step k (from 0) uses rate * (k + 1) / warmup_steps, so none is wasted.
+    clip_norm: bound on the global gradient norm.
+    micro_batches: parts the rows of a step are split into to save memory; the result does not
+        depend on it.
+    """
+
+    learning_rate: float = 1e-5
+    warmup_steps: int = 10
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    micro_batches: int = 1
+
+    def __post_init__(self):
+        _at_least(self, 0, "warmup_steps", "weight_decay")
+        _at_least(self, 1, "micro_batches")
+        for name in ("learning_rate", "epsilon", "clip_norm"):
+            value = getattr(self, name)
+            _require(value > 0, f"OptimizerConfig.{name} is {value}; it must be positive")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"OptimizerConfig.{name} is {value}; use [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along (data, fsdp, tensor); data None takes what the other two leave."""
+
+    data: int | None = None
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        _at_least(self, 1, "data", "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on held-out problems, before, every `every` steps, and after.
+
+    samples: n responses per problem, for mean@n and the unbiased pass@k of every k in `ks`.
+    problems: how many held-out problems are used, the first of the split.
+    batch: problems sampled in one call.
+    """
+
+    every: int = 20
+    problems: int = 64
+    samples: int = 8
+    batch: int = 32
+    temperature: float = 1.0
+    top_p: float | None = None
+    top_k: int | None = None
+    ks: tuple[int, ...] = (1, 2, 4, 8)
+
+    def __post_init__(self):
+        _at_least(self, 1, "every", "problems", "samples", "batch", "top_k")
+        _check_sampling(self)
+        for k in self.ks:
+            _require(
+                1 <= k <= self.samples,
+                f"EvalConfig.ks has {k}, but pass@k needs 1 <= k <= eval.samples={self.samples}",
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """A checkpoint every `every` steps and at the end; the newest `keep` stay."""
+
+    every: int = 20
+    keep: int = 2
+
+    def __post_init__(self):
+        _at_least(self, 1, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run. `name` is the method's name in logs and in the default run folder.
+
+    dump_every: every so many steps the rollouts are written with their peers and contexts.
+    """
+
+    name: str = "mopd"
+    seed: int = 0
+    steps: int = 100
+    dump_every: int = 1
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    peers: PeerConfig = PeerConfig()
+    context: ContextConfig = ContextConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def __post_init__(self):
+        _at_least(self, 1, "steps", "dump_every")
+        _at_least(self, 0, "seed")
+        rows = self.rollout.prompts * self.rollout.group
+        _require(
+            rows % self.optimizer.micro_batches == 0,
+            f"optimizer.micro_batches={self.optimizer.micro_batches} does not divide the {rows} "
+            "rows of a step (rollout.prompts * rollout.group)",
+        )
+        _require(
+            self.context.teacher_prompt_length >= self.rollout.prompt_length,
+            f"context.teacher_prompt_length={self.context.teacher_prompt_length} is below "
+            f"rollout.prompt_length={self.rollout.prompt_length}: not even a plain prompt fits",
+        )
+        distills = self.loss.method == "distill"
+        shows = self.peers.successes + self.peers.failures > 0
+        _require(
+            not distills or shows or self.teacher.no_context == "plain_prompt",
+            "peers.successes and peers.failures are both 0, so every context is empty and every "
+            "row masked: nothing would be trained. For OPD without peers set "
+            "teacher.no_context='plain_prompt'",
+        )
+
+
+def defaults() -> ConfigDict:
+    """The defaults of every field, as a ConfigDict whose keys are locked."""
+    return to_config_dict(Config())
+
+
+def to_config_dict(cfg: Any) -> ConfigDict:
+    """Frozen dataclass -> ConfigDict with locked keys; the inverse of `from_config_dict`."""
+
+    def build(value):
+        if dataclasses.is_dataclass(value):
+            fields = dataclasses.fields(value)
+            return {f.name: build(getattr(value, f.name)) for f in fields}
+        return value
+
+    # Types are checked by `from_config_dict`, which knows that an int may stand for a float
+    # and that None may become a number; ConfigDict's own check knows neither.
+    return ConfigDict(build(cfg), type_safe=False).lock()
+
+
+def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
+    """ConfigDict or mapping -> validated frozen dataclass.
+
+    Raises:
+        ConfigError: on an unknown key (with the nearest known one), a value of the wrong type,
+            or a combination that cannot work.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    given = dict(cfg.items())
+    for name in given:
+        if name not in names:
+            raise ConfigError(unknown(f"{where}.{name}", name, names))
+    built = {
+        name: _convert(hints[name], value, f"{where}.{name}") for name, value in given.items()
+    }
+    return cls(**built)
+
+
+def unknown(where: str, name: str, known) -> str:
+    """The message for a name that is none of `known`."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+    return f"{where} does not exist; {hint}"
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_config_dict(hint, value, where=where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}={value!r}: {unknown(repr(value), str(value), args)}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = [a for a in args if a is not type(None)]
+        return _convert(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}={value!r} must be a list of {args[0].__name__}")
+        return tuple(_convert(args[0], v, where) for v in value)
+    if origin is dict:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in dict(value).items()}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(
+            f"{where}={value!r} is of type {type(value).__name__}; it must be {hint.__name__}"
+        )
+    return value
+
+
+def override(cfg: ConfigDict, dotted: str, text: str) -> None:
+    """Sets `cfg.<dotted>` from command-line text: a Python literal, else a plain string.
+
+    Raises:
+        ConfigError: if there is no such key, naming the nearest one.
+    """
+    *path, last = dotted.split(".")
+    node, where = cfg, "config"
+    for name in path:
+        if name not in node or not isinstance(node[name], ConfigDict):
+            raise ConfigError(unknown(f"{where}.{name}", name, list(node)))
+        node, where = node[name], f"{where}.{name}"
+    if last not in node and where != "config.data.options":
+        raise ConfigError(unknown(f"{where}.{last}", last, list(node)))
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    with node.unlocked():
+        node[last] = value
+
+
+def to_json(cfg: Config) -> str:
+    """The whole config as indented JSON with sorted keys, for the run record."""
+    return json.dumps(dataclasses.asdict(cfg), indent=2, sort_keys=True)
+
+
+def fingerprint(cfg: Any) -> str:
+    """Twelve hex digits that differ when any field of the dataclass differs."""
+    text = json.dumps(dataclasses.asdict(cfg), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

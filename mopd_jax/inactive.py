@@ -1,0 +1,58 @@
+"""Loud warnings when a step trains nothing or nearly nothing, with the cause and a remedy."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from mopd_jax.config import Config
+
+log = logging.getLogger("mopd")
+
+
+def causes(
+    values: dict[str, float],
+    rewards: np.ndarray,
+    valid: np.ndarray,
+    success: np.ndarray,
+    cfg: Config,
+) -> list[str]:
+    """Why a step was inactive, one sentence each; empty for a step that trained.
+
+    Args:
+        values: the step's metrics.
+        rewards, valid, success: f64[P, G], bool[P, G], bool[P, G].
+    """
+    found = []
+    if not valid.any():
+        found.append("no rollout has a verdict: the verifier fails on every response")
+    elif np.ptp(rewards[valid]) == 0:
+        found.append(
+            f"every reward is {rewards[valid][0]:g}: the reward is flat. Are the problems too "
+            "hard or too easy for the student, or is the answer format never met?"
+        )
+    elif not (success.any(axis=1) & ~success.all(axis=1)).any():
+        found.append(
+            "no group is mixed: peers of one kind only, and no advantage within a group. Raise "
+            "rollout.group, or choose problems the student solves sometimes"
+        )
+    if values["truncated"] == 1.0:
+        found.append("every response was cut: raise rollout.response_length")
+    if values["trained_tokens"] == 0:
+        masked = cfg.loss.method == "distill" and values["informed"] == 0
+        found.append(
+            "every row is masked because no context shows a peer"
+            if masked
+            else "no token carries a signal"
+        )
+    if values["gradient_finite"] == 0:
+        found.append("a gradient was not finite, so the update was skipped")
+    return found
+
+
+def warn(step, values, rewards, valid, success, cfg) -> None:
+    """Logs the causes of an inactive step; arguments as for `causes`."""
+    for cause in causes(values, rewards, valid, success, cfg):
+        effect = "" if values["update_applied"] else " NOTHING WAS TRAINED."
+        log.warning("WARNING step %d:%s %s", step, effect, cause)

@@ -1,0 +1,74 @@
+"""The methods as settings of one code path; the variants of every config file come from here.
+
+MOPD, its positive-only form, SDPO, OPD and the anchored control differ in peers and teacher
+only (arXiv 2605.12652; SDPO is arXiv 2601.20802). GRPO has another loss and the same rollouts.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from mopd_jax.config import ConfigError, unknown
+
+PLANNED = ("dpo", "simpo", "sft")
+
+
+def apply(cfg: ConfigDict, variant: str) -> ConfigDict:
+    """Turns a config with the settings of MOPD into `variant`, and names it so.
+
+    Raises:
+        ConfigError: if there is no such variant, naming the nearest one.
+    """
+    if variant in PLANNED:
+        raise ConfigError(f"variant {variant!r} is not available yet; use {', '.join(METHODS)}")
+    if variant not in METHODS:
+        raise ConfigError(unknown(f"variant {variant!r}", variant, METHODS))
+    METHODS[variant](cfg)
+    cfg.name = variant
+    return cfg
+
+
+def _mopd(cfg):
+    """Successes and failures of the peers."""
+
+
+def _positive(cfg):
+    """Successful peers only; rows without one are masked."""
+    cfg.peers.failures = 0
+
+
+def _anchored(cfg):
+    """As `positive`, but rows without a successful peer are held to the plain-prompt teacher."""
+    cfg.peers.failures = 0
+    cfg.teacher.no_context = "plain_prompt"
+
+
+def _sdpo(cfg):
+    """One successful peer. Environment feedback is not rendered yet."""
+    cfg.peers.successes = 1
+    cfg.peers.failures = 0
+
+
+def _opd(cfg):
+    """No peers: the teacher reads what the student reads."""
+    cfg.peers.successes = 0
+    cfg.peers.failures = 0
+    cfg.teacher.no_context = "plain_prompt"
+
+
+def _grpo(cfg):
+    """Advantages of the verifier's rewards within the group; no teacher, so no contexts."""
+    cfg.loss.method = "grpo"
+    cfg.peers.successes = 0
+    cfg.peers.failures = 0
+    cfg.loss.aggregation = "token-mean"
+
+
+METHODS = {
+    "mopd": _mopd,
+    "positive": _positive,
+    "anchored": _anchored,
+    "sdpo": _sdpo,
+    "opd": _opd,
+    "grpo": _grpo,
+}

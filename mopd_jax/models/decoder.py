@@ -1,0 +1,451 @@
+"""One decoder for the Llama, Qwen2 and Qwen3 families, as pure functions of `(params, ...)`.
+
+`Decoder` (Flax NNX) states the parameters once: shapes, initialisers and logical axes. All else
+works on `params`, the plain nested dict of its arrays, with the layers stacked on a leading axis
+and scanned. Three ways through the layers share one `Block`:
+
+    hidden_states   whole sequences, for scoring and training
+    extend          a sequence behind a cache of earlier columns; with no cache, a prefill
+    decode_step     one token for each of G rollouts per prompt, whose prefix is stored once
+
+Masked columns are never attended to, so pads may stand anywhere; positions count real tokens.
+Left out: sliding windows, mixture of experts, partial rotary embeddings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mopd_jax.records import Params, record
+from mopd_jax.shapes import check_shapes
+from mopd_jax.sharding import constrain
+
+# Added to masked scores. Finite, so that a query with no visible key stays free of NaN.
+_MASKED = -1e30
+# Queries of one attention block: scores live for [B, H, 128, M] at a time.
+_QUERY_BLOCK = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Llama-3 frequency scaling; see `rope_frequencies`."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """Architecture (from the checkpoint) and how it is computed (from `ModelConfig`)."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp_width: int
+    rope_theta: float
+    rope_scaling: RopeScaling | None = None
+    norm_epsilon: float = 1e-6
+    tied: bool = True
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+        if self.head_size % 2:
+            raise ValueError(f"head_size={self.head_size} is odd; rotary halves need an even one")
+
+
+@record
+class KVCache:
+    """Keys and values of the columns seen so far; keys are rotated already."""
+
+    k: jax.Array  # [Y, B, M, J, C] in the compute dtype
+    v: jax.Array  # [Y, B, M, J, C]
+    mask: jax.Array  # bool[B, M]
+    next_position: jax.Array  # i32[B], the position of the next real token
+
+
+@record
+class Suffix:
+    """Keys and values of the tokens decoded so far, for G rollouts of each prompt."""
+
+    k: jax.Array  # [Y, P, G, T, J, C]
+    v: jax.Array  # [Y, P, G, T, J, C]
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and SwiGLU MLP."""
+
+    def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs):
+        D, H, J, C, F = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_size, cfg.mlp_width
+
+        def weight(shape, axes, fan_in):
+            value = jax.random.normal(rngs.params(), shape) * fan_in**-0.5
+            return nnx.Param(value, axes=axes)
+
+        self.attn_norm = nnx.Param(jnp.ones(D), axes=("embed",))
+        self.q = weight((D, H, C), ("embed", "heads", "head_size"), D)
+        self.k = weight((D, J, C), ("embed", "kv_heads", "head_size"), D)
+        self.v = weight((D, J, C), ("embed", "kv_heads", "head_size"), D)
+        # Residual branches start small, so that depth does not blow up the stream.
+        self.out = weight((H, C, D), ("heads", "head_size", "embed"), H * C * 2 * cfg.layers)
+        self.mlp_norm = nnx.Param(jnp.ones(D), axes=("embed",))
+        self.gate = weight((D, F), ("embed", "mlp"), D)
+        self.up = weight((D, F), ("embed", "mlp"), D)
+        self.down = weight((F, D), ("mlp", "embed"), F * 2 * cfg.layers)
+        if cfg.qk_norm:
+            self.q_norm = nnx.Param(jnp.ones(C), axes=("head_size",))
+            self.k_norm = nnx.Param(jnp.ones(C), axes=("head_size",))
+        if cfg.qkv_bias:
+            self.q_bias = nnx.Param(jnp.zeros((H, C)), axes=("heads", "head_size"))
+            self.k_bias = nnx.Param(jnp.zeros((J, C)), axes=("kv_heads", "head_size"))
+            self.v_bias = nnx.Param(jnp.zeros((J, C)), axes=("kv_heads", "head_size"))
+        if cfg.out_bias:
+            self.out_bias = nnx.Param(jnp.zeros(D), axes=("embed",))
+        if cfg.mlp_bias:
+            self.gate_bias = nnx.Param(jnp.zeros(F), axes=("mlp",))
+            self.up_bias = nnx.Param(jnp.zeros(F), axes=("mlp",))
+            self.down_bias = nnx.Param(jnp.zeros(D), axes=("embed",))
+
+
+class Decoder(nnx.Module):
+    """The parameters of the model. Embedding and head are both [V, D]."""
+
+    def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs):
+        V, D = cfg.vocab_size, cfg.width
+        self.embed = nnx.Param(
+            jax.random.normal(rngs.params(), (V, D)) * D**-0.5, axes=("vocab", "embed")
+        )
+        if not cfg.tied:
+            self.head = nnx.Param(
+                jax.random.normal(rngs.params(), (V, D)) * D**-0.5, axes=("vocab", "embed")
+            )
+        self.norm = nnx.Param(jnp.ones(D), axes=("embed",))
+        keys = jax.random.split(rngs.params(), cfg.layers)
+        self.layers = nnx.vmap(lambda key: Block(cfg, rngs=nnx.Rngs(params=key)))(keys)
+
+
+def init(key: jax.Array, cfg: DecoderConfig) -> Params:
+    """Random parameters, f32. The key is consumed."""
+    return nnx.to_pure_dict(nnx.state(Decoder(cfg, rngs=nnx.Rngs(params=key))))
+
+
+@functools.cache
+def abstract(cfg: DecoderConfig) -> tuple[Params, Any]:
+    """Shapes and logical axes of the parameters, two trees like `init`'s, without arrays."""
+    model = nnx.eval_shape(lambda: Decoder(cfg, rngs=nnx.Rngs(0)))
+    state = nnx.state(model)
+    axes: dict[str, Any] = {}
+    for path, variable in nnx.to_flat_state(state):
+        names = variable.get_metadata()["axes"]
+        node = axes
+        for name in path[:-1]:
+            node = node.setdefault(name, {})
+        node[path[-1]] = ("layers", *names) if path[0] == "layers" else names
+    return nnx.to_pure_dict(state), axes
+
+
+def head(params: Params) -> jax.Array:
+    """The output matrix f32[V, D]; the embedding where the head is tied."""
+    return params["head"] if "head" in params else params["embed"]
+
+
+def logits(params: Params, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> f32[..., V], float32 whatever the operands' dtype (bf16 logits ruin KLs)."""
+    weights = head(params).astype(hidden.dtype)
+    return jnp.einsum(
+        "...d,vd->...v",
+        hidden,
+        weights,
+        preferred_element_type=jnp.float32,
+        precision=_precision(hidden.dtype),
+    )
+
+
+def positions_of(mask: jax.Array) -> jax.Array:
+    """Position of each column, counting real tokens from 0: bool[B, L] -> i32[B, L]."""
+    return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def hidden_states(
+    params: Params,
+    tokens: jax.Array,
+    mask: jax.Array,
+    *,
+    cfg: DecoderConfig,
+    positions: jax.Array | None = None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """Final normalised hidden states of whole sequences: [B, L, D] in the compute dtype.
+
+    Args:
+        tokens: i32[B, L]. Attention is causal in column order.
+        mask: bool[B, L]; false columns are never attended to, and their output means nothing.
+        positions: i32[B, L], by default `positions_of(mask)`.
+        segments: i32[B, L]; a column sees only columns of its own segment (packed documents).
+    """
+    check_shapes(tokens=(tokens, "B L"), mask=(mask, "B L"))
+    rope = _rope(positions_of(mask) if positions is None else positions, cfg)
+
+    def attend(q, k, v):
+        return _causal_attention(q, k, v, mask, segments), None
+
+    def body(h, layer):
+        h, _ = _block(layer, h, rope, attend, cfg)
+        return h, None
+
+    if cfg.remat:
+        body = jax.checkpoint(body)
+    h, _ = jax.lax.scan(body, _embed(params, tokens, cfg), params["layers"])
+    return _rms_norm(h, params["norm"], cfg)
+
+
+def extend(
+    params: Params,
+    tokens: jax.Array,
+    mask: jax.Array,
+    cache: KVCache | None = None,
+    *,
+    cfg: DecoderConfig,
+) -> tuple[jax.Array, KVCache]:
+    """Runs L new columns behind the columns of `cache`; None is an empty one (prefill).
+
+    Args:
+        tokens, mask: i32[B, L], bool[B, L].
+
+    Returns:
+        hidden states [B, L, D] of the new columns, and the cache of all columns.
+    """
+    check_shapes(tokens=(tokens, "B L"), mask=(mask, "B L"))
+    if cache is None:
+        cache = _empty_cache(tokens.shape[0], cfg)
+    start = cache.next_position[:, None]
+    rope = _rope(jnp.maximum(start + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0), cfg)
+    key_mask = jnp.concatenate([cache.mask, mask], axis=1)
+
+    def body(h, inputs):
+        layer, old_k, old_v = inputs
+
+        def attend(q, k, v):
+            k, v = jnp.concatenate([old_k, k], axis=1), jnp.concatenate([old_v, v], axis=1)
+            return _causal_attention(q, k, v, key_mask, None), (k, v)
+
+        return _block(layer, h, rope, attend, cfg)
+
+    inputs = (params["layers"], cache.k, cache.v)
+    h, (k, v) = jax.lax.scan(body, _embed(params, tokens, cfg), inputs)
+    k = constrain(k, "layers", "rows", None, "kv_heads", None)
+    v = constrain(v, "layers", "rows", None, "kv_heads", None)
+    seen = cache.next_position + jnp.sum(mask, axis=1, dtype=jnp.int32)
+    return _rms_norm(h, params["norm"], cfg), KVCache(k, v, key_mask, seen)
+
+
+def empty_suffix(prefix: KVCache, group: int, length: int) -> Suffix:
+    """Room for `length` decoded tokens of `group` rollouts behind each prompt of `prefix`."""
+    layers, prompts, _, kv_heads, size = prefix.k.shape
+    zeros = jnp.zeros((layers, prompts, group, length, kv_heads, size), prefix.k.dtype)
+    zeros = constrain(zeros, "layers", "rows", None, None, "kv_heads", None)
+    return Suffix(zeros, zeros)
+
+
+def decode_step(
+    params: Params,
+    tokens: jax.Array,
+    t: jax.Array,
+    prefix: KVCache,
+    suffix: Suffix,
+    *,
+    cfg: DecoderConfig,
+) -> tuple[jax.Array, Suffix]:
+    """One token of every rollout; each prompt's keys are read once for its G rollouts.
+
+    Args:
+        tokens: i32[P, G], the token at response position t.
+        t: i32[], the same for all rows; earlier suffix columns 0..t-1 are filled.
+        prefix: of the P prompts, from `extend`.
+
+    Returns:
+        hidden states [P, G, D] and the suffix with column t filled.
+    """
+    P, G = tokens.shape
+    J, C = cfg.kv_heads, cfg.head_size
+    rope = _rope((prefix.next_position + t)[:, None], cfg)  # [P, 1, C / 2]
+    filled = jnp.arange(suffix.k.shape[3]) <= t
+    prefix_bias = jnp.where(prefix.mask, 0.0, _MASKED)[:, None, None, None, :]
+    suffix_bias = jnp.where(filled, 0.0, _MASKED)[None, None, None, None, :]
+
+    def body(carry, inputs):
+        h, all_k, all_v = carry
+        layer, y, prefix_k, prefix_v = inputs
+
+        def attend(q, k, v):
+            new_k = jax.lax.dynamic_update_slice(
+                all_k, k.reshape(1, P, G, 1, J, C), (y, 0, 0, t, 0, 0)
+            )
+            new_v = jax.lax.dynamic_update_slice(
+                all_v, v.reshape(1, P, G, 1, J, C), (y, 0, 0, t, 0, 0)
+            )
+            own_k = jax.lax.dynamic_index_in_dim(new_k, y, keepdims=False)
+            own_v = jax.lax.dynamic_index_in_dim(new_v, y, keepdims=False)
+            q = q.reshape(P, G, J, -1, C)
+            # Two key sets, one softmax: the prefix has no G axis and is never repeated.
+            scores = jnp.concatenate(
+                [
+                    _dot("pgjhc,psjc->pgjhs", q, prefix_k) * C**-0.5 + prefix_bias,
+                    _dot("pgjhc,pgtjc->pgjht", q, own_k) * C**-0.5 + suffix_bias,
+                ],
+                axis=-1,
+            )
+            weights = jax.nn.softmax(scores, axis=-1).astype(prefix_v.dtype)
+            from_prefix, from_own = jnp.split(weights, [prefix_k.shape[1]], axis=-1)
+            mixed = _dot("pgjhs,psjc->pgjhc", from_prefix, prefix_v)
+            mixed = mixed + _dot("pgjht,pgtjc->pgjhc", from_own, own_v)
+            return mixed.reshape(P, G, J * q.shape[3], C).astype(h.dtype), (new_k, new_v)
+
+        h, (all_k, all_v) = _block(layer, h, rope, attend, cfg)
+        return (h, all_k, all_v), None
+
+    inputs = (params["layers"], jnp.arange(cfg.layers), prefix.k, prefix.v)
+    carry = (_embed(params, tokens, cfg), suffix.k, suffix.v)
+    (h, k, v), _ = jax.lax.scan(body, carry, inputs)
+    return _rms_norm(h, params["norm"], cfg), Suffix(k, v)
+
+
+def rope_frequencies(cfg: DecoderConfig) -> jax.Array:
+    """Angles per position f32[C / 2], with the frequency scaling of Llama 3.1 where asked.
+
+    Wavelengths beyond original_length / low_freq_factor are stretched by `factor`, those below
+    original_length / high_freq_factor are kept, and the ones between are blended linearly.
+    """
+    half = cfg.head_size // 2
+    frequency = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    scaling = cfg.rope_scaling
+    if scaling is None:
+        return frequency
+    turns = scaling.original_length * frequency / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    kept = jnp.clip(kept, 0.0, 1.0)
+    return frequency * (kept + (1.0 - kept) / scaling.factor)
+
+
+def _block(layer: Params, h: jax.Array, rope, attend, cfg: DecoderConfig):
+    """One layer on h [..., D]; `attend(q, k, v) -> (mixed, extra)` decides what is visible."""
+    w = {name: value.astype(h.dtype) for name, value in layer.items()}
+    x = _rms_norm(h, layer["attn_norm"], cfg)
+    q, k, v = (_dot("...d,dhc->...hc", x, w[name]) for name in ("q", "k", "v"))
+    if cfg.qkv_bias:
+        q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+    if cfg.qk_norm:
+        q, k = _rms_norm(q, layer["q_norm"], cfg), _rms_norm(k, layer["k_norm"], cfg)
+    q, k, v = (a.astype(h.dtype) for a in (_rotate(q, rope), _rotate(k, rope), v))
+    mixed, extra = attend(q, k, v)
+    out = _dot("...hc,hcd->...d", mixed, w["out"])
+    h = h + (out + w["out_bias"] if cfg.out_bias else out).astype(h.dtype)
+    x = _rms_norm(h, layer["mlp_norm"], cfg)
+    gate, up = _dot("...d,df->...f", x, w["gate"]), _dot("...d,df->...f", x, w["up"])
+    if cfg.mlp_bias:
+        gate, up = gate + w["gate_bias"], up + w["up_bias"]
+    down = _dot("...f,fd->...d", (jax.nn.silu(gate) * up).astype(h.dtype), w["down"])
+    h = h + (down + w["down_bias"] if cfg.mlp_bias else down).astype(h.dtype)
+    return constrain(h, "rows", None, None), extra
+
+
+def _causal_attention(q, k, v, key_mask, segments):
+    """Queries are the last L of M key columns: q [B, L, H, C], k and v [B, M, J, C].
+
+    By blocks of queries, each against the keys up to its own end only, and recomputed in the
+    backward pass: neither [L, M] scores nor their probabilities are ever stored.
+    """
+    B, L, H, C = q.shape
+    M, J = k.shape[1], k.shape[2]
+    size = max(_QUERY_BLOCK, -(-L // 16))  # At most 16 blocks: they are unrolled.
+
+    @jax.checkpoint
+    def block(q, k, v, key_mask, columns, same):
+        visible = key_mask[:, None, :] & (jnp.arange(k.shape[1]) <= columns[:, None])[None]
+        if same is not None:
+            visible &= same
+        q = q.reshape(B, -1, J, H // J, C)
+        scores = _dot("bljhc,bmjc->bjhlm", q, k) * C**-0.5
+        scores = jnp.where(visible[:, None, None], scores, _MASKED)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        return _dot("bjhlm,bmjc->bljhc", weights, v).reshape(B, -1, H, C).astype(q.dtype)
+
+    parts = []
+    for start in range(0, L, size):
+        stop = min(start + size, L)
+        end = M - L + stop
+        same = None
+        if segments is not None:
+            same = segments[:, M - L + start : end, None] == segments[:, None, :end]
+        parts.append(
+            block(
+                q[:, start:stop],
+                k[:, :end],
+                v[:, :end],
+                key_mask[:, :end],
+                jnp.arange(M - L + start, end),
+                same,
+            )
+        )
+    return jnp.concatenate(parts, axis=1)
+
+
+def _empty_cache(batch: int, cfg: DecoderConfig) -> KVCache:
+    empty = jnp.zeros((cfg.layers, batch, 0, cfg.kv_heads, cfg.head_size), cfg.dtype)
+    mask = jnp.zeros((batch, 0), bool)
+    return KVCache(empty, empty, mask, jnp.zeros(batch, jnp.int32))
+
+
+def _embed(params, tokens, cfg):
+    return constrain(params["embed"].astype(cfg.dtype)[tokens], "rows", None, None)
+
+
+def _rms_norm(x, scale, cfg):
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + cfg.norm_epsilon)
+    return (x32 * scale).astype(x.dtype)
+
+
+def _rope(positions, cfg):
+    """(cos, sin), each f32[..., 1, C / 2]: the 1 is for the head axis."""
+    angle = positions.astype(jnp.float32)[..., None, None] * rope_frequencies(cfg)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _rotate(x, rope):
+    """Rotary embedding with halves (not neighbours) paired, in float32: x [..., h, C]."""
+    cos, sin = rope
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def _dot(equation, a, b):
+    """Einsum with float32 accumulation and result, so that rounding happens once."""
+    return jnp.einsum(
+        equation, a, b, preferred_element_type=jnp.float32, precision=_precision(a.dtype)
+    )
+
+
+def _precision(dtype):
+    # Float32 must mean float32 on TPU and GPU too, where the default takes fewer bits.
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

@@ -1,0 +1,120 @@
+"""The records that travel between the parts of a step, and the legend of their shapes.
+
+Legend, used in every docstring of this package:
+
+    P  prompts of a step              G  rollouts per prompt (the group)
+    N  rows, N = P * G; row n answers prompt n // G
+    S  student prompt length, left-padded
+    Q  teacher prompt length, left-padded
+    T  response length, right-padded, the end token included where one was produced
+    V  vocabulary    D  width    L  sequence length    B  rows of any batch
+    H  query heads   J  key-value heads   C  head size   Y  layers
+
+Log-probabilities and divergences are in nats. A log-prob says under which distribution: in
+this package it is the model's distribution at the rollout temperature, before top-p or top-k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+
+Params = Any  # A pytree of f32 arrays, as `models.decoder.init` makes it.
+Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+def record(cls):
+    """Frozen dataclass that is also a pytree; every field is a child."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@record
+class Rollouts:
+    """N responses of the student to P prompts; row n answers prompt n // G."""
+
+    prompt: jax.Array  # i32[P, S], left-padded
+    prompt_mask: jax.Array  # bool[P, S]
+    response: jax.Array  # i32[N, T], right-padded
+    response_mask: jax.Array  # bool[N, T], true up to and including the end token
+    behaviour_logp: jax.Array  # f32[N, T] nats, of the sampled tokens, 0 outside the mask
+    stopped: jax.Array  # bool[N], false where the response was cut at T
+
+
+@record
+class TeacherInputs:
+    """What the teacher reads before it scores the student's own response tokens."""
+
+    prompt: jax.Array  # i32[N, Q], left-padded
+    prompt_mask: jax.Array  # bool[N, Q]
+    informed: jax.Array  # bool[N], the row's context shows at least one block
+
+
+@record
+class Batch:
+    """All that one update reads. Everything in it is constant under differentiation."""
+
+    prompt: jax.Array  # i32[N, S]
+    prompt_mask: jax.Array  # bool[N, S]
+    response: jax.Array  # i32[N, T]
+    mask: jax.Array  # bool[N, T], response tokens that are trained on
+    behaviour_logp: jax.Array  # f32[N, T]
+    teacher_prompt: jax.Array  # i32[N, Q]
+    teacher_prompt_mask: jax.Array  # bool[N, Q]
+    advantage: jax.Array  # f32[N], read by GRPO only
+
+
+@record
+class TrainState:
+    """All that a checkpoint must hold, beside the data position; replaced, never mutated."""
+
+    params: Params
+    teacher: Params  # The EMA or frozen copy; an empty dict where no teacher is used.
+    optimizer: Any
+    step: jax.Array  # i32[], updates tried so far, skipped ones included
+    skipped: jax.Array  # i32[], updates skipped because a gradient was not finite
+    key: jax.Array  # typed key; the root, never changed
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One verifiable task. `answer` and `meta` are for the verifier, never for a prompt."""
+
+    id: str
+    messages: tuple[Message, ...]
+    answer: str
+    verifier: str
+    meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a verifier says of one response.
+
+    reward: in [0, 1]; success is `reward >= peers.threshold`.
+    feedback: gold-free text about the attempt, may be empty.
+    error: why no verdict was possible; such a row is neither success nor failure.
+    """
+
+    reward: float
+    feedback: str = ""
+    error: str = ""
+
+
+class Tokenizer(Protocol):
+    """The part of a Transformers tokenizer that the package uses (`tokenizer.py`)."""
+
+    pad_id: int
+    stop_ids: tuple[int, ...]
+    vocab_size: int
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the conversation with the assistant header at the end."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, without special tokens added."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens dropped."""

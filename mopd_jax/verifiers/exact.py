@@ -1,0 +1,20 @@
+"""Exact match of the extracted answer."""
+
+from __future__ import annotations
+
+import re
+
+from mopd_jax.records import Problem, Verdict
+
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+
+
+def extract(response: str) -> str:
+    """What a response answers: its last <answer> span, else all of it; outer space removed."""
+    tagged = _TAGGED.findall(response)
+    return (tagged[-1] if tagged else response).strip()
+
+
+def verify(problem: Problem, response: str) -> Verdict:
+    """1 if the extracted answer equals the gold answer up to outer space, else 0."""
+    return Verdict(float(extract(response) == problem.answer.strip()))

@@ -1,0 +1,52 @@
+"""Packaging. `kernels/ops` installs as `mopd_jax.kernels`; `kernels/` itself is no package,
+because a top-level import name `kernels` would shadow the distribution of that name."""
+
+from setuptools import find_packages, setup
+
+KERNELS = ["mopd_jax.kernels"] + [f"mopd_jax.kernels.{p}" for p in find_packages("kernels/ops")]
+
+EXTRAS = {
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+    "data": ["tensorflow-datasets", "importlib_resources"],
+    "smollm2": ["gguf", "reasoning-gym"],
+    "report": ["matplotlib"],
+}
+EXTRAS["test"] = [
+    *EXTRAS["smollm2"],
+    *EXTRAS["report"],
+    "pytest",
+    "hypothesis",
+    "ruff",
+    "nbformat",
+    "nbclient",
+    "ipykernel",
+    "setuptools",
+]
+
+setup(
+    name="mopd_jax",
+    version="0.1.0",
+    description="Multi-Rollout On-Policy Distillation (arXiv 2605.12652) in JAX",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["mopd_jax", "mopd_jax.*"]) + KERNELS,
+    package_dir={"mopd_jax": "mopd_jax", "mopd_jax.kernels": "kernels/ops"},
+    package_data={"mopd_jax": ["assets/*/*"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "transformers>=5",
+        "ml-collections>=1.1",
+        "absl-py",
+        "numpy",
+        "safetensors",
+        "jinja2",
+        "tensorboardX",
+        "tqdm",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["mopd=mopd_jax.cli:main"]},
+)
