@@ -493,3 +493,4 @@ def setup_logging() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
+    log.propagate = False  # Other libraries give the root logger handlers of their own.

@@ -5,7 +5,6 @@ import json
 import pathlib
 import re
 
-import gguf
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mopd_jax import sharding, tokenizer, weights
+from mopd_jax import sharding, weights
 from mopd_jax.config import ConfigError, MeshConfig
 from mopd_jax.models import decoder, families
 from mopd_jax.models.decoder import DecoderConfig, RopeScaling
@@ -82,7 +81,8 @@ def test_the_table_names_every_leaf_once():
     )
     shapes, _ = decoder.abstract(every)
     paths = {
-        tuple(key.key for key in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
+        tuple(key.key for key in path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
     }
     assert sorted(entry.path for entry in families.TABLE) == sorted(paths)
     for names in ([e.hf for e in families.TABLE], [e.gguf for e in families.TABLE]):
@@ -247,7 +247,9 @@ def test_loads_into_shardings(folder):
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     want = sharding.shardings(abstract, axes, mesh)
     got = weights.load_params(folder, cfg, shardings=want)
-    jax.tree.map(lambda x, s: pytest.fail(str(x.sharding)) if x.sharding != s else None, got, want)
+    jax.tree.map(
+        lambda x, s: pytest.fail(str(x.sharding)) if x.sharding != s else None, got, want
+    )
     assert_equal(got, random_params(cfg))
 
 
