@@ -452,7 +452,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}={value!r} must be a list of {args[0].__name__}")
         return tuple(_convert(args[0], v, where) for v in value)
     if origin is dict:
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in dict(value).items()}
+        return _plain(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
@@ -460,6 +460,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             f"{where}={value!r} is of type {type(value).__name__}; it must be {hint.__name__}"
         )
     return value
+
+
+def _plain(value: Any) -> Any:
+    """Nested mappings and sequences as dicts and tuples."""
+    if hasattr(value, "items"):
+        return {name: _plain(item) for name, item in value.items()}
+    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 def override(cfg: ConfigDict, dotted: str, text: str) -> None:

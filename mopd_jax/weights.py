@@ -200,7 +200,9 @@ def export_hf(
         layers = leaf if entry.path[0] == "layers" else leaf[None]
         for y, layer in enumerate(layers):
             # safetensors writes the buffer as it lies, so a transposed view would be wrong.
-            value = np.ascontiguousarray(families.to_source(entry, layer), dtypes[dtype])
+            value = families.to_source(entry, layer)
+            with np.errstate(over="ignore"):  # Found below, with a name.
+                value = np.ascontiguousarray(value.astype(dtypes[dtype]))
             if not np.all(np.isfinite(value)):
                 raise ConfigError(
                     f"{entry.hf.format(y=y)} is not finite as {dtype}; use dtype='float32', "
@@ -359,5 +361,5 @@ def _dequantize(tensor) -> np.ndarray:
             f"{tensor.name} is quantized as {tensor.tensor_type.name}, which the package gguf "
             "cannot read; requantize the file, e.g. to Q8_0"
         ) from error
-    # A copy: float32 tensors come as views of the mapped file.
-    return np.array(values, np.float32).reshape(_gguf_shape(tensor))
+    # float32 tensors come as views of the mapped file; the stacked leaf is the only copy.
+    return np.asarray(values, np.float32).reshape(_gguf_shape(tensor))

@@ -1,6 +1,7 @@
 """The decoder against logits of Transformers, a float64 oracle, and its own other paths."""
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -49,9 +50,10 @@ def golden(request):
     return cfg, weights.load_params(folder, cfg), expected
 
 
+@functools.partial(jax.jit, static_argnames="cfg")
 def full_logits(params, ids, mask, cfg, **more):
     hidden = decoder.hidden_states(params, ids, mask, cfg=cfg, **more)
-    return np.asarray(decoder.logits(params, hidden))
+    return decoder.logits(params, hidden)
 
 
 def test_plain_logits_and_log_probs(golden):
@@ -70,7 +72,7 @@ def test_padded_logits(golden, case):
     mask = want[f"{case}_mask"].astype(bool)
     positions = np.asarray(decoder.positions_of(mask))
     np.testing.assert_array_equal(positions[mask], want[f"{case}_positions"][mask])
-    got = full_logits(params, want[f"{case}_ids"], mask, cfg)
+    got = np.asarray(full_logits(params, want[f"{case}_ids"], mask, cfg))
     np.testing.assert_allclose(got[mask], want[f"{case}_logits"][mask], atol=LOGITS)
 
 
@@ -148,7 +150,7 @@ def test_pads_change_nothing(golden):
     cfg, params, want = golden
     ids, mask = want["left_pad_ids"], want["left_pad_mask"].astype(bool)
     other = np.where(mask, ids, 1 + ids[::-1, ::-1] % (cfg.vocab_size - 1))
-    got, again = (full_logits(params, x, mask, cfg) for x in (ids, other))
+    got, again = (np.asarray(full_logits(params, x, mask, cfg)) for x in (ids, other))
     np.testing.assert_array_equal(got[mask], again[mask])
 
 

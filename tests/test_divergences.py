@@ -165,6 +165,22 @@ def test_value_and_gradient_hold_where_the_two_are_close(kind, alpha, noise):
     assert np.all(error <= bound)
 
 
+@each_kind
+@pytest.mark.parametrize("noise", [1e-4, 1.0])
+def test_the_sum_adds_no_error_to_that_of_its_log_probs(kind, alpha, noise):
+    """Against float64 on the very float32 log-probs: only the arithmetic is left to be off."""
+    rng = np.random.default_rng(7)
+    logits = 2.0 * rng.standard_normal((4, 4096))
+    student = np.float32(oracles.log_softmax(logits))
+    teacher = np.float32(oracles.log_softmax(logits + noise * rng.standard_normal((4, 4096))))
+    wide = np.float64(student), np.float64(teacher)
+    want = oracles.divergence(*wide, kind, alpha)
+    if kind != "jsd":  # Rounded, they no longer sum to 1: the generalised KL.
+        excess = np.sum(np.exp(wide[0]) - np.exp(wide[1]), axis=-1)
+        want += excess if kind == "forward_kl" else -excess
+    np.testing.assert_allclose(divergence(student, teacher, kind, alpha), want, rtol=16 * EPS)
+
+
 FLOATS = st.floats(-30, 30, width=32)
 LOGITS = hnp.arrays(np.float32, (2, 1, 7), elements=FLOATS)
 properties = settings(max_examples=30, derandomize=True, deadline=None)

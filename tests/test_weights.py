@@ -126,7 +126,7 @@ def test_transformers_reads_the_config(name, tmp_path):
     cfg = CONFIGS[name]
     weights.export_hf(random_params(cfg), cfg, tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
-    assert config.head_dim == cfg.head_size if hasattr(config, "head_dim") else True
+    assert config.head_dim == cfg.head_size
     assert config.num_key_value_heads == cfg.kv_heads
     assert config.tie_word_embeddings == cfg.tied
     assert config.rope_parameters["rope_theta"] == cfg.rope_theta

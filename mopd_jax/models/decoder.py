@@ -417,7 +417,9 @@ def _empty_cache(batch: int, cfg: DecoderConfig) -> KVCache:
 
 
 def _embed(params, tokens, cfg):
-    return constrain(params["embed"].astype(cfg.dtype)[tokens], "rows", None, None)
+    # Gathered over fsdp first: the look-up's result is spread by rows, not by width.
+    table = constrain(params["embed"].astype(cfg.dtype), "vocab", None)
+    return constrain(table[tokens], "rows", None, None)
 
 
 def _rms_norm(x, scale, cfg):

@@ -1,0 +1,21 @@
+"""Eight virtual CPU devices, set before jax is imported, and the same examples every time."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+).strip()
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+try:
+    import mopd_jax.kernels  # noqa: F401
+except ModuleNotFoundError as error:
+    if not (error.name or "").startswith("mopd_jax"):
+        raise
+    pytest.exit(f"{error}. Run `pip install -e .` in the repository first.", returncode=4)
+
+hypothesis.settings.register_profile("same", derandomize=True, max_examples=50, deadline=None)
+hypothesis.settings.load_profile("same")

@@ -1,0 +1,105 @@
+"""The command line: what is printed, the exit status, and the default run folder."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mopd_jax import cli
+from mopd_jax.config import ConfigError
+
+QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs/quickstart.py")
+FLAG = f"--config={QUICKSTART}"
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["help"]])
+def test_help(argv, capsys):
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: mopd train --config=FILE")
+    assert not err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["tain"], "'tain' does not exist; did you mean train"),
+        (["config"], "give --config=FILE[:VARIANT] once, not 0 times"),
+        (["config", FLAG, FLAG], "once, not 2 times"),
+        (["config", "quickstart"], "flags are written --name=value"),
+        (["config", FLAG, "--workdir"], "flags are written --name=value"),
+        (["config", FLAG, "--wrkdir=x"], "did you mean workdir"),
+        (["config", f"--config={QUICKSTART[:-3]}s.py"], "did you mean"),
+        (["config", "--config=nowhere/at/all.py"], "does not exist"),
+        (["config", f"{FLAG}:grp"], "did you mean grpo"),
+        (["config", f"{FLAG}:sft"], "not available yet"),
+        (["config", FLAG, "--config.peers.failure=1"], "did you mean failures"),
+        (["config", FLAG, "--config.rollout.group=1"], "set rollout.group to 2 or more"),
+        (["config", FLAG, "--config.steps=many"], "must be int"),
+        (["config", FLAG, "--config.steps="], "must be int"),
+        (["train", FLAG, "--config.seed=-1"], "at least 0"),
+        (["config", FLAG, "--config.model=3"], "config.model"),
+        (["config", FLAG, "--config.data.options=3"], "config.data.options"),
+        (["config", FLAG, "--config.seed={[]: 1}"], "config.seed"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv, message, capsys):
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("mopd: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_wrong_flag_is_answered_before_jax_is_asked_for_devices(tmp_path):
+    code = (
+        "import sys; from mopd_jax import cli; status = cli.main(['train', '--confg=x']);"
+        "assert 'mopd_jax.train' not in sys.modules; sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 2
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.count(b"\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_config_prints_every_setting_as_json(capsys):
+    assert cli.main(["config", f"{FLAG}:grpo", "--config.eval.ks=(1, 8)"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["name"] == "grpo"
+    assert shown["loss"]["method"] == "grpo"
+    assert shown["eval"]["ks"] == [1, 8]
+    assert shown["rollout"]["top_p"] is None
+
+
+def test_the_default_workdir_is_a_function_of_the_settings():
+    cfg, workdir = cli.parse([f"{FLAG}:sdpo"])
+    assert cfg.peers.successes == 1
+    assert workdir.parts[0] == "runs"
+    assert workdir.name.startswith("quickstart-sdpo-")
+    assert cli.parse([f"{FLAG}:sdpo"])[1] == workdir
+    same = cli.parse([f"{FLAG}:sdpo", f"--config.seed={cfg.seed}"])[1]
+    assert same == workdir
+    for change in ("--config.seed=7", "--config.context.closing=Go", "--config.steps=3"):
+        assert cli.parse([f"{FLAG}:sdpo", change])[1] != workdir
+
+
+def test_workdir_and_order_of_flags():
+    first = cli.parse(["--config.seed=2", FLAG, "--workdir=here/it=is", "--config.steps=5"])
+    assert first[1] == pathlib.Path("here/it=is")
+    assert (first[0].seed, first[0].steps) == (2, 5)
+    # The last of two values for one setting holds.
+    assert cli.parse([FLAG, "--config.seed=2", "--config.seed=3"])[0].seed == 3
+
+
+def test_a_config_file_without_get_config_of_its_own_path(tmp_path):
+    """Only the named file is run; a neighbour with the same stem is not imported."""
+    (tmp_path / "mine.py").write_text(
+        "from mopd_jax import config\n\n\ndef get_config():\n    return config.defaults()\n"
+    )
+    assert cli.parse([f"--config={tmp_path}/mine.py"])[0].name == "mopd"
+    with pytest.raises(ConfigError, match="did you mean .*mine.py"):
+        cli.parse([f"--config={tmp_path}/mime.py"])

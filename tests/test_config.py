@@ -1,0 +1,283 @@
+"""Config records, the way to them from a ConfigDict, and every file in configs/."""
+
+import copy
+import dataclasses
+import pathlib
+import re
+
+import pytest
+
+from mopd_jax import cli, config, methods
+from mopd_jax.config import Config, ConfigError
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs").glob("*.py"))
+
+
+def built(**dotted):
+    """The defaults with `section__field=value` changes, validated."""
+    tree = config.defaults()
+    for name, value in dotted.items():
+        *path, last = name.split("__")
+        node = tree
+        for part in path:
+            node = node[part]
+        node[last] = value
+    return config.from_config_dict(Config, tree)
+
+
+def overridden(dotted, text):
+    tree = config.defaults()
+    config.override(tree, dotted, text)
+    value = config.from_config_dict(Config, tree)
+    for part in dotted.split("."):
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
+    return value
+
+
+def leaves():
+    for field in dataclasses.fields(Config):
+        value = getattr(Config(), field.name)
+        if dataclasses.is_dataclass(value):
+            yield from ((field.name, f.name) for f in dataclasses.fields(value))
+        else:
+            yield (field.name,)
+
+
+LEAVES = list(leaves())
+
+
+def test_the_defaults_go_round():
+    assert config.from_config_dict(Config, config.defaults()) == Config()
+
+
+def test_a_full_config_goes_round():
+    cfg = built(
+        data__source="reasoning_gym",
+        data__options={"task": "gcd", "shots": 2},
+        eval__ks=(1, 3),
+        peers__slots=4,
+    )
+    assert config.from_config_dict(Config, config.to_config_dict(cfg)) == cfg
+
+
+def test_keys_are_locked():
+    with pytest.raises(AttributeError, match="successes"):
+        config.defaults().peers.sucesses = 1
+
+
+def test_task_options_may_be_a_mapping():
+    """`data.py` takes `task_options` as a mapping, from a config file and the command line."""
+    options = {"task": "gcd", "task_options": {"min_numbers": 2}}
+    cfg = built(data__source="reasoning_gym", data__options=options)
+    assert cfg.data.options == options
+    assert '"min_numbers": 2' in config.to_json(cfg)
+    assert config.fingerprint(cfg) != config.fingerprint(Config())
+
+
+@pytest.mark.parametrize(
+    ("dotted", "nearest"),
+    [
+        ("peers.sucesses", "successes"),
+        ("pears.successes", "peers"),
+        ("optimizer.lerning_rate", "learning_rate"),
+        ("step", "steps"),
+        ("peers.successes.most", "successes"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(dotted, nearest):
+    with pytest.raises(ConfigError, match=rf"does not exist; did you mean .*{nearest}"):
+        config.override(config.defaults(), dotted, "1")
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"sed": 1}, "config.sed does not exist; did you mean seed"),
+        ({"peers": {"rulle": "first"}}, "config.peers.rulle does not exist; did you mean rule"),
+        ({"peers": {"rule": "shortst"}}, "config.peers.rule='shortst'.*did you mean shortest"),
+        ({"loss": {"divergence": "reverse"}}, "did you mean reverse_kl"),
+        ({"model": {"compute_dtype": "fp8"}}, "known: bfloat16, float32"),
+    ],
+)
+def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
+    with pytest.raises(ConfigError, match=message):
+        config.from_config_dict(Config, tree)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"model__path": ""}, "name a folder"),
+        ({"model__head_chunk": 0}, "at least 1"),
+        ({"data__source": "jsonl"}, "needs data.train_path and data.eval_path"),
+        ({"data__train_path": "a"}, "belong to source 'jsonl'"),
+        ({"rollout__group": 1}, "set rollout.group to 2 or more"),
+        ({"rollout__prompts": 0}, "at least 1"),
+        ({"rollout__temperature": 0.0}, "top_k=1"),
+        ({"rollout__top_p": 0.0}, "None for off"),
+        ({"rollout__top_p": 1.5}, "None for off"),
+        ({"rollout__top_k": 0}, "at least 1"),
+        ({"eval__temperature": -1.0}, "must be positive"),
+        ({"peers__successes": -1}, "at least 0"),
+        ({"peers__slots": 0}, "at least 1"),
+        ({"peers__threshold": 0.0}, r"set peers.threshold in \(0, 1\]"),
+        ({"peers__threshold": 1.5}, r"set peers.threshold in \(0, 1\]"),
+        ({"context__peer_tokens": 1}, "at least 2"),
+        ({"context__success": "no slot"}, r"no \{text\}"),
+        ({"context__failure": "no slot"}, r"no \{text\}"),
+        ({"context__teacher_prompt_length": 2047}, "not even a plain prompt fits"),
+        ({"teacher__rate": 0.0}, "teacher.kind='frozen'"),
+        ({"teacher__rate": 1.1}, "lie in"),
+        ({"loss__alpha": 0.0}, "forward_kl"),
+        ({"loss__alpha": 1.0}, "reverse_kl"),
+        ({"loss__importance_cap": 0.0}, "None to turn it off"),
+        ({"loss__clip_low": 1.0}, "must lie in"),
+        ({"loss__clip_high": -0.1}, "not be negative"),
+        ({"loss__dual_clip": 1.0}, "use > 1"),
+        ({"optimizer__learning_rate": 0.0}, "must be positive"),
+        ({"optimizer__beta2": 1.0}, r"use \[0, 1\)"),
+        ({"optimizer__micro_batches": 3}, "does not divide the 256 rows"),
+        ({"mesh__fsdp": 0}, "at least 1"),
+        ({"eval__ks": (1, 9)}, "eval.samples=8"),
+        ({"eval__ks": (0,)}, "1 <= k"),
+        ({"checkpoint__keep": 0}, "at least 1"),
+        ({"steps": 0}, "at least 1"),
+        ({"seed": -1}, "at least 0"),
+        ({"peers__successes": 0, "peers__failures": 0}, "no_context='plain_prompt'"),
+        ({"loss__alpha": float("nan")}, "JSD needs"),
+        ({"optimizer__weight_decay": float("nan")}, "at least 0"),
+    ],
+)
+def test_an_impossible_setting_has_a_remedy(changes, remedy):
+    with pytest.raises(ConfigError, match=remedy):
+        built(**changes)
+
+
+def test_grpo_needs_no_peers_and_opd_a_plain_prompt():
+    off = {"peers__successes": 0, "peers__failures": 0}
+    assert built(**off, loss__method="grpo").peers.successes == 0
+    assert built(**off, teacher__no_context="plain_prompt").peers.failures == 0
+
+
+@pytest.mark.parametrize(
+    ("dotted", "text", "want"),
+    [
+        ("rollout.group", "4", 4),
+        ("loss.alpha", "0.25", 0.25),
+        ("optimizer.learning_rate", "1e-3", 1e-3),
+        ("teacher.rate", "1", 1.0),
+        ("loss.importance_cap", "None", None),
+        ("loss.importance_cap", "3", 3.0),
+        ("rollout.top_p", "none", None),
+        ("rollout.top_k", "20", 20),
+        ("eval.ks", "(1, 2)", (1, 2)),
+        ("eval.ks", "[1,4]", (1, 4)),
+        ("name", "a run", "a run"),
+        ("name", "'7'", "7"),
+        ("context.closing", "", ""),
+        ("context.closing", "now: solve, it", "now: solve, it"),
+        ("model.remat", "true", True),
+        ("model.remat", "False", False),
+        ("data.options.task", "gcd", "gcd"),
+        ("data.options.shots", "2", 2),
+        ("data.options.sizes", "[1, 2]", (1, 2)),
+    ],
+)
+def test_override(dotted, text, want):
+    got = overridden(dotted, text)
+    assert got == want
+    assert type(got) is type(want)
+
+
+@pytest.mark.parametrize(
+    ("dotted", "text"),
+    [
+        ("seed", "0.5"),
+        ("seed", "True"),
+        ("seed", "None"),
+        ("seed", "one"),
+        ("seed", "[1]"),
+        ("loss.alpha", "half"),
+        ("loss.alpha", "True"),
+        ("model.remat", "1"),
+        ("name", "5"),
+        ("peers.slots", "2.0"),
+        ("peers.rule", "7"),
+        ("eval.ks", "4"),
+        ("eval.ks", "(1, 2.5)"),
+        # A value where a section or a mapping belongs, and a literal that cannot be built.
+        ("model", "3"),
+        ("peers", "None"),
+        ("data.options", "3"),
+        ("seed", "{[]: 1}"),
+    ],
+)
+def test_a_wrong_type_names_the_setting(dotted, text):
+    with pytest.raises(ConfigError, match=re.escape(f"config.{dotted}")):
+        overridden(dotted, text)
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=".".join)
+def test_the_fingerprint_sees_every_leaf(leaf):
+    # Copied and set past the validation: another value of any type must show.
+    *path, last = leaf
+    cfg = copy.copy(Config())
+    node = cfg
+    for part in path:
+        inner = copy.copy(getattr(node, part))
+        object.__setattr__(node, part, inner)
+        node = inner
+    object.__setattr__(node, last, "another")
+    assert config.fingerprint(cfg) != config.fingerprint(Config())
+
+
+def test_the_fingerprint_is_a_function_of_the_settings():
+    assert config.fingerprint(built(seed=3)) == config.fingerprint(built(seed=3))
+    assert re.fullmatch("[0-9a-f]{12}", config.fingerprint(Config()))
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=".".join)
+def test_no_dead_setting(leaf):
+    """Each field is read somewhere outside config.py."""
+    files = [p for p in (ROOT / "mopd_jax").rglob("*.py") if p.name != "config.py"]
+    read = re.compile(rf"\.{leaf[-1]}\b(?!\s*=[^=])")
+    assert any(read.search(path.read_text()) for path in files)
+
+
+@pytest.mark.parametrize("variant", methods.METHODS)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_config_files(path, variant):
+    cfg = config.from_config_dict(Config, cli.load(path, variant))
+    assert cfg.name == variant
+    assert (cfg.loss.method == "grpo") == (variant == "grpo")
+    if variant == "mopd":
+        assert config.from_config_dict(Config, cli.load(path)) == cfg
+
+
+@pytest.mark.parametrize("variant", methods.PLANNED)
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_planned_variants(path, variant):
+    with pytest.raises(ConfigError, match=f"'{variant}' is not available yet; use mopd, "):
+        cli.load(path, variant)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_mistyped_variant_names_the_nearest(path):
+    with pytest.raises(ConfigError, match="'positiv' does not exist; did you mean positive"):
+        cli.load(path, "positiv")
+
+
+def test_variants_differ_in_what_their_names_say():
+    got = {}
+    for variant in methods.METHODS:
+        cfg = config.from_config_dict(Config, methods.apply(config.defaults(), variant))
+        got[variant] = (cfg.peers.successes, cfg.peers.failures, cfg.teacher.no_context)
+    assert got == {
+        "mopd": (2, 1, "mask"),
+        "positive": (2, 0, "mask"),
+        "anchored": (2, 0, "plain_prompt"),
+        "sdpo": (1, 0, "mask"),
+        "opd": (0, 0, "plain_prompt"),
+        "grpo": (0, 0, "mask"),
+    }

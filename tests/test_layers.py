@@ -1,0 +1,163 @@
+"""The package's shape, read from its sources: layers, sizes, and what no module may use."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A module imports only from lower levels. `kernels` stands for everything under kernels/ops.
+LEVELS = {
+    "config": 0,
+    "groups": 0,
+    "logbook": 0,
+    "records": 0,
+    "sampling": 0,
+    "shapes": 0,
+    "checkpoint": 1,
+    "codebook": 1,
+    "evaluate": 1,
+    "inactive": 1,
+    "kernels": 1,
+    "methods": 1,
+    "metrics": 1,
+    "peers": 1,
+    "sharding": 1,
+    "teacher": 1,
+    "verifiers.exact": 1,
+    "context": 2,
+    "data": 2,
+    "divergences": 2,
+    "losses": 2,
+    "models.decoder": 2,
+    "verifiers.gym": 2,
+    "models.families": 3,
+    "rollout": 3,
+    "scoring": 3,
+    "verifiers": 3,
+    "train_step": 4,
+    "weights": 4,
+    "tokenizer": 5,
+    "train": 6,
+    "cli": 7,
+}
+# They touch files or run code of others. A pure module imports none of them.
+IO = {
+    "checkpoint",
+    "cli",
+    "data",
+    "logbook",
+    "tokenizer",
+    "train",
+    "verifiers",
+    "verifiers.exact",
+    "verifiers.gym",
+    "weights",
+}
+
+
+def sources():
+    """{dotted name below mopd_jax: file}; "" is the package itself, "models" its folder."""
+    found = {}
+    for folder, prefix in ((ROOT / "mopd_jax", ()), (ROOT / "kernels/ops", ("kernels",))):
+        for path in sorted(folder.rglob("*.py")):
+            parts = (*prefix, *path.relative_to(folder).with_suffix("").parts)
+            found[".".join(p for p in parts if p != "__init__")] = path
+    return found
+
+
+SOURCES = sources()
+TREES = {name: ast.parse(path.read_text()) for name, path in SOURCES.items()}
+
+
+def imports(tree):
+    """Absolute dotted names of what a tree imports: `from a import b` gives a and a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(name, tree):
+    """The modules of this package that `tree` imports, without the packages above them."""
+    wanted = {w.removeprefix("mopd_jax.") for w in imports(tree) if w.startswith("mopd_jax.")}
+    wanted = {w for w in wanted if w in SOURCES and w not in ("", "models")} - {name}
+    # `from mopd_jax.verifiers import exact` is an import of exact, not of the dict around it.
+    return {w for w in wanted if not any(o.startswith(f"{w}.") for o in wanted)}
+
+
+def layer(name):
+    return "kernels" if name.split(".")[0] == "kernels" else name
+
+
+MODULES = sorted(set(SOURCES) - {"", "models"})
+
+
+def test_every_module_has_a_level_and_every_level_a_module():
+    assert {layer(name) for name in MODULES} == set(LEVELS)
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if layer(m) != "kernels"])
+def test_imports_go_down(name):
+    for other in own_imports(name, TREES[name]):
+        assert LEVELS[layer(other)] < LEVELS[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if layer(m) == "kernels"])
+def test_kernels_import_jax_and_shapes_only(name):
+    for other in own_imports(name, TREES[name]):
+        assert layer(other) == "kernels" or other == "shapes", f"{name} imports {other}"
+    standard = {"__future__", "collections", "dataclasses", "functools", "math", "typing"}
+    roots = {wanted.split(".")[0] for wanted in imports(TREES[name])}
+    assert roots <= standard | {"jax", "mopd_jax"}
+
+
+def test_no_cycle():
+    graph = {name: own_imports(name, tree) for name, tree in TREES.items()}
+    while graph:
+        free = {name for name, wanted in graph.items() if not wanted & graph.keys()}
+        assert free, f"a cycle among {sorted(graph)}"
+        graph = {name: wanted for name, wanted in graph.items() if name not in free}
+
+
+@pytest.mark.parametrize("name", [m for m in MODULES if m not in IO])
+def test_pure_modules_import_no_io(name):
+    assert not own_imports(name, TREES[name]) & IO
+
+
+def test_the_package_itself_imports_only_pure_modules():
+    assert own_imports("", TREES[""]) == {"losses"}
+    assert not own_imports("models", TREES["models"])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_sizes(name):
+    lines = len(SOURCES[name].read_text().splitlines())
+    assert lines <= 450, f"{SOURCES[name].name} has {lines} lines"
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 80, f"{node.name} is longer than 80 lines"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_forbidden(name):
+    roots = {wanted.split(".")[0] for wanted in imports(TREES[name])}
+    assert not roots & {"random", "pickle", "dill", "marshal", "shelve"}
+    for node in ast.walk(TREES[name]):
+        assert not isinstance(node, ast.Global | ast.Nonlocal)
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), "bare except"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile", "__import__")
+            assert node.func.id != "print" or name == "cli"
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_numpy_draws_come_from_seeded_generators(name):
+    text = SOURCES[name].read_text()
+    assert not re.search(r"np\.random\.(?!default_rng|Generator)", text)
+    assert "default_rng()" not in text

@@ -1,0 +1,237 @@
+"""Who is shown to whom: the case table of method.md 2.4 and properties of every plan."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mopd_jax import peers
+from mopd_jax.config import PeerConfig
+
+
+def choose(success, *, candidate=None, texts=None, lengths=None, uids=None, **options):
+    """`peers.choose` with every text its own, every rollout a candidate, and uids 0, 1, ..."""
+    success = np.array(success, bool)
+    prompts, group = success.shape
+    seed, step = options.pop("seed", 0), options.pop("step", 1)
+    return peers.choose(
+        success,
+        np.ones_like(success) if candidate is None else np.array(candidate, bool),
+        [[f"text {g}" for g in range(group)]] * prompts if texts is None else texts,
+        np.ones(success.shape, int) if lengths is None else np.array(lengths),
+        range(prompts) if uids is None else uids,
+        seed=seed,
+        step=step,
+        cfg=PeerConfig(**options),
+    )
+
+
+def same(a, b):
+    return np.array_equal(a.success, b.success) and np.array_equal(a.failure, b.failure)
+
+
+# (successes, rollouts, target succeeded, shown with "always", shown with "no_success")
+CASES = [
+    (0, 5, False, "F", "F"),
+    (0, 2, False, "F", "F"),
+    (1, 5, True, "F", "F"),
+    (1, 5, False, "SF", "S"),
+    (2, 5, True, "SF", "S"),
+    (2, 5, False, "SSF", "SS"),
+    (3, 5, True, "SSF", "SS"),
+    (3, 5, False, "SSF", "SS"),
+    (4, 5, True, "SSF", "SS"),
+    (4, 5, False, "SS", "SS"),
+    (5, 5, True, "SS", "SS"),
+    (3, 3, True, "SS", "SS"),
+    (2, 2, True, "S", "S"),
+    (1, 2, True, "F", "F"),
+    (1, 2, False, "S", "S"),
+    (1, 1, True, "", ""),
+    (0, 1, False, "", ""),
+]
+
+
+@pytest.mark.parametrize("rule", ["first", "uniform", "shortest", "longest"])
+@pytest.mark.parametrize(("wins", "group", "succeeded", "always", "no_success"), CASES)
+def test_case_table(wins, group, succeeded, always, no_success, rule):
+    success = np.arange(group) < wins
+    for failures_when, want in (("always", always), ("no_success", no_success)):
+        plan = choose([success], rule=rule, failures_when=failures_when)
+        for target in np.flatnonzero(success == succeeded).tolist():
+            shown = plan.shown(0, target)
+            assert "".join("FS"[ok] for _, ok in shown) == want
+            assert all(success[i] == ok and i != target for i, ok in shown)
+            assert plan.informed()[0, target] == bool(want)
+
+
+# y1 and y3 right, y2 wrong, y4 wrong and cut off.
+EXAMPLE = [[True, False, True, False]]
+WHOLE = [[True, True, True, False]]
+
+
+def test_worked_example_without_the_truncated_response():
+    plan = choose(EXAMPLE, candidate=WHOLE, rule="first")
+    assert [plan.shown(0, g) for g in range(4)] == [
+        [(2, True), (1, False)],
+        [(0, True), (2, True)],
+        [(0, True), (1, False)],
+        [(0, True), (2, True), (1, False)],
+    ]
+
+
+def test_worked_example_with_the_truncated_response_as_a_failure():
+    seen = {g: set() for g in range(4)}
+    for step in range(30):
+        plan = choose(EXAMPLE, step=step)
+        for g in range(4):
+            seen[g].add(tuple(i for i, ok in plan.shown(0, g) if not ok))
+    assert seen == {0: {(1,), (3,)}, 1: {(3,)}, 2: {(1,), (3,)}, 3: {(1,)}}
+
+
+@st.composite
+def situations(draw):
+    group = draw(st.integers(1, 7))
+    bits = st.lists(st.booleans(), min_size=group, max_size=group)
+    rows = st.lists(st.integers(0, 3), min_size=group, max_size=group)
+    cfg = {
+        "successes": draw(st.integers(0, 3)),
+        "failures": draw(st.integers(0, 3)),
+        "slots": draw(st.none() | st.integers(1, 4)),
+        "rule": draw(st.sampled_from(["first", "uniform", "shortest", "longest"])),
+        "failures_when": draw(st.sampled_from(["always", "no_success"])),
+    }
+    return draw(bits), draw(bits), [str(t) for t in draw(rows)], draw(rows), cfg
+
+
+@given(situations())
+def test_every_plan(situation):
+    success, candidate, texts, lengths, cfg = situation
+    plan = choose([success], candidate=[candidate], texts=[texts], lengths=[lengths], **cfg)
+    slots = cfg["slots"] or cfg["successes"] + cfg["failures"]
+    for target in range(len(success)):
+        others = [i for i, ok in enumerate(candidate) if ok and i != target]
+        good = {texts[i] for i in others if success[i]}
+        bad = {texts[i] for i in others if not success[i]}
+        wins = min(len(good), cfg["successes"], slots)
+        losses = min(len(bad), cfg["failures"], slots - wins)
+        if cfg["failures_when"] == "no_success" and wins:
+            losses = 0
+        shown = plan.shown(0, target)
+        assert [ok for _, ok in shown] == [True] * wins + [False] * losses
+        assert all(i in others and success[i] == ok for i, ok in shown)
+        for label in (True, False):
+            kind = [texts[i] for i, ok in shown if ok == label]
+            assert len(set(kind)) == len(kind)
+        # Empty slots are -1 and stand last.
+        for entries, count in ((plan.success, wins), (plan.failure, losses)):
+            assert (entries[0, target, :count] >= 0).all()
+            assert (entries[0, target, count:] == -1).all()
+
+
+def test_shapes_and_padding():
+    plan = choose([[True, False]], successes=3, failures=2)
+    assert plan.success.shape == (1, 2, 3)
+    assert plan.failure.shape == (1, 2, 2)
+    assert plan.success[0].tolist() == [[-1, -1, -1], [0, -1, -1]]
+    assert plan.failure[0].tolist() == [[1, -1], [-1, -1]]
+
+
+def test_no_candidate_no_context():
+    plan = choose([[True, False, True]], candidate=[[False, False, False]])
+    assert not plan.informed().any()
+    # A target that is no candidate itself is still shown its peers.
+    plan = choose([[True, False, True]], candidate=[[True, False, False]])
+    assert plan.informed().tolist() == [[False, True, True]]
+
+
+def test_equal_texts_are_one_peer():
+    plan = choose([[False, True, True, True]], texts=[["w", "a", "a", "b"]], rule="first")
+    assert plan.shown(0, 0) == [(1, True), (3, True)]
+    # The target's own text may come from a peer; it is counted, not hidden.
+    assert plan.shown(0, 1) == [(2, True), (3, True), (0, False)]
+    counted = peers.shares(
+        plan, np.array([[False, True, True, True]]), [["w", "a", "a", "b"]]
+    )
+    assert counted["target_text_shown"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("slots", "want"), [(None, "SSFF"), (4, "SSFF"), (3, "SSF"), (2, "SS"), (1, "S")]
+)
+def test_successes_take_the_slots_first(slots, want):
+    plan = choose([[True, True, True, False, False, False]], slots=slots, failures=2)
+    assert "".join("FS"[ok] for _, ok in plan.shown(0, 0)) == want
+
+
+def test_failures_take_slots_that_successes_leave():
+    plan = choose([[True, False, False, False, False]], slots=3, failures=3)
+    assert "".join("FS"[ok] for _, ok in plan.shown(0, 0)) == "FFF"
+    assert "".join("FS"[ok] for _, ok in plan.shown(0, 1)) == "SFF"
+
+
+@pytest.mark.parametrize(
+    ("rule", "want"),
+    [("first", [0, 1, 2, 3]), ("shortest", [2, 0, 3, 1]), ("longest", [1, 0, 3, 2])],
+)
+def test_orders(rule, want):
+    # Target 4; equal lengths keep the order of the rollouts.
+    plan = choose([[True] * 5], lengths=[[5, 9, 1, 5, 7]], rule=rule, successes=4)
+    assert plan.success[0, 4].tolist() == want
+
+
+def test_uniform_is_uniform():
+    prompts, group = 2100, 8
+    success = np.tile(np.arange(group) < 4, (prompts, 1))
+    plan = choose(success, successes=1, failures=1)
+    for entries, wanted in ((plan.success, range(1, 4)), (plan.failure, range(4, 8))):
+        counts = np.bincount(entries[:, 0, 0], minlength=group)
+        assert counts.sum() == counts[list(wanted)].sum() == prompts
+        expected = prompts / len(wanted)
+        # Chi-square of at most 3 degrees of freedom; 16.3 is its 99.9 % point.
+        assert ((counts[list(wanted)] - expected) ** 2 / expected).sum() < 16.3
+    # Rows of one prompt draw apart: targets 4 and 5 agree a quarter of the time.
+    agree = (plan.success[:, 4, 0] == plan.success[:, 5, 0]).mean()
+    assert 0.21 < agree < 0.29
+
+
+def test_a_plan_is_a_function_of_seed_step_and_uid():
+    success = np.random.default_rng(0).random((20, 6)) < 0.5
+    plan = choose(success, seed=3, step=5)
+    assert same(plan, choose(success, seed=3, step=5))
+    assert not same(plan, choose(success, seed=4, step=5))
+    assert not same(plan, choose(success, seed=3, step=6))
+    assert not same(plan, choose(success, seed=5, step=3))
+    assert not same(plan, choose(success, seed=3, step=5, uids=range(20, 40)))
+
+
+@given(st.permutations(range(6)))
+def test_the_place_in_the_batch_does_not_matter(order):
+    success = np.random.default_rng(1).random((6, 5)) < 0.5
+    uids = np.arange(100, 106)
+    plan = choose(success, uids=uids.tolist())
+    moved = choose(success[order], uids=uids[order].tolist())
+    np.testing.assert_array_equal(moved.success, plan.success[order])
+    np.testing.assert_array_equal(moved.failure, plan.failure[order])
+
+
+def test_rows_do_not_depend_on_how_many_prompts_there_are():
+    success = np.random.default_rng(2).random((6, 5)) < 0.5
+    plan, part = choose(success), choose(success[:2])
+    np.testing.assert_array_equal(plan.success[:2], part.success)
+
+
+def test_shares_by_hand():
+    success = np.array([[True, False, True], [False, False, False]])
+    plan = choose(success, successes=1, failures=1)
+    # Prompt 0: S+F, S, S+F; prompt 1: F, F, F.
+    assert peers.shares(plan, success, [["a", "b", "c"], ["d", "e", "e"]]) == {
+        "informed": 1.0,
+        "shows_success": 0.5,
+        "shows_failure": 5 / 6,
+        "shows_failures_only": 0.5,
+        "peers_per_row": 8 / 6,
+        "target_text_shown": np.mean(
+            [0, 0, 0, 0, 2 in plan.failure[1, 1], 1 in plan.failure[1, 2]]
+        ),
+    }
