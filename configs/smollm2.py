@@ -5,10 +5,10 @@
     mopd train --config=configs/smollm2.py --config.steps=200 --config.rollout.prompts=32 \\
         --config.rollout.group=8 --config.model.compute_dtype=bfloat16   # on an accelerator
 
-The weights, tokenizer and chat template come out of the GGUF file inside that package: no hub,
-no torch. Groups are mixed on this task at this size. It shows the machinery on a real tokenizer,
-not a gain: a model this small copies its peers, the wrong ones too, so its teacher signal is
-weak. `rollouts/step_*.jsonl` in the run folder holds what each teacher saw.
+The weights, tokenizer and chat template come out of the GGUF file inside that package: no
+hub, no torch. Groups are mixed on this task at this size. It shows the machinery on a real
+tokenizer, not a gain: a model this small copies its peers, the wrong ones too, so its teacher
+signal is weak. `rollouts/step_*.jsonl` in the run folder holds what each teacher saw.
 """
 
 from mopd_jax import config, methods

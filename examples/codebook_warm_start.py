@@ -3,10 +3,10 @@
     python examples/codebook_warm_start.py --out mopd_jax/assets/codebook
 
 Supervised training on synthetic rows of two kinds. Bare prompts: known dialects get their rule,
-all others a rule drawn afresh for every row, so that no hidden table can leak and the prior over
-rules stays flat. Peer prompts: a truth drawn for every row, attempts labelled right or wrong by
-the verifier; the target of the rule word is the exact posterior (the shown success's rule, else
-uniform over the rules that no failure has ruled out), which makes elimination cheap to learn.
+all others a rule drawn afresh for every row, so that no hidden table can leak and the prior
+over rules stays flat. Peer prompts: a truth drawn for every row, attempts labelled right or
+wrong by the verifier; the target of the rule word is the posterior (the shown success's rule,
+else uniform over the rules that no failure has ruled out), which makes elimination cheap.
 """
 
 import argparse
@@ -100,9 +100,7 @@ def peer_rows(rng, rows):
     target = np.zeros((rows, codebook.RULES))
     for n in range(rows):
         seen, good, bad = set(), [], []
-        for attempt, ok, words in zip(
-            attempts[n, : count[n]], right[n], made[n], strict=False
-        ):
+        for attempt, ok, words in zip(attempts[n, : count[n]], right[n], made[n], strict=False):
             if attempt not in seen:
                 seen.add(attempt)
                 (good if ok else bad).append((attempt, words))
@@ -128,9 +126,7 @@ def peer_rows(rng, rows):
 def token_losses(params, prompt, response, target):
     """Cross-entropy [rows, 5]: against the soft target at the rule word, else hard."""
     ones = jnp.ones(response.shape, bool)
-    hidden = scoring.response_states(
-        params, prompt, prompt != PAD, response, ones, cfg=MODEL
-    )
+    hidden = scoring.response_states(params, prompt, prompt != PAD, response, ones, cfg=MODEL)
     logp = jax.nn.log_softmax(decoder.logits(params, hidden))
     hard = -jnp.take_along_axis(logp, response[..., None], axis=-1)[..., 0]
     rule = logp[:, 0, RULE : RULE + codebook.RULES]

@@ -45,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(args: Sequence[str]) -> int:
     cfg, workdir = parse(args)
     # Imported here, so that a wrong flag is answered before the slow imports.
-    from mopd_jax import train
+    from mopd_jax import console, train
 
-    train.setup_logging()
+    console.setup_logging()
     print(f"run folder: {workdir}")
     train.train(cfg, workdir, command=" ".join(["mopd", "train", *args]))
     return 0

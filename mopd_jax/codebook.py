@@ -1,14 +1,14 @@
 """The hidden codebook: a synthetic task on which peers, right and wrong, carry information.
 
 A prompt names a dialect and three distinct digits; an answer names a rule and the digits
-transformed by it: `d07 3 1 4` -> `r0 4 1 3`. A hidden table gives each dialect one of ten rules,
-and only the verifier knows it. It checks the digits; the named rule is unverified reasoning, but
-it decides the outcome. A right peer gives the rule away, each wrong one rules one out: with k
-distinct failures and no success, 1 / (10 - k) is the best guess.
+transformed by it: `d07 3 1 4` -> `r0 4 1 3`. A hidden table gives each dialect one of ten
+rules, and only the verifier knows it. It checks the digits; the named rule is unverified
+reasoning, but it decides the outcome. A right peer gives the rule away, each wrong one rules
+one out: with k distinct failures and no success, 1 / (10 - k) is the best guess.
 
 The shipped warm start (`assets/codebook`, made by `examples/codebook_warm_start.py`) can carry
-out all rules and read labelled peers, and knows the table of a quarter of the dialects. The rest
-of the table is drawn from the run's seed, which the warm start has never seen.
+out all rules and read labelled peers, and knows the table of a quarter of the dialects. The
+rest of the table is drawn from the run's seed, which the warm start has never seen.
 """
 
 from __future__ import annotations

@@ -1,20 +1,35 @@
-"""Every default of a run, once, in frozen dataclasses; and the way from a ConfigDict to them.
+"""Every default of a run, stated once, in frozen and validated dataclasses.
 
-A config file in `configs/` starts from `defaults()`, says what differs, and is overridden on the
-command line. `from_config_dict` is the only place that reads a ConfigDict: past it, a setting is
-a field of a validated record. `None` means off or "choose for me"; no number does.
+A config file in `configs/` starts from `defaults()`, says what differs, and is overridden on
+the command line (`config_dict.py`). `None` means off or "choose for me"; no number does.
 """
 
-import ast
 import dataclasses
-import difflib
-import hashlib
-import json
-import types
-import typing
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
+
+from mopd_jax.config_dict import (
+    ConfigError,
+    fingerprint,
+    from_config_dict,
+    override,
+    to_config_dict,
+    to_json,
+    unknown,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "defaults",
+    "fingerprint",
+    "from_config_dict",
+    "override",
+    "to_config_dict",
+    "to_json",
+    "unknown",
+]
 
 Rule = Literal["first", "uniform", "shortest", "longest"]
 FailuresWhen = Literal["always", "no_success"]
@@ -28,10 +43,6 @@ Aggregation = Literal[
 ]
 Source = Literal["codebook", "reasoning_gym", "jsonl"]
 Dtype = Literal["float32", "bfloat16"]
-
-
-class ConfigError(ValueError):
-    """A setting is wrong; the message names it, its value and a remedy."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -68,7 +79,7 @@ class ModelConfig:
         `builtin:smollm2`. Architecture, tokenizer and chat template come from there.
     compute_dtype: of activations and matmul operands; master weights are always float32.
     remat: recompute each layer in the backward pass; costs a third more FLOPs.
-    head_chunk: tokens whose logits exist at one time; memory is about 4 * head_chunk * V floats.
+    head_chunk: tokens whose logits exist at one time; memory is some 4 * head_chunk * V floats.
     """
 
     path: str = "builtin:codebook"
@@ -130,8 +141,8 @@ class RolloutConfig:
         _at_least(self, 1, "prompts", "prompt_length", "response_length", "top_k")
         _require(
             self.group >= 2,
-            f"RolloutConfig.group is {self.group}: a rollout without a group has no peers and no "
-            "baseline; set rollout.group to 2 or more",
+            f"RolloutConfig.group is {self.group}: a rollout without a group has no peers and "
+            "no baseline; set rollout.group to 2 or more",
         )
         _check_sampling(self)
 
@@ -205,8 +216,8 @@ class TeacherConfig:
 
     kind: `ema` follows the student slowly, `frozen` stays at the initial weights.
     rate: of the EMA, once per step: teacher <- (1 - rate) teacher + rate student.
-    no_context: rows whose context is empty are not trained on (`mask`), or are distilled towards
-        the teacher on the plain prompt (`plain_prompt`; with no peers at all this is OPD).
+    no_context: rows whose context is empty are not trained on (`mask`), or are distilled
+        towards the teacher on the plain prompt (`plain_prompt`; with no peers this is OPD).
     """
 
     kind: TeacherKind = "ema"
@@ -216,8 +227,8 @@ class TeacherConfig:
     def __post_init__(self):
         _require(
             0.0 < self.rate <= 1.0,
-            f"TeacherConfig.rate is {self.rate}; it must lie in (0, 1]. For a teacher that does "
-            "not move set teacher.kind='frozen'",
+            f"TeacherConfig.rate is {self.rate}; it must lie in (0, 1]. For a teacher that "
+            "does not move set teacher.kind='frozen'",
         )
 
 
@@ -226,8 +237,8 @@ class LossConfig:
     """The objective of an update.
 
     method: `distill` needs a teacher, `grpo` only the rewards.
-    divergence, alpha: `jsd` weighs the teacher by alpha in (0, 1); the KLs have their own names,
-        because JSD vanishes at both ends of alpha.
+    divergence, alpha: `jsd` weighs the teacher by alpha in (0, 1); the KLs have their own
+        names, because JSD vanishes at both ends of alpha.
     aggregation: how token losses become one number (`losses.token_weights`).
     importance_cap: the most that min(p_now / p_behaviour, cap) may weigh a token; None is off.
     clip_low, clip_high, dual_clip, scale_by_std: of GRPO.
@@ -327,7 +338,7 @@ class EvalConfig:
         for k in self.ks:
             _require(
                 1 <= k <= self.samples,
-                f"EvalConfig.ks has {k}, but pass@k needs 1 <= k <= eval.samples={self.samples}",
+                f"EvalConfig.ks has {k}; pass@k needs 1 <= k <= eval.samples={self.samples}",
             )
 
 
@@ -371,8 +382,8 @@ class Config:
         rows = self.rollout.prompts * self.rollout.group
         _require(
             rows % self.optimizer.micro_batches == 0,
-            f"optimizer.micro_batches={self.optimizer.micro_batches} does not divide the {rows} "
-            "rows of a step (rollout.prompts * rollout.group)",
+            f"optimizer.micro_batches={self.optimizer.micro_batches} does not divide the "
+            f"{rows} rows of a step (rollout.prompts * rollout.group)",
         )
         _require(
             self.context.teacher_prompt_length >= self.rollout.prompt_length,
@@ -383,8 +394,8 @@ class Config:
         shows = self.peers.successes + self.peers.failures > 0
         _require(
             not distills or shows or self.teacher.no_context == "plain_prompt",
-            "peers.successes and peers.failures are both 0, so every context is empty and every "
-            "row masked: nothing would be trained. For OPD without peers set "
+            "peers.successes and peers.failures are both 0, so every context is empty and "
+            "every row masked: nothing would be trained. For OPD without peers set "
             "teacher.no_context='plain_prompt'",
         )
 
@@ -392,111 +403,3 @@ class Config:
 def defaults() -> ConfigDict:
     """The defaults of every field, as a ConfigDict whose keys are locked."""
     return to_config_dict(Config())
-
-
-def to_config_dict(cfg: Any) -> ConfigDict:
-    """Frozen dataclass -> ConfigDict with locked keys; the inverse of `from_config_dict`."""
-
-    def build(value):
-        if dataclasses.is_dataclass(value):
-            fields = dataclasses.fields(value)
-            return {f.name: build(getattr(value, f.name)) for f in fields}
-        return value
-
-    # Types are checked by `from_config_dict`, which knows that an int may stand for a float
-    # and that None may become a number; ConfigDict's own check knows neither.
-    return ConfigDict(build(cfg), type_safe=False).lock()
-
-
-def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
-    """ConfigDict or mapping -> validated frozen dataclass.
-
-    Raises:
-        ConfigError: on an unknown key (with the nearest known one), a value of the wrong type,
-            or a combination that cannot work.
-    """
-    hints = typing.get_type_hints(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
-    given = dict(cfg.items())
-    for name in given:
-        if name not in names:
-            raise ConfigError(unknown(f"{where}.{name}", name, names))
-    built = {
-        name: _convert(hints[name], value, f"{where}.{name}") for name, value in given.items()
-    }
-    return cls(**built)
-
-
-def unknown(where: str, name: str, known) -> str:
-    """The message for a name that is none of `known`."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
-    return f"{where} does not exist; {hint}"
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return from_config_dict(hint, value, where=where)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where}={value!r}: {unknown(repr(value), str(value), args)}")
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = [a for a in args if a is not type(None)]
-        return _convert(hint, value, where)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError(f"{where}={value!r} must be a list of {args[0].__name__}")
-        return tuple(_convert(args[0], v, where) for v in value)
-    if origin is dict:
-        return _plain(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(
-            f"{where}={value!r} is of type {type(value).__name__}; it must be {hint.__name__}"
-        )
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Nested mappings and sequences as dicts and tuples."""
-    if hasattr(value, "items"):
-        return {name: _plain(item) for name, item in value.items()}
-    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
-
-
-def override(cfg: ConfigDict, dotted: str, text: str) -> None:
-    """Sets `cfg.<dotted>` from command-line text: a Python literal, else a plain string.
-
-    Raises:
-        ConfigError: if there is no such key, naming the nearest one.
-    """
-    *path, last = dotted.split(".")
-    node, where = cfg, "config"
-    for name in path:
-        if name not in node or not isinstance(node[name], ConfigDict):
-            raise ConfigError(unknown(f"{where}.{name}", name, list(node)))
-        node, where = node[name], f"{where}.{name}"
-    if last not in node and where != "config.data.options":
-        raise ConfigError(unknown(f"{where}.{last}", last, list(node)))
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
-    with node.unlocked():
-        node[last] = value
-
-
-def to_json(cfg: Config) -> str:
-    """The whole config as indented JSON with sorted keys, for the run record."""
-    return json.dumps(dataclasses.asdict(cfg), indent=2, sort_keys=True)
-
-
-def fingerprint(cfg: Any) -> str:
-    """Twelve hex digits that differ when any field of the dataclass differs."""
-    text = json.dumps(dataclasses.asdict(cfg), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Held-out evaluation: solve rate mean@n and unbiased pass@k, with prompt-bootstrap intervals."""
+"""Held-out evaluation: solve rate mean@n, unbiased pass@k, prompt-bootstrap intervals."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _positive(cfg):
 
 
 def _anchored(cfg):
-    """As `positive`, but rows without a successful peer are held to the plain-prompt teacher."""
+    """As `positive`, but rows without a successful peer are held to the plain teacher."""
     cfg.peers.failures = 0
     cfg.teacher.no_context = "plain_prompt"
 

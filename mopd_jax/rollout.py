@@ -19,7 +19,6 @@ from mopd_jax.records import Params, Rollouts
 from mopd_jax.shapes import check_shapes
 
 
-
 def row_keys(key: jax.Array, uids: jax.Array, group: int) -> jax.Array:
     """Keys [P, G] for prompts with numbers `uids` u32[P]; not consumed from `key`."""
     per_prompt = jax.vmap(lambda uid: jax.random.fold_in(key, uid))(uids)
@@ -94,7 +93,9 @@ def rollout(
     _, tokens, logps, live, done, _ = jax.lax.while_loop(keep_going, step, carry)
 
     def rows(x):
-        return sharding.constrain(x.reshape(P * G, *x.shape[2:]), "rows", *[None] * (x.ndim - 2))
+        return sharding.constrain(
+            x.reshape(P * G, *x.shape[2:]), "rows", *[None] * (x.ndim - 2)
+        )
 
     return Rollouts(prompt, prompt_mask, rows(tokens), rows(live), rows(logps), rows(done))
 

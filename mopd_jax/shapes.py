@@ -21,6 +21,8 @@ def check_shapes(**arrays) -> dict[str, int]:
             want = int(dim) if dim.isdigit() else sizes.setdefault(dim, size)
             if want != size:
                 other = "the fixed size" if dim.isdigit() else f"{owner[dim]} has {dim}"
-                raise ValueError(f"{name}: {dim}={size} in {shape} [{dims}], but {other}={want}")
+                raise ValueError(
+                    f"{name}: {dim}={size} in {shape} [{dims}], but {other}={want}"
+                )
             owner.setdefault(dim, name)
     return sizes

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mopd_jax.config import ConfigError
+from mopd_jax.config_dict import ConfigError
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Message
 from mopd_jax.weights import gguf_fields, open_gguf, read_json, resolve

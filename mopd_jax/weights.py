@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mopd_jax.config import ConfigError, unknown
+from mopd_jax.config_dict import ConfigError, unknown
 from mopd_jax.models import decoder, families
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Params

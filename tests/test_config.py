@@ -199,7 +199,7 @@ def test_override(dotted, text, want):
         ("seed", "one"),
         ("seed", "[1]"),
         ("loss.alpha", "half"),
-        ("loss.alpha", "True"),
+        ("rollout.top_p", "True"),
         ("model.remat", "1"),
         ("name", "5"),
         ("peers.slots", "2.0"),

@@ -9,8 +9,9 @@ import pytest
 from test_weights import CONFIGS, assert_equal, random_params
 
 from mopd_jax import tokenizer, weights
-from mopd_jax.config import ConfigError
+from mopd_jax.config_dict import ConfigError
 from mopd_jax.models import decoder, families
+from mopd_jax.models.attention import rope_frequencies
 
 gguf = pytest.importorskip("gguf")
 needs_smollm2 = pytest.mark.skipif(
@@ -91,8 +92,11 @@ def test_loads_what_the_converter_writes(name, tmp_path):
 
 def test_llama3_scaling_is_found_in_its_factors(tmp_path):
     cfg = dataclasses.replace(CONFIGS["llama_scaled"], head_size=32)
-    plain = dataclasses.replace(cfg, rope_scaling=None)
-    factors = decoder.rope_frequencies(plain) / decoder.rope_frequencies(cfg)
+    plain, scaled = (
+        rope_frequencies(cfg.head_size, theta=cfg.rope_theta, scaling=s)
+        for s in (None, cfg.rope_scaling)
+    )
+    factors = plain / scaled
     params = random_params(cfg)
     tensors = tensors_of(params, cfg, "llama") | {"rope_freqs.weight": np.asarray(factors)}
     path = write(tmp_path / "m.gguf", tensors, cfg, "llama")

@@ -150,9 +150,7 @@ def test_equal_texts_are_one_peer():
     assert plan.shown(0, 0) == [(1, True), (3, True)]
     # The target's own text may come from a peer; it is counted, not hidden.
     assert plan.shown(0, 1) == [(2, True), (3, True), (0, False)]
-    counted = peers.shares(
-        plan, np.array([[False, True, True, True]]), [["w", "a", "a", "b"]]
-    )
+    counted = peers.shares(plan, np.array([[False, True, True, True]]), [["w", "a", "a", "b"]])
     assert counted["target_text_shown"] == 0.5
 
 

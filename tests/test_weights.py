@@ -13,9 +13,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from mopd_jax import sharding, weights
-from mopd_jax.config import ConfigError, MeshConfig
+from mopd_jax.config import MeshConfig
+from mopd_jax.config_dict import ConfigError
 from mopd_jax.models import decoder, families
-from mopd_jax.models.decoder import DecoderConfig, RopeScaling
+from mopd_jax.models.attention import RopeScaling
+from mopd_jax.models.decoder import DecoderConfig
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 LLAMA = DecoderConfig(

@@ -1,8 +1,8 @@
 """One decoder for the Llama, Qwen2 and Qwen3 families, as pure functions of `(params, ...)`.
 
 `Decoder` (Flax NNX) states the parameters once: shapes, initialisers and logical axes. All else
-works on `params`, the plain nested dict of its arrays, with the layers stacked on a leading axis
-and scanned. Three ways through the layers share one `Block`:
+works on `params`, the plain nested dict of its arrays, with the layers stacked on a leading
+axis and scanned. Three ways through the layers share one `Block`:
 
     hidden_states   whole sequences, for scoring and training
     extend          a sequence behind a cache of earlier columns; with no cache, a prefill
@@ -16,31 +16,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mopd_jax.models import attention
+from mopd_jax.models.attention import RopeScaling, dot, precision
 from mopd_jax.records import Params, record
 from mopd_jax.shapes import check_shapes
 from mopd_jax.sharding import constrain
-
-# Added to masked scores. Finite, so that a query with no visible key stays free of NaN.
-_MASKED = -1e30
-# Queries of one attention block: scores live for [B, H, 128, M] at a time.
-_QUERY_BLOCK = 128
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """Llama-3 frequency scaling; see `rope_frequencies`."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_length: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +55,9 @@ class DecoderConfig:
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
         if self.head_size % 2:
-            raise ValueError(f"head_size={self.head_size} is odd; rotary halves need an even one")
+            raise ValueError(
+                f"head_size={self.head_size} is odd; rotary halves need an even one"
+            )
 
 
 @record
@@ -175,7 +163,7 @@ def logits(params: Params, hidden: jax.Array) -> jax.Array:
         hidden,
         weights,
         preferred_element_type=jnp.float32,
-        precision=_precision(hidden.dtype),
+        precision=precision(hidden.dtype),
     )
 
 
@@ -205,7 +193,7 @@ def hidden_states(
     rope = _rope(positions_of(mask) if positions is None else positions, cfg)
 
     def attend(q, k, v):
-        return _causal_attention(q, k, v, mask, segments), None
+        return attention.causal(q, k, v, mask, segments), None
 
     def body(h, layer):
         h, _ = _block(layer, h, rope, attend, cfg)
@@ -245,7 +233,7 @@ def extend(
 
         def attend(q, k, v):
             k, v = jnp.concatenate([old_k, k], axis=1), jnp.concatenate([old_v, v], axis=1)
-            return _causal_attention(q, k, v, key_mask, None), (k, v)
+            return attention.causal(q, k, v, key_mask, None), (k, v)
 
         return _block(layer, h, rope, attend, cfg)
 
@@ -288,8 +276,8 @@ def decode_step(
     J, C = cfg.kv_heads, cfg.head_size
     rope = _rope((prefix.next_position + t)[:, None], cfg)  # [P, 1, C / 2]
     filled = jnp.arange(suffix.k.shape[3]) <= t
-    prefix_bias = jnp.where(prefix.mask, 0.0, _MASKED)[:, None, None, None, :]
-    suffix_bias = jnp.where(filled, 0.0, _MASKED)[None, None, None, None, :]
+    prefix_bias = jnp.where(prefix.mask, 0.0, attention.MASKED)[:, None, None, None, :]
+    suffix_bias = jnp.where(filled, 0.0, attention.MASKED)[None, None, None, None, :]
 
     def body(carry, inputs):
         h, all_k, all_v = carry
@@ -308,15 +296,15 @@ def decode_step(
             # Two key sets, one softmax: the prefix has no G axis and is never repeated.
             scores = jnp.concatenate(
                 [
-                    _dot("pgjhc,psjc->pgjhs", q, prefix_k) * C**-0.5 + prefix_bias,
-                    _dot("pgjhc,pgtjc->pgjht", q, own_k) * C**-0.5 + suffix_bias,
+                    dot("pgjhc,psjc->pgjhs", q, prefix_k) * C**-0.5 + prefix_bias,
+                    dot("pgjhc,pgtjc->pgjht", q, own_k) * C**-0.5 + suffix_bias,
                 ],
                 axis=-1,
             )
             weights = jax.nn.softmax(scores, axis=-1).astype(prefix_v.dtype)
             from_prefix, from_own = jnp.split(weights, [prefix_k.shape[1]], axis=-1)
-            mixed = _dot("pgjhs,psjc->pgjhc", from_prefix, prefix_v)
-            mixed = mixed + _dot("pgjht,pgtjc->pgjhc", from_own, own_v)
+            mixed = dot("pgjhs,psjc->pgjhc", from_prefix, prefix_v)
+            mixed = mixed + dot("pgjht,pgtjc->pgjhc", from_own, own_v)
             return mixed.reshape(P, G, J * q.shape[3], C).astype(h.dtype), (new_k, new_v)
 
         h, (all_k, all_v) = _block(layer, h, rope, attend, cfg)
@@ -328,86 +316,39 @@ def decode_step(
     return _rms_norm(h, params["norm"], cfg), Suffix(k, v)
 
 
-def rope_frequencies(cfg: DecoderConfig) -> jax.Array:
-    """Angles per position f32[C / 2], with the frequency scaling of Llama 3.1 where asked.
-
-    Wavelengths beyond original_length / low_freq_factor are stretched by `factor`, those below
-    original_length / high_freq_factor are kept, and the ones between are blended linearly.
-    """
-    half = cfg.head_size // 2
-    frequency = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    scaling = cfg.rope_scaling
-    if scaling is None:
-        return frequency
-    turns = scaling.original_length * frequency / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    kept = jnp.clip(kept, 0.0, 1.0)
-    return frequency * (kept + (1.0 - kept) / scaling.factor)
-
-
 def _block(layer: Params, h: jax.Array, rope, attend, cfg: DecoderConfig):
     """One layer on h [..., D]; `attend(q, k, v) -> (mixed, extra)` decides what is visible."""
     w = {name: value.astype(h.dtype) for name, value in layer.items()}
     x = _rms_norm(h, layer["attn_norm"], cfg)
-    q, k, v = (_dot("...d,dhc->...hc", x, w[name]) for name in ("q", "k", "v"))
+    q, k, v = (dot("...d,dhc->...hc", x, w[name]) for name in ("q", "k", "v"))
     if cfg.qkv_bias:
         q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
     if cfg.qk_norm:
         q, k = _rms_norm(q, layer["q_norm"], cfg), _rms_norm(k, layer["k_norm"], cfg)
-    q, k, v = (a.astype(h.dtype) for a in (_rotate(q, rope), _rotate(k, rope), v))
+    q, k, v = (
+        a.astype(h.dtype) for a in (attention.rotate(q, rope), attention.rotate(k, rope), v)
+    )
     mixed, extra = attend(q, k, v)
-    out = _dot("...hc,hcd->...d", mixed, w["out"])
+    out = dot("...hc,hcd->...d", mixed, w["out"])
     h = h + (out + w["out_bias"] if cfg.out_bias else out).astype(h.dtype)
     x = _rms_norm(h, layer["mlp_norm"], cfg)
-    gate, up = _dot("...d,df->...f", x, w["gate"]), _dot("...d,df->...f", x, w["up"])
+    gate, up = dot("...d,df->...f", x, w["gate"]), dot("...d,df->...f", x, w["up"])
     if cfg.mlp_bias:
         gate, up = gate + w["gate_bias"], up + w["up_bias"]
-    down = _dot("...f,fd->...d", (jax.nn.silu(gate) * up).astype(h.dtype), w["down"])
+    down = dot("...f,fd->...d", (jax.nn.silu(gate) * up).astype(h.dtype), w["down"])
     h = h + (down + w["down_bias"] if cfg.mlp_bias else down).astype(h.dtype)
     return constrain(h, "rows", None, None), extra
 
 
-def _causal_attention(q, k, v, key_mask, segments):
-    """Queries are the last L of M key columns: q [B, L, H, C], k and v [B, M, J, C].
+def rope_frequencies(cfg: DecoderConfig) -> jax.Array:
+    """Rotation per position of each pair of channels, f32[C / 2] radians."""
+    return attention.rope_frequencies(
+        cfg.head_size, theta=cfg.rope_theta, scaling=cfg.rope_scaling
+    )
 
-    By blocks of queries, each against the keys up to its own end only, and recomputed in the
-    backward pass: neither [L, M] scores nor their probabilities are ever stored.
-    """
-    B, L, H, C = q.shape
-    M, J = k.shape[1], k.shape[2]
-    size = max(_QUERY_BLOCK, -(-L // 16))  # At most 16 blocks: they are unrolled.
 
-    @jax.checkpoint
-    def block(q, k, v, key_mask, columns, same):
-        visible = key_mask[:, None, :] & (jnp.arange(k.shape[1]) <= columns[:, None])[None]
-        if same is not None:
-            visible &= same
-        q = q.reshape(B, -1, J, H // J, C)
-        scores = _dot("bljhc,bmjc->bjhlm", q, k) * C**-0.5
-        scores = jnp.where(visible[:, None, None], scores, _MASKED)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        return _dot("bjhlm,bmjc->bljhc", weights, v).reshape(B, -1, H, C).astype(q.dtype)
-
-    parts = []
-    for start in range(0, L, size):
-        stop = min(start + size, L)
-        end = M - L + stop
-        same = None
-        if segments is not None:
-            same = segments[:, M - L + start : end, None] == segments[:, None, :end]
-        parts.append(
-            block(
-                q[:, start:stop],
-                k[:, :end],
-                v[:, :end],
-                key_mask[:, :end],
-                jnp.arange(M - L + start, end),
-                same,
-            )
-        )
-    return jnp.concatenate(parts, axis=1)
+def _rope(positions, cfg):
+    return attention.rope(positions, rope_frequencies(cfg))
 
 
 def _empty_cache(batch: int, cfg: DecoderConfig) -> KVCache:
@@ -426,28 +367,3 @@ def _rms_norm(x, scale, cfg):
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + cfg.norm_epsilon)
     return (x32 * scale).astype(x.dtype)
-
-
-def _rope(positions, cfg):
-    """(cos, sin), each f32[..., 1, C / 2]: the 1 is for the head axis."""
-    angle = positions.astype(jnp.float32)[..., None, None] * rope_frequencies(cfg)
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def _rotate(x, rope):
-    """Rotary embedding with halves (not neighbours) paired, in float32: x [..., h, C]."""
-    cos, sin = rope
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-
-
-def _dot(equation, a, b):
-    """Einsum with float32 accumulation and result, so that rounding happens once."""
-    return jnp.einsum(
-        equation, a, b, preferred_element_type=jnp.float32, precision=_precision(a.dtype)
-    )
-
-
-def _precision(dtype):
-    # Float32 must mean float32 on TPU and GPU too, where the default takes fewer bits.
-    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

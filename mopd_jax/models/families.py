@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from mopd_jax.config import ConfigError
-from mopd_jax.models import decoder
-from mopd_jax.models.decoder import DecoderConfig, RopeScaling
+from mopd_jax.config_dict import ConfigError
+from mopd_jax.models.attention import RopeScaling, rope_frequencies
+from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Params
 
 # What transformers assumes of a field that a config.json leaves out and that changes the model.
@@ -298,15 +298,18 @@ def _with_rope_factors(cfg: DecoderConfig, factors: np.ndarray) -> DecoderConfig
         high_freq_factor=4.0,
         original_length=8192,
     )
-    scaled = dataclasses.replace(cfg, rope_scaling=scaling)
-    want = np.asarray(decoder.rope_frequencies(cfg) / decoder.rope_frequencies(scaled))
+    plain, scaled = (
+        np.asarray(rope_frequencies(cfg.head_size, theta=cfg.rope_theta, scaling=s))
+        for s in (None, scaling)
+    )
+    want = plain / scaled
     if factors.shape != want.shape or not np.allclose(factors, want, rtol=1e-3):
         raise ConfigError(
             f"rope_freqs.weight {factors.shape} is not the Llama-3 scaling with factor "
             f"{scaling.factor}, low 1, high 4, original length 8192; other scalings are not "
             "supported"
         )
-    return scaled
+    return dataclasses.replace(cfg, rope_scaling=scaling)
 
 
 def _hf_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:

@@ -1,0 +1,103 @@
+"""What a person sees of a run: one line a step, the phase that is running, the final table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from mopd_jax import evaluate
+from mopd_jax.config import Config
+from mopd_jax.logbook import read
+
+log = logging.getLogger("mopd")
+
+
+def final_table(workdir: pathlib.Path) -> str:
+    """The student before and after, from the run folder: Markdown, 95 % prompt intervals."""
+    records = [r for r in read(workdir) if r["kind"] == "eval"]
+    before, after = records[0], records[-1]
+    names = [n for n in before if "@" in n and not n.endswith(("_low", "_high"))]
+    lines = [
+        f"| held-out | before | after {after['step']} steps | gain (paired) |",
+        "|---|---|---|---|",
+    ]
+    outcome = [
+        np.array(
+            json.loads((workdir / f"evaluations/step_{r['step']:06d}.json").read_text()), bool
+        )
+        for r in (before, after)
+    ]
+    mean, (low, high) = evaluate.gain(*outcome)
+    for name in names:
+        cells = [
+            f"{r[name]:.3f} [{r[name + '_low']:.3f}, {r[name + '_high']:.3f}]"
+            for r in (before, after)
+        ]
+        change = f"{after[name] - before[name]:+.3f}"
+        if name.startswith("mean@"):
+            change = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append(f"| {name} | {cells[0]} | {cells[1]} | {change} |")
+    return "\n".join(lines)
+
+
+def say(step: int, cfg: Config, values: dict[str, float]) -> None:
+    parts = [
+        f"step {step}/{cfg.steps}",
+        f"solved {values['solve_rate']:.3f}",
+        f"mixed {values['mixed_groups']:.2f}",
+        f"informed {values['informed']:.2f}",
+        f"loss {values['loss']:.4f}",
+        *([f"div {values['divergence']:.4f}"] if "divergence" in values else []),
+        f"entropy {values['entropy']:.3f}",
+        f"resp {values['response_tokens']:.0f}",
+        f"teacher {values['teacher_prompt_tokens']:.0f}",
+        f"{values['tokens_per_second']:.0f} tok/s",
+        f"{values['seconds']:.2f} s (roll {values['seconds_rollout']:.2f}, "
+        f"verify {values['seconds_verify']:.2f}, context {values['seconds_context']:.2f}, "
+        f"update {values['seconds_update']:.2f})",
+    ]
+    log.info("%s", "  ".join(parts))
+
+
+class Clock:
+    """Times the phases of one step and shows on a terminal which one is running."""
+
+    def __init__(self, step: int, steps: int):
+        self._title = f"step {step}/{steps}"
+        self._seconds: dict[str, float] = {}
+
+    def phase(self, name: str) -> _Phase:
+        return _Phase(self, name)
+
+    def seconds(self) -> dict[str, float]:
+        parts = {f"seconds_{name}": value for name, value in self._seconds.items()}
+        return {"seconds": sum(self._seconds.values()), **parts}
+
+
+class _Phase:
+    def __init__(self, clock: Clock, name: str):
+        self._clock, self._name = clock, name
+
+    def __enter__(self):
+        title = f"{self._clock._title} {self._name}"
+        self._bar = tqdm(desc=title, bar_format="{desc}: {elapsed}", leave=False, disable=None)
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *_):
+        self._clock._seconds[self._name] = time.perf_counter() - self._begun
+        self._bar.close()
+
+
+def setup_logging() -> None:
+    """Messages of the package on stdout, warnings loud; called by the command line only."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO)
+    log.propagate = False  # Other libraries give the root logger handlers of their own.

@@ -1,0 +1,319 @@
+"""The teacher's prompt: its parts, their order, and what gives way when it is too long."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mopd_jax import context
+from mopd_jax.config import ContextConfig
+from mopd_jax.peers import PeerPlan
+from mopd_jax.records import Problem
+
+CFG = ContextConfig(
+    teacher_prompt_length=200,
+    success="right: {text}",
+    another_success="also right: {text}",
+    failure="wrong: {text}",
+    closing="solve it now",
+    separator=" | ",
+    cut_mark=" <{n} cut> ",
+)
+PROBLEM = Problem("p", ({"role": "user", "content": "what is it"},), "GOLD", "exact")
+
+
+class Words:
+    """A tokenizer of one id a word; messages are <role> words <end>, then <assistant>."""
+
+    pad_id, stop_ids, vocab_size = 0, (1,), 1 << 20
+
+    def __init__(self):
+        self._words = ["<pad>", "<end>"]
+
+    def encode(self, text):
+        for word in text.split():
+            if word not in self._words:
+                self._words.append(word)
+        return [self._words.index(word) for word in text.split()]
+
+    def decode(self, ids):
+        return " ".join(self._words[i] for i in ids)
+
+    def chat(self, messages):
+        turns = [f"<{m['role']}> {m['content']} <end>" for m in messages]
+        return self.encode(" ".join([*turns, "<assistant>"]))
+
+
+def show(texts, shown, problem=PROBLEM, **changes):
+    """One row that is shown `shown` [(index in texts, succeeded)]: (text, record, chat).
+
+    `text` is the teacher's whole prompt, read back from the ids.
+    """
+    cfg = ContextConfig(**{**CFG.__dict__, **changes})
+    good = [i for i, ok in shown if ok]
+    bad = [i for i, ok in shown if not ok]
+    plan = PeerPlan(np.full((1, len(texts), 9), -1), np.full((1, len(texts), 9), -1))
+    plan.success[0, 0, : len(good)] = good
+    plan.failure[0, 0, : len(bad)] = bad
+    words = Words()
+    inputs, records, chats = context.teacher_inputs([problem], [texts], plan, words, cfg=cfg)
+    assert inputs.prompt.shape == (len(texts), cfg.teacher_prompt_length)
+    assert inputs.informed.tolist() == [bool(record.shown) for record in records]
+    mask, record = inputs.prompt_mask[0], records[0]
+    assert mask.sum() == record.length
+    assert mask[len(mask) - record.length :].all()  # Pads are on the left.
+    assert (inputs.prompt[0][~mask] == words.pad_id).all()
+    return words.decode(inputs.prompt[0][mask]), record, chats[0]
+
+
+def words(prefix, count):
+    return " ".join(f"{prefix}{i}" for i in range(count))
+
+
+def test_blocks_stand_in_order():
+    texts = ["target", "one", "two", "three"]
+    text, record, chat = show(texts, [(3, True), (1, True), (2, False)])
+    content = "what is it | right: three | also right: one | wrong: two | solve it now"
+    assert chat == [{"role": "user", "content": content}]
+    assert text == f"<user> {content} <end> <assistant>"
+    assert record.shown == (3, 1, 2)
+    assert record.succeeded == (True, True, False)
+    assert (record.cut, record.dropped, record.reason) == ((0, 0, 0), 0, "")
+
+
+def test_failures_alone():
+    text, record, _ = show(["target", "one", "two"], [(1, False), (2, False)])
+    assert text == (
+        "<user> what is it | wrong: one | wrong: two | solve it now <end> <assistant>"
+    )
+    assert record.succeeded == (False, False)
+
+
+def test_no_peer_no_closing_line():
+    text, record, chat = show(["target"], [])
+    assert text == "<user> what is it <end> <assistant>"
+    assert chat == list(PROBLEM.messages)
+    assert (record.shown, record.cut, record.dropped) == ((), (), 0)
+    assert record.reason == "no peer to show"
+
+
+def test_without_a_closing_line():
+    text, _, _ = show(["target", "one"], [(1, True)], closing="")
+    assert text == "<user> what is it | right: one <end> <assistant>"
+
+
+def test_system_and_earlier_turns_stay():
+    turns = (
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "reply"},
+        {"role": "user", "content": "second", "name": "kept"},
+    )
+    problem = Problem("p", turns, "GOLD", "exact")
+    text, _, chat = show(["target", "one"], [(1, True)], problem=problem)
+    assert tuple(chat[:3]) == turns[:3]
+    last = "second | right: one | solve it now"
+    assert chat[3] == {"role": "user", "content": last, "name": "kept"}
+    assert text.startswith("<system> be brief <end> <user> first <end> <assistant> reply")
+    assert turns[3]["content"] == "second"
+
+
+@pytest.mark.parametrize(
+    ("budget", "want", "cut"),
+    [
+        (4, "w0 w1 <6 cut> w8 w9", 6),
+        (5, "w0 w1 w2 <5 cut> w8 w9", 5),
+        (2, "w0 <8 cut> w9", 8),
+        (9, "w0 w1 w2 w3 w4 <1 cut> w6 w7 w8 w9", 1),
+        (10, words("w", 10), 0),
+        (11, words("w", 10), 0),
+        (None, words("w", 10), 0),
+    ],
+)
+def test_a_long_peer_loses_its_middle(budget, want, cut):
+    text, record, _ = show(
+        ["target", words("w", 10), "short"], [(1, True), (2, False)], peer_tokens=budget
+    )
+    assert f"right: {want} | wrong: short |" in text
+    assert record.cut == (cut, 0)
+
+
+def test_the_limit_cuts_before_it_drops():
+    peers = ["target", words("a", 40), words("b", 40), words("c", 3)]
+    shown = [(1, True), (2, True), (3, False)]
+    text, record, _ = show(peers, shown, teacher_prompt_length=60)
+    assert record.shown == (1, 2, 3)
+    assert record.dropped == 0
+    assert record.length <= 60
+    first, second, third = record.cut
+    assert abs(first - second) <= 1  # Cut alike.
+    assert third == 0
+    assert first + second >= 83 + 14 - 60
+    assert "| wrong: c0 c1 c2 | solve it now <end> <assistant>" in text
+    for word in ("a0", "a39", "b0", "b39"):
+        assert word in text.split()
+
+
+def test_the_limit_cuts_no_more_than_it_must():
+    peers = ["target", words("a", 60), words("b", 30)]
+    for limit in range(30, 110):
+        _, record, _ = show(peers, [(1, True), (2, False)], teacher_prompt_length=limit)
+        assert record.shown == (1, 2)
+        # One token more of each block, and the 2 of a mark gone, would not have fitted.
+        assert sum(record.cut) == 0 or limit - record.length <= 4, f"{limit}: {record}"
+
+
+def test_failures_are_dropped_before_successes():
+    peers = ["target", words("a", 9), words("b", 9), words("c", 9)]
+    shown = [(1, True), (2, True), (3, False)]
+    seen = []
+    for limit in range(60, 5, -1):
+        text, record, _ = show(peers, shown, teacher_prompt_length=limit)
+        assert record.shown == (1, 2, 3)[: len(record.shown)]
+        assert record.dropped == 3 - len(record.shown)
+        assert text.endswith("<end> <assistant>")
+        assert text.startswith("<user> what is it")
+        if record.shown:
+            assert text.endswith("| solve it now <end> <assistant>")
+            assert record.reason == ""
+        else:
+            assert text == "<user> what is it <end> <assistant>"
+            assert record.reason == "no peer fits"
+        seen.append(len(record.shown))
+    # A smaller limit never shows more, and every number of peers occurs.
+    assert seen == sorted(seen, reverse=True)
+    assert set(seen) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("shown", [[], [(1, True)]])
+def test_a_question_that_does_not_fit_is_an_error(shown):
+    message = "'p' has 6 tokens before any peer is added, more than .*length=5; raise it"
+    with pytest.raises(context.PromptTooLong, match=message):
+        show(["target", "one"], shown, teacher_prompt_length=5)
+
+
+def test_a_student_prompt_that_does_not_fit_is_an_error():
+    message = "'p' has a prompt of 6 tokens, more than rollout.prompt_length=5; raise it"
+    with pytest.raises(context.PromptTooLong, match=message):
+        context.student_prompts([PROBLEM], Words(), length=5)
+
+
+def test_the_student_sees_the_problem_and_nothing_else():
+    tokenizer = Words()
+    other = Problem("q", (*PROBLEM.messages, {"role": "user", "content": "and"}), "GOLD", "x")
+    ids, mask = context.student_prompts([PROBLEM, other], tokenizer, length=12)
+    assert ids.shape == mask.shape == (2, 12)
+    assert (ids.dtype, mask.dtype) == (np.int32, bool)
+    assert tokenizer.decode(ids[0]) == "<pad> " * 6 + "<user> what is it <end> <assistant>"
+    for row, live, problem in zip(ids, mask, [PROBLEM, other], strict=True):
+        assert row[live].tolist() == tokenizer.chat(problem.messages)
+        assert "GOLD" not in tokenizer.decode(row)
+
+
+def test_the_answer_is_in_no_teacher_prompt():
+    text, _, chat = show(["target", "one"], [(1, True)])
+    assert "GOLD" not in text + str(chat)
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>a b</think> c", "c"),
+        ("<think>a\nb</think>\n\nc d", "c d"),
+        ("x <think>a</think> y <think>b</think> z", "x y z"),
+        ("x <think>a b", "x"),
+        ("a b</think> c", "c"),
+        ("a</think> b <think>c</think> d <think>e", "b d"),
+        ("<think></think>c", "c"),
+        ("plain", "plain"),
+    ],
+)
+def test_thinking_is_removed(text, left):
+    got, record, _ = show(["target", text], [(1, True)])
+    assert got == f"<user> what is it | right: {left} | solve it now <end> <assistant>"
+    assert record.cut == (0,)
+    kept, _, _ = show(["target", text], [(1, False)], strip_thinking=False)
+    assert " ".join(text.split()) in kept
+
+
+def test_thinking_is_no_part_of_a_budget():
+    peer = f"<think>{words('t', 50)}</think> {words('a', 4)}"
+    text, record, _ = show(["target", peer], [(1, True)], peer_tokens=4)
+    assert "right: a0 a1 a2 a3 |" in text
+    assert record.cut == (0,)
+
+
+@pytest.mark.parametrize("text", ["<think>only", "", "  \n "])
+def test_a_peer_without_text_is_dropped_and_counted(text):
+    got, record, _ = show(["target", text, "two"], [(1, True), (2, True)])
+    assert got == "<user> what is it | right: two | solve it now <end> <assistant>"
+    assert (record.shown, record.dropped) == ((2,), 1)
+    got, record, _ = show(["target", text], [(1, False)])
+    assert got == "<user> what is it <end> <assistant>"
+    assert (record.shown, record.dropped) == ((), 1)
+    assert record.reason
+
+
+@pytest.mark.parametrize("peer", ["{text}", "{n}", "{} {0} {text!r}", "{{text}}", r"\1 \g<0>"])
+def test_braces_of_a_peer_are_text(peer):
+    long = f"{peer} a b c {peer}"
+    text, _, chat = show(["target", peer, long], [(1, True), (2, False)])
+    assert f"| right: {peer} | wrong: {long} |" in chat[0]["content"]
+    cut, record, _ = show(["target", long], [(1, True)], peer_tokens=2)
+    assert cut.count(f"<{record.cut[0]} cut>") == 1
+
+
+def test_braces_of_a_question_are_text():
+    problem = Problem("p", ({"role": "user", "content": "say {text} {n}"},), "GOLD", "exact")
+    text, _, _ = show(["target", "one"], [(1, True)], problem=problem)
+    assert text == "<user> say {text} {n} | right: one | solve it now <end> <assistant>"
+
+
+def test_rows_of_a_group_and_of_several_problems_keep_their_order():
+    plan = PeerPlan(np.array([[[1], [0]], [[-1], [0]]]), np.array([[[-1], [-1]], [[-1], [-1]]]))
+    tokenizer = Words()
+    second = Problem("q", ({"role": "user", "content": "why"},), "GOLD", "exact")
+    inputs, records, _ = context.teacher_inputs(
+        [PROBLEM, second], [["a", "b"], ["c", "d"]], plan, tokenizer, cfg=CFG
+    )
+    prompts = zip(inputs.prompt, inputs.prompt_mask, strict=True)
+    texts = [tokenizer.decode(ids[mask]) for ids, mask in prompts]
+    assert [re.findall("it|why|right: .", text) for text in texts] == [
+        ["it", "right: b", "it"],
+        ["it", "right: a", "it"],
+        ["why"],
+        ["why", "right: c", "it"],
+    ]
+    assert inputs.informed.tolist() == [True, True, False, True]
+    assert [record.shown for record in records] == [(1,), (0,), (), (0,)]
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    successes=st.integers(0, 5),
+    limit=st.integers(6, 150),
+    peer_tokens=st.none() | st.integers(2, 30),
+)
+def test_every_prompt(lengths, successes, limit, peer_tokens):
+    texts = ["target", *(words(f"p{i}-", n) for i, n in enumerate(lengths, start=1))]
+    shown = [(i, i <= successes) for i in range(1, len(texts))]
+    text, record, _ = show(texts, shown, teacher_prompt_length=limit, peer_tokens=peer_tokens)
+    assert record.length == len(text.split()) <= limit
+    assert text.startswith("<user> what is it ")
+    assert text.endswith("<end> <assistant>")
+    assert text.endswith("| solve it now <end> <assistant>") == bool(record.shown)
+    assert bool(record.reason) == (not record.shown)
+    # Nothing is lost without a record.
+    assert len(record.shown) + record.dropped == len(shown)
+    assert len(record.cut) == len(record.succeeded) == len(record.shown)
+    for i, ok, cut in zip(record.shown, record.succeeded, record.cut, strict=True):
+        assert ok == (i <= successes)
+        left = re.findall(rf"p{i}-\d+", text)
+        assert len(left) == lengths[i - 1] - cut
+        assert left[0] == f"p{i}-0"
+        assert left[-1] == f"p{i}-{lengths[i - 1] - 1}" or len(left) == 1
+        assert peer_tokens is None or len(left) <= peer_tokens
+    hidden = {i for i, _ in shown} - set(record.shown)
+    assert not any(f"p{i}-" in text for i in hidden)

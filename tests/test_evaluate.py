@@ -1,0 +1,93 @@
+"""Held-out numbers: mean@n, pass@k, their intervals, paired gains, and the last batch."""
+
+import numpy as np
+import pytest
+
+from mopd_jax import evaluate
+from mopd_jax.evaluate import Evaluation
+
+
+def outcome(wins, n=8):
+    success = np.arange(n) < np.asarray(wins)[:, None]
+    return Evaluation(success, np.full(success.shape, 3), np.ones(success.shape, bool), 0)
+
+
+@pytest.mark.parametrize(("wins", "want"), [(1, 0.5), (2, 0.7857), (3, 0.9286), (4, 0.9857)])
+def test_pass_at_4_of_8(wins, want):
+    table = outcome([wins]).summary([1, 4, 8])
+    assert table["pass@4"] == pytest.approx(want, abs=5e-5)
+    assert table["pass@8"] == 1.0
+    assert table["pass@1"] == table["mean@8"] == wins / 8
+
+
+def test_the_summary_by_hand():
+    success = np.array([[True, False], [False, False], [True, True]])
+    lengths = np.array([[1, 2], [3, 4], [5, 9]])
+    stopped = np.array([[True, True], [False, False], [True, True]])
+    table = Evaluation(success, lengths, stopped, errors=3).summary([1, 2])
+    assert table["mean@2"] == table["pass@1"] == 0.5
+    assert table["pass@2"] == pytest.approx(2 / 3)
+    assert table["response_tokens"] == 4.0
+    assert table["truncated"] == pytest.approx(1 / 3)
+    assert (table["verifier_errors"], table["problems"]) == (3, 3)
+    for name in ("mean@2", "pass@1", "pass@2"):
+        assert table[f"{name}_low"] <= table[name] <= table[f"{name}_high"]
+    assert len(table) == 3 * 3 + 4
+
+
+def test_the_interval_is_over_problems_not_samples():
+    # Eight equal samples of a problem say no more than one: 40 coins, error 0.5 / sqrt(40).
+    wins = np.where(np.arange(40) % 2, 8, 0)
+    table = outcome(wins).summary([])
+    width = table["mean@8_high"] - table["mean@8_low"]
+    assert width == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(40), rel=0.1)
+
+
+def test_the_gain_is_paired():
+    before = outcome([0, 2, 4, 6] * 10).success
+    after = outcome([1, 3, 5, 7] * 10).success
+    # Every problem gains an eighth: the problems differ, their gains do not.
+    assert evaluate.gain(before, after) == (0.125, (0.125, 0.125))
+    assert evaluate.gain(after, before)[0] == -0.125
+    assert evaluate.gain(before, before) == (0.0, (0.0, 0.0))
+
+
+def test_a_gain_without_an_effect_has_zero_inside():
+    rng = np.random.default_rng(0)
+    mean, (low, high) = evaluate.gain(rng.random((200, 8)) < 0.4, rng.random((200, 8)) < 0.4)
+    assert low < 0 < high
+    assert low < mean < high
+
+
+@pytest.mark.parametrize(
+    ("problems", "batch", "calls"),
+    [
+        (7, 3, [(0, 3), (3, 6), (6, 7)]),
+        (6, 3, [(0, 3), (3, 6)]),
+        (2, 3, [(0, 2)]),
+        (1, 1, [(0, 1)]),
+    ],
+)
+def test_batches_cover_every_problem_once(problems, batch, calls):
+    rng = np.random.default_rng(0)
+    success = rng.random((problems, 4)) < 0.5
+    lengths = rng.integers(1, 9, (problems, 4))
+    stopped = rng.random((problems, 4)) < 0.5
+    made, shown = [], []
+
+    def sample(start, stop):
+        made.append((start, stop))
+        rows = slice(start, stop)
+        return success[rows], lengths[rows], stopped[rows], stop - start
+
+    def progress(starts):
+        shown.extend(starts)
+        return starts
+
+    got = evaluate.evaluate(sample, problems, batch=batch, progress=progress)
+    assert made == calls
+    assert shown == [start for start, _ in calls]
+    np.testing.assert_array_equal(got.success, success)
+    np.testing.assert_array_equal(got.lengths, lengths)
+    np.testing.assert_array_equal(got.stopped, stopped)
+    assert got.errors == problems

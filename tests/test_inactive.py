@@ -1,0 +1,80 @@
+"""Steps that train nothing say so, and why; healthy steps say nothing."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from mopd_jax import inactive
+from mopd_jax.config import Config, LossConfig
+
+HEALTHY = {
+    "truncated": 0.1,
+    "trained_tokens": 100.0,
+    "informed": 0.9,
+    "gradient_finite": 1.0,
+    "update_applied": 1.0,
+}
+MIXED = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+GRPO = Config(loss=LossConfig(method="grpo"))
+
+
+def causes(rewards=MIXED, valid=True, cfg=None, **values):
+    rewards = np.asarray(rewards, float)
+    valid = np.broadcast_to(valid, rewards.shape)
+    success = valid & (rewards >= 1)
+    return inactive.causes({**HEALTHY, **values}, rewards, valid, success, cfg or Config())
+
+
+@pytest.mark.parametrize("cfg", [Config(), GRPO])
+def test_a_healthy_step_is_silent(cfg):
+    assert causes(cfg=cfg) == []
+    assert causes(np.eye(4), cfg=cfg, truncated=0.99) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ({"valid": False}, "no rollout has a verdict"),
+        ({"rewards": np.zeros((2, 3))}, "every reward is 0: the reward is flat"),
+        ({"rewards": np.ones((2, 3))}, "every reward is 1: the reward is flat"),
+        ({"rewards": [[1, 1], [0, 0]]}, "no group is mixed"),
+        ({"truncated": 1.0}, "every response was cut: raise rollout.response_length"),
+        ({"trained_tokens": 0.0, "informed": 0.0}, "masked because no context shows a peer"),
+        ({"trained_tokens": 0.0}, "no token carries a signal"),
+        ({"trained_tokens": 0.0, "informed": 0.0, "cfg": GRPO}, "no token carries a signal"),
+        ({"gradient_finite": 0.0}, "a gradient was not finite, so the update was skipped"),
+    ],
+)
+def test_each_cause_alone(given, cause):
+    (found,) = causes(**given)
+    assert cause in found
+
+
+def test_rows_without_a_verdict_are_no_reward():
+    # What is left is flat, though the array is not.
+    (found,) = causes([[1.0, 0.0], [1.0, 0.0]], valid=[[True, False], [True, False]])
+    assert "every reward is 1" in found
+
+
+def test_causes_add_up():
+    found = causes(np.zeros((2, 3)), truncated=1.0, trained_tokens=0.0, informed=0.0)
+    assert len(found) == 3
+
+
+def warned(caplog, **values):
+    with caplog.at_level(logging.WARNING, logger="mopd"):
+        rewards = np.zeros((1, 2))
+        valid = np.ones((1, 2), bool)
+        inactive.warn(7, {**HEALTHY, **values}, rewards, valid, ~valid, Config())
+    return caplog.messages
+
+
+def test_a_warning_is_loud_where_nothing_was_trained(caplog):
+    (message,) = warned(caplog, update_applied=0.0)
+    assert message.startswith("WARNING step 7: NOTHING WAS TRAINED. every reward is 0")
+
+
+def test_a_warning_does_not_claim_more(caplog):
+    (message,) = warned(caplog)
+    assert message.startswith("WARNING step 7: every reward is 0")
