@@ -89,7 +89,7 @@ def train_step(
     weights = losses.token_weights(batch.mask, aggregation=cfg.loss.aggregation)
     grads, logged = _gradients(state, batch, weights, cfg, model)
 
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
     applied = finite & jnp.any(trained)
     tx = make_optimizer(cfg.optimizer)

@@ -65,7 +65,7 @@ GOOD = '{"prompt": "q", "answer": "a"}'
         ('{"prompt": "q", "answer": "  "}', "no 'answer'"),
         ('{"answer": "a"}', "no 'prompt' string"),
         ('{"prompt": 3, "answer": "a"}', "no 'prompt' string"),
-        ('{"messages": [], "answer": "a"}', "'messages' list that ends with the user"),
+        ('{"messages": [], "answer": "a"}', "'messages' list"),
         (
             '{"messages": [{"role": "assistant", "content": "x"}], "answer": "a"}',
             "ends with the user",
@@ -73,7 +73,7 @@ GOOD = '{"prompt": "q", "answer": "a"}'
         ('{"messages": "q", "answer": "a"}', "'messages' list"),
         ('{"messages": ["q"], "answer": "a"}', "'messages' list"),
         ('{"messages": {"role": "user", "content": "q"}, "answer": "a"}', "'messages' list"),
-        ('{"messages": [{"role": "user"}], "answer": "a"}', "content"),
+        ('{"messages": [{"role": "user"}], "answer": "a"}', "messages"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, line, message):

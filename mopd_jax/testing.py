@@ -1,0 +1,53 @@
+"""Shipped fakes: a tiny decoder and batch, so that a test of a whole step takes seconds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mopd_jax.models.decoder import DecoderConfig
+from mopd_jax.records import Batch
+
+
+def tiny_decoder(**changes) -> DecoderConfig:
+    """A Qwen3-like decoder of two layers; any field can be changed."""
+    fields = {
+        "vocab_size": 64,
+        "width": 32,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "head_size": 8,
+        "mlp_width": 64,
+        "rope_theta": 1e4,
+        "qk_norm": True,
+    }
+    return DecoderConfig(**{**fields, **changes})
+
+
+def random_batch(
+    seed: int, *, rows: int, prompt: int, teacher_prompt: int, response: int, vocab: int
+) -> Batch:
+    """A batch of ragged random rows: left-padded prompts, right-padded responses."""
+    rng = np.random.default_rng(seed)
+
+    def left(length):
+        real = rng.integers(1, length + 1, rows)
+        return np.arange(length)[None] >= length - real[:, None]
+
+    lengths = rng.integers(1, response + 1, rows)
+    mask = np.arange(response)[None] < lengths[:, None]
+
+    def tokens(length):
+        return rng.integers(0, vocab, (rows, length)).astype(np.int32)
+
+    behaviour = np.where(mask, -rng.exponential(size=mask.shape), 0.0)
+    return Batch(
+        prompt=tokens(prompt),
+        prompt_mask=left(prompt),
+        response=tokens(response),
+        mask=mask,
+        behaviour_logp=behaviour.astype(np.float32),
+        teacher_prompt=tokens(teacher_prompt),
+        teacher_prompt_mask=left(teacher_prompt),
+        advantage=rng.normal(size=rows).astype(np.float32),
+    )

@@ -1,0 +1,304 @@
+"""One update: invariant to how its rows are split, safe against NaN, right against oracles."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mopd_jax import losses, sharding, teacher, train_step
+from mopd_jax.config import (
+    Config,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    TeacherConfig,
+)
+from mopd_jax.models import decoder
+from mopd_jax.testing import random_batch, tiny_decoder
+
+CFG = tiny_decoder()
+ROWS = 16
+
+
+def config(**changes):
+    # SGD-like sizes would hide errors; Adam's first step hides scale. Hence large epsilon.
+    optimizer = OptimizerConfig(learning_rate=1e-2, epsilon=1.0, weight_decay=0.0)
+    fields = {
+        "rollout": RolloutConfig(prompts=4, group=4, prompt_length=8, response_length=7),
+        "optimizer": optimizer,
+        "model": ModelConfig(head_chunk=32),
+    }
+    return Config(**{**fields, **changes})
+
+
+@functools.cache
+def batch():
+    made = random_batch(
+        0, rows=ROWS, prompt=8, teacher_prompt=12, response=7, vocab=CFG.vocab_size
+    )
+    mask = np.array(made.mask)
+    mask[3] = False  # A row without context.
+    return dataclasses.replace(made, mask=mask)
+
+
+def state(cfg, seed=0):
+    params = decoder.init(jax.random.key(seed), CFG)
+    made = train_step.init_state(params, jax.random.key(0), cfg=cfg)
+    # A teacher of its own, so that the divergence is not 0.
+    other = decoder.init(jax.random.key(1), CFG) if made.teacher else {}
+    return dataclasses.replace(made, teacher=other)
+
+
+def run(cfg, rows=None, start=None):
+    step = jax.jit(functools.partial(train_step.train_step, cfg=cfg, model=CFG))
+    new, logged = step(state(cfg) if start is None else start, batch() if rows is None else rows)
+    return new, {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}
+
+
+def assert_trees_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+METHODS = [
+    LossConfig(),
+    LossConfig(divergence="reverse_kl", aggregation="token-mean"),
+    LossConfig(divergence="forward_kl", aggregation="seq-mean-token-sum-norm"),
+    LossConfig(aggregation="seq-mean-token-sum", importance_cap=None),
+    LossConfig(method="grpo", aggregation="token-mean"),
+]
+
+
+@pytest.mark.parametrize("loss", METHODS, ids=lambda x: f"{x.method}-{x.aggregation}")
+def test_micro_batches_do_not_matter(loss):
+    whole, want = run(config(loss=loss))
+    for count in (2, 4, 8):
+        optimizer = dataclasses.replace(config().optimizer, micro_batches=count)
+        split, got = run(config(loss=loss, optimizer=optimizer))
+        assert_trees_close(split.params, whole.params, atol=1e-6)
+        for name in want:
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-6)
+
+
+def test_order_of_rows_does_not_matter():
+    order = np.random.default_rng(0).permutation(ROWS)
+    moved = jax.tree.map(lambda x: x[order], batch())
+    assert_trees_close(run(config(), moved)[0].params, run(config())[0].params, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [METHODS[0], METHODS[-1]], ids=["distill", "grpo"])
+@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
+def test_devices_do_not_matter(loss, axes):
+    cfg = config(loss=loss)
+    want, logged = run(cfg)
+    data, fsdp, tensor = axes
+    mesh = sharding.make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(state(cfg), train_step.state_shardings(cfg, CFG, mesh))
+        rows = jax.device_put(batch(), sharding.rows(mesh))
+        got, ratios = train_step.make_train_step(cfg, CFG, mesh)(placed, rows)
+    assert_trees_close(got.params, want.params, atol=1e-6)
+    for name, ratio in ratios.items():
+        np.testing.assert_allclose(ratio.mean(), logged[name], rtol=1e-5, atol=1e-6)
+
+
+def test_masked_rows_are_not_read():
+    poisoned = dataclasses.replace(
+        batch(), behaviour_logp=np.where(batch().mask, batch().behaviour_logp, np.nan)
+    )
+    want, _ = run(config())
+    got, _ = run(config(), poisoned)
+    jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
+
+
+def test_nothing_to_train_on_changes_nothing():
+    optimizer = dataclasses.replace(config().optimizer, weight_decay=0.1)
+    cfg = config(optimizer=optimizer)
+    empty = dataclasses.replace(batch(), mask=np.zeros_like(batch().mask))
+    start = state(cfg)
+    got, logged = run(cfg, empty, start)
+    for name in ("params", "teacher", "optimizer"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(got, name), getattr(start, name))
+    assert logged["update_applied"] == 0
+    assert np.isnan(logged["divergence"])
+    assert int(got.step) == 1
+    assert int(got.skipped) == 0
+
+
+def test_flat_rewards_train_nothing():
+    flat = dataclasses.replace(batch(), advantage=np.zeros(ROWS, np.float32))
+    cfg = config(loss=METHODS[-1])
+    got, logged = run(cfg, flat)
+    jax.tree.map(np.testing.assert_array_equal, got.params, state(cfg).params)
+    assert logged["update_applied"] == 0
+
+
+def test_non_finite_gradient_is_skipped_and_counted():
+    bad = dataclasses.replace(batch(), advantage=np.full(ROWS, np.nan, np.float32))
+    cfg = config(loss=METHODS[-1])
+    got, logged = run(cfg, bad)
+    jax.tree.map(np.testing.assert_array_equal, got.params, state(cfg).params)
+    assert int(got.skipped) == 1
+    assert logged["gradient_finite"] == 0
+    # The step after it trains as if nothing had been.
+    after, logged = run(cfg, None, got)
+    assert_trees_close(after.params, run(cfg)[0].params, atol=0)
+    assert logged["gradient_finite"] == 1
+
+
+def test_teacher_that_reads_the_same_is_no_teacher():
+    same = dataclasses.replace(
+        batch(), teacher_prompt=batch().prompt, teacher_prompt_mask=batch().prompt_mask
+    )
+    start = train_step.init_state(
+        decoder.init(jax.random.key(0), CFG), jax.random.key(0), cfg=config()
+    )
+    _, logged = run(config(), same, start)
+    assert logged["divergence"] < 1e-7
+    assert abs(logged["teacher_minus_student_logp"]) < 1e-6
+    assert logged["grad_norm"] < 1e-4
+
+
+def test_teachers():
+    for kind, rate in (("ema", 0.05), ("frozen", 0.05)):
+        cfg = config(teacher=TeacherConfig(kind=kind, rate=rate))
+        start = state(cfg)
+        got, _ = run(cfg, None, start)
+        share = rate if kind == "ema" else 0.0
+        want = jax.tree.map(lambda t, s: (1 - share) * t + share * s, start.teacher, got.params)
+        assert_trees_close(got.teacher, want, atol=1e-6)
+    old, new = {"w": jnp.float32(1.0)}, {"w": jnp.float32(0.0)}
+    for _ in range(50):  # What is left of the initial teacher: 0.95^50 = 0.0769.
+        old = teacher.ema(old, new, rate=0.05)
+    np.testing.assert_allclose(old["w"], 0.0769, atol=1e-4)
+
+
+def test_warm_up_wastes_no_step():
+    cfg = OptimizerConfig(learning_rate=1.0, warmup_steps=10)
+    rates = [float(train_step.learning_rate(jnp.int32(k), cfg=cfg)) for k in range(12)]
+    want = [min((k + 1) / 10, 1) for k in range(12)]
+    np.testing.assert_allclose(rates, want, rtol=1e-6)
+    none = dataclasses.replace(cfg, warmup_steps=0)
+    assert float(train_step.learning_rate(jnp.int32(0), cfg=none)) == 1.0
+
+
+def test_clip_and_adamw_against_numpy():
+    cfg = OptimizerConfig(learning_rate=0.1, warmup_steps=0, clip_norm=0.5, weight_decay=0.2)
+    tx = train_step.make_optimizer(cfg)
+    w, g = np.array([3.0, -4.0]), np.array([6.0, 8.0])
+    updates, _ = tx.update({"w": jnp.asarray(g)}, tx.init({"w": jnp.asarray(w)}), {"w": w})
+    clipped = g * 0.5 / 10.0
+    # After one step both bias-corrected moments are the gradient and its square.
+    want = -0.1 * (clipped / (np.abs(clipped) + cfg.epsilon) + 0.2 * w)
+    np.testing.assert_allclose(updates["w"], want, rtol=1e-5)
+
+
+def test_master_weights_stay_float32_under_bf16_compute():
+    half = dataclasses.replace(CFG, dtype="bfloat16")
+    cfg = config()
+    step = jax.jit(functools.partial(train_step.train_step, cfg=cfg, model=half))
+    got, logged = step(state(cfg), batch())
+    kinds = {x.dtype for x in jax.tree.leaves((got.params, got.teacher))}
+    assert kinds == {jnp.dtype("float32")}
+    want, _ = run(cfg)
+    moved = jax.tree.map(lambda a, b: a - b, want.params, state(cfg).params)
+    error = jax.tree.map(lambda a, b: a - b, got.params, want.params)
+    size = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(moved)))
+    off = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(error)))
+    assert off < 0.05 * size
+
+
+def weights_oracle(mask, aggregation):
+    k = mask.astype(np.float64)
+    n = (k.sum(1) > 0).sum()
+    with np.errstate(invalid="ignore"):
+        return {
+            "token-mean": k / k.sum(),
+            "seq-mean-token-mean": np.nan_to_num(k / k.sum(1, keepdims=True)) / n,
+            "seq-mean-token-sum": k / n,
+            "seq-mean-token-sum-norm": k / k.shape[1],
+        }[aggregation]
+
+
+@pytest.mark.parametrize(
+    "aggregation",
+    ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"],
+)
+def test_token_weights(aggregation):
+    mask = batch().mask
+    got = losses.token_weights(jnp.asarray(mask), aggregation=aggregation)
+    np.testing.assert_allclose(got, weights_oracle(mask, aggregation), rtol=1e-6)
+    none = losses.token_weights(jnp.zeros((2, 3), bool), aggregation=aggregation)
+    assert np.all(none == 0)
+
+
+def test_unknown_aggregation_is_named():
+    with pytest.raises(ValueError, match="'mean' is none of token-mean"):
+        losses.token_weights(jnp.ones((2, 3), bool), aggregation="mean")
+
+
+def grpo_oracle(logp, old, advantage, weights, low, high, dual):
+    total = 0.0
+    for n, a in enumerate(advantage):
+        for t in range(logp.shape[1]):
+            r = np.exp(np.clip(logp[n, t] - old[n, t], -20, 20))
+            x = max(-a * r, -a * np.clip(r, 1 - low, 1 + high))
+            if a < 0:
+                x = min(x, -dual * a)
+            total += weights[n, t] * x
+    return total
+
+
+def test_grpo_against_oracle():
+    rng = np.random.default_rng(0)
+    logp, old = rng.normal(size=(2, 6, 5)) - 2
+    old[0, 0] = logp[0, 0] + 30  # Beyond the bound on the exponent.
+    advantage = np.array([0.75, -0.25, 0.0, 1.6, -0.5, -2.0])
+    weights = rng.random((6, 5))
+    options = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
+    f32 = jnp.float32
+
+    def loss(x):
+        return losses.grpo_loss(x, f32(old), f32(advantage), f32(weights), **options)[0]
+
+    want = grpo_oracle(logp, old, advantage, weights, 0.2, 0.28, 3.0)
+    np.testing.assert_allclose(loss(f32(logp)), want, rtol=1e-5)
+    grads = jax.grad(loss)(f32(logp))
+    for n, t in [(0, 1), (1, 2), (3, 3), (5, 4)]:
+        up, down = logp.copy(), logp.copy()
+        up[n, t] += 1e-6
+        down[n, t] -= 1e-6
+        args = (old, advantage, weights, 0.2, 0.28, 3.0)
+        slope = (grpo_oracle(up, *args) - grpo_oracle(down, *args)) / 2e-6
+        np.testing.assert_allclose(grads[n, t], slope, rtol=1e-4, atol=1e-6)
+
+
+def test_importance_weighs_tokens_and_is_constant():
+    rng = np.random.default_rng(1)
+    shape = (2, 3)
+    hs, ht = (f for f in rng.normal(size=(2, *shape, 8)).astype(np.float32))
+    head = rng.normal(size=(16, 8)).astype(np.float32)
+    ids = rng.integers(0, 16, shape)
+    mask = np.ones(shape, bool)
+
+    def loss(h, **options):
+        return losses.distill_loss(h, head, ht, head, ids, mask, **options)[0]
+
+    stats = losses.distill_loss(hs, head, ht, head, ids, mask)[1]
+    shift = np.array([[0.5, -0.5, 5.0], [0.0, -30.0, 30.0]])
+    old = np.asarray(stats.logp) - shift
+    ratio = np.minimum(np.exp(np.clip(shift, -20, 20)), 2.0)
+    weights = np.full(shape, 1 / 6)
+    options = {"behaviour_logp": jnp.float32(old), "importance_cap": 2.0}
+    np.testing.assert_allclose(
+        loss(hs, **options), (weights * ratio * stats.divergence).sum(), rtol=1e-5
+    )
+    # The ratio is a constant weight: the same gradient as with it given from outside.
+    want = jax.grad(loss)(hs, weights=jnp.float32(weights * ratio))
+    np.testing.assert_allclose(jax.grad(loss)(hs, **options), want, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="belong together"):
+        loss(hs, importance_cap=2.0)
