@@ -43,6 +43,10 @@ def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
+    if not hasattr(cfg, "items"):
+        raise ConfigError(
+            f"{where}={cfg!r} must be a section with settings: {', '.join(names)}"
+        )
     given = dict(cfg.items())
     for name in given:
         if name not in names:
@@ -78,6 +82,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}={value!r} must be a list of {args[0].__name__}")
         return tuple(_convert(args[0], v, where) for v in value)
     if origin is dict:
+        if not hasattr(value, "items"):
+            raise ConfigError(f"{where}={value!r} must be a mapping; set {where}.NAME")
         return _plain(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -111,7 +117,7 @@ def override(cfg: ConfigDict, dotted: str, text: str) -> None:
         raise ConfigError(unknown(f"{where}.{last}", last, list(node)))
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
     with node.unlocked():
         node[last] = value

@@ -142,9 +142,9 @@ def _fit(problem, group, shown, tokenizer, cfg):
             )
         # Every block longer than the budget is cut alike. Where nothing is left to cut, the
         # last peer goes: failures before successes.
-        longer = sum(len(group[i].ids) >= budget for i, _ in kept)
-        if budget > 2 and longer:
-            budget = max(2, min(budget - 1, budget - over // longer))
+        if budget > 2:
+            lengths = [min(len(group[i].ids), budget) for i, _ in kept]
+            budget = max(2, min(budget - 1, _level(lengths, sum(lengths) - over)))
         else:
             kept.pop()
             budget = _full_budget(group, kept, cfg)
@@ -157,6 +157,16 @@ def _fit(problem, group, shown, tokenizer, cfg):
         reason="" if kept else "no peer fits" if shown else "no peer to show",
     )
     return chat, ids, record
+
+
+def _level(lengths, total: int) -> int:
+    """The largest budget under which blocks of these lengths have at most `total` tokens."""
+    left = len(lengths)
+    for length in sorted(lengths):
+        if length * left >= total:
+            return total // left
+        total, left = total - length, left - 1
+    return max(lengths)
 
 
 def _full_budget(group, kept, cfg) -> int:

@@ -96,12 +96,14 @@ def _reasoning_gym(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
     for i in range(shots):
         before.append({"role": "user", "content": rows[i]["question"]})
         before.append({"role": "assistant", "content": str(rows[i]["answer"])})
+    shown = {rows[i]["question"] for i in range(shots)}
     trained = {rows[shots + i]["question"] for i in range(train)}
-    chosen = range(shots, shots + train)
+    # A question that stands solved in every prompt trains and tests nothing.
+    chosen = [i for i in range(shots, shots + train) if rows[i]["question"] not in shown]
     if split == "eval":
         later = range(shots + train, shots + train + held)
         # A question that training also draws is not held out.
-        chosen = [i for i in later if rows[i]["question"] not in trained]
+        chosen = [i for i in later if rows[i]["question"] not in trained | shown]
     return [
         Problem(
             id=f"{options['task']}-{seed}-{i}",
@@ -120,7 +122,7 @@ def _jsonl(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
     path = pathlib.Path(cfg.train_path if split == "train" else cfg.eval_path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; check data.train_path and data.eval_path")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [_row(path, i, line) for i, line in enumerate(lines, start=1) if line.strip()]
 
 
@@ -138,9 +140,10 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
     messages: Any = row.get("messages")
     if messages is None and isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
-    if not messages or messages[-1].get("role") != "user":
+    if not _is_chat(messages):
         raise DataError(
-            f"{where}: no 'prompt' string, and no 'messages' list that ends with the user"
+            f"{where}: no 'prompt' string, and no 'messages' list of roles and contents that "
+            "ends with the user"
         )
     return Problem(
         id=str(row.get("id", f"{path.name}:{number}")),
@@ -148,6 +151,17 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
         answer=answer,
         verifier="exact",
     )
+
+
+def _is_chat(messages: Any) -> bool:
+    """A list of messages with role and content, the last from the user."""
+    whole = isinstance(messages, list) and all(
+        isinstance(m, dict)
+        and isinstance(m.get("role"), str)
+        and isinstance(m.get("content"), str)
+        for m in messages
+    )
+    return whole and bool(messages) and messages[-1]["role"] == "user"
 
 
 def _check_options(cfg: DataConfig, known: Sequence[str]) -> None:

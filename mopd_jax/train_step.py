@@ -45,9 +45,10 @@ def learning_rate(count: jax.Array, *, cfg: OptimizerConfig) -> jax.Array:
 def init_state(params: Params, key: jax.Array, *, cfg: Config) -> TrainState:
     """State before the first step; the teacher starts as a copy of the student."""
     copy = jax.tree.map(jnp.copy, params) if cfg.loss.method == "distill" else {}
-    zero = jnp.zeros((), jnp.int32)
     moments = make_optimizer(cfg.optimizer).init(params)
-    return TrainState(params, copy, moments, step=zero, skipped=zero, key=key)
+    # Two zeros, not one twice: the state is donated, and a buffer can be given away only once.
+    step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+    return TrainState(params, copy, moments, step=step, skipped=skipped, key=key)
 
 
 def state_shardings(cfg: Config, model: DecoderConfig, mesh: jax.sharding.Mesh) -> TrainState:

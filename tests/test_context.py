@@ -265,6 +265,11 @@ def test_braces_of_a_peer_are_text(peer):
     assert cut.count(f"<{record.cut[0]} cut>") == 1
 
 
+def test_braces_of_a_template_are_text():
+    _, _, chat = show(["target", "one"], [(1, True)], success="{x} {} {text} {n}")
+    assert chat[0]["content"] == "what is it | {x} {} one {n} | solve it now"
+
+
 def test_braces_of_a_question_are_text():
     problem = Problem("p", ({"role": "user", "content": "say {text} {n}"},), "GOLD", "exact")
     text, _, _ = show(["target", "one"], [(1, True)], problem=problem)

@@ -40,6 +40,7 @@ LEVELS = {
     "models.families": 4,
     "rollout": 4,
     "scoring": 4,
+    "testing": 4,
     "train_step": 5,
     "weights": 5,
     "tokenizer": 6,
