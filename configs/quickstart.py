@@ -13,18 +13,18 @@ method's best of one small sweep: benchmarks/RESULTS.md has the sweep, the seeds
 from mopd_jax import config, methods
 
 LEARNING_RATES = {
-    "mopd": 1.5e-3,
-    "positive": 1.5e-3,
-    "anchored": 1.5e-3,
-    "sdpo": 1.5e-3,
-    "opd": 1.5e-3,
-    "grpo": 3e-4,
+    "mopd": 1e-3,
+    "positive": 1e-3,
+    "anchored": 1e-3,
+    "sdpo": 1e-3,
+    "opd": 1e-3,
+    "grpo": 1e-3,
 }
 
 
 def get_config(variant: str = "mopd"):
     cfg = config.defaults()
-    cfg.steps = 80
+    cfg.steps = 120
     cfg.dump_every = 10
     cfg.model.path = "builtin:codebook"
     cfg.data.source = "codebook"
@@ -46,11 +46,9 @@ def get_config(variant: str = "mopd"):
     # The warm start reads peers well; it stays the teacher, since the student, trained on bare
     # prompts only, would forget how to.
     cfg.teacher.kind = "frozen"
-    cfg.loss.divergence = "reverse_kl"
-    cfg.loss.aggregation = "token-mean"
     cfg.optimizer.warmup_steps = 1
     cfg.optimizer.weight_decay = 0.0
-    cfg.eval.every = 20
+    cfg.eval.every = 30
     cfg.eval.problems = 128
     cfg.eval.batch = 128
     methods.apply(cfg, variant)

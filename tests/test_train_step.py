@@ -56,7 +56,9 @@ def state(cfg, seed=0):
 
 def run(cfg, rows=None, start=None):
     step = jax.jit(functools.partial(train_step.train_step, cfg=cfg, model=CFG))
-    new, logged = step(state(cfg) if start is None else start, batch() if rows is None else rows)
+    new, logged = step(
+        state(cfg) if start is None else start, batch() if rows is None else rows
+    )
     return new, {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}
 
 

@@ -1,0 +1,303 @@
+"""The whole loop on the shipped warm start: files, resume to the same bits, no recompilation."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from mopd_jax import checkpoint, cli, console, logbook, train, weights
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
+SMALL = {
+    "steps": 4,
+    "dump_every": 2,
+    "rollout.prompts": 4,
+    "rollout.group": 4,
+    "eval.every": 2,
+    "eval.problems": 8,
+    "eval.samples": 4,
+    "eval.batch": 8,
+    "eval.ks": (1, 4),
+    "checkpoint.every": 2,
+}
+
+
+def flags(folder, variant="mopd", **changes):
+    settings = {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}}
+    words = [f"--config={CONFIG}:{variant}", f"--workdir={folder}"]
+    return words + [f"--config.{name}={value}" for name, value in settings.items()]
+
+
+def run(folder, variant="mopd", **changes):
+    cfg, workdir = cli.parse(flags(folder, variant, **changes))
+    return train.train(cfg, workdir)
+
+
+def start(folder, **changes):
+    """The same command in a process of its own, on one device."""
+    env = {**os.environ, "XLA_FLAGS": ""}
+    command = [sys.executable, "-m", "mopd_jax.cli", "train", *flags(folder, **changes)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def checksums(folder, step):
+    """What `checkpoint.save` recorded of every array, bit by bit."""
+    path = folder.absolute() / "checkpoints" / str(step)
+    return ocp.load_checkpointables(path, {"meta": None})["meta"]["checksums"]
+
+
+def finish(process):
+    out = process.communicate(timeout=300)[0].decode()
+    assert process.returncode == 0, out[-3000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One uninterrupted run of four steps in a process of its own."""
+    folder = tmp_path_factory.mktemp("run") / "whole"
+    out = finish(start(folder))
+    return folder, out
+
+
+def test_run_folder(finished):
+    folder, out = finished
+    assert "gain (paired)" in out
+    records = logbook.read(folder)
+    steps = [(r["kind"], r["step"]) for r in records]
+    trained = [("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4)]
+    assert steps == [("eval", 0), *trained]
+    step = records[1]
+    for name in ("solve_rate", "divergence", "entropy", "teacher_prompt_tokens"):
+        assert np.isfinite(step[name])
+    assert step["informed"] == 1.0
+    assert step["sampler_scorer_gap"] < 1e-4
+    assert step["seconds_rollout"] > 0
+    assert list((folder / "tensorboard").glob("events*"))
+    assert json.loads((folder / "config.json").read_text())["name"] == "mopd"
+    assert sorted(p.name for p in (folder / "rollouts").iterdir()) == [
+        "step_000002.jsonl",
+        "step_000004.jsonl",
+    ]
+    assert checkpoint.steps(folder / "checkpoints") == [2, 4]
+
+
+def test_rollouts_say_who_was_shown(finished):
+    path = finished[0] / "rollouts" / "step_000002.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(rows) == 16
+    for row in rows:
+        group = [r for r in rows if r["uid"] == row["uid"]]
+        shown = row["context"]["shown"]
+        assert row["rollout"] not in shown
+        blocks = [
+            f"{'<ok>' if ok else '<bad>'} {group[i]['response']}"
+            for i, ok in zip(shown, row["context"]["succeeded"], strict=True)
+        ]
+        question = row["messages"][-1]["content"]
+        assert row["teacher_message"] == " ".join([question, *blocks])
+        for i, ok in zip(shown, row["context"]["succeeded"], strict=True):
+            assert group[i]["reward"] == float(ok)
+        # The student saw the problem and nothing of this.
+        assert "<ok>" not in question
+        assert "<bad>" not in question
+
+
+def test_killed_run_ends_with_the_same_bits(finished, tmp_path):
+    folder = tmp_path / "killed"
+    process = start(folder)
+    deadline = time.time() + 240
+    while not any(r["step"] == 3 for r in logbook.read(folder)):
+        assert process.poll() is None
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.steps(folder / "checkpoints") == [2]
+    out = finish(start(folder))
+    assert "going on from the checkpoint of step 2" in out
+    assert checksums(folder, 4) == checksums(finished[0], 4)
+    # Every step stands in the log once, with the same numbers.
+    free = ("seconds", "tokens_per_second")
+    for got, want in zip(logbook.read(folder), logbook.read(finished[0]), strict=True):
+        for name in got:
+            if not name.startswith(free):
+                assert got[name] == want[name], name
+    # And once more, now that it is finished: nothing is trained, the table is shown again.
+    again = finish(start(folder))
+    assert "gain (paired)" in again
+    assert "step 4/4" not in again
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment(finished, tmp_path):
+    folder = tmp_path / "often"
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        process = start(folder)
+        time.sleep(rng.uniform(3, 30))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    finish(start(folder))
+    assert checksums(folder, 4) == checksums(finished[0], 4)
+
+
+def test_nothing_compiles_after_warm_up(tmp_path, monkeypatch):
+    compiled, at_step = [], {}
+
+    def listen(event, duration, **_):
+        del duration
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    say = console.say
+
+    def count(step, *args):
+        at_step[step] = len(compiled)
+        say(step, *args)
+
+    monkeypatch.setattr(console, "say", count)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        run(tmp_path / "run", steps=6)
+        total = len(compiled)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert at_step[1] > 0
+    # Step 2 is followed by the first evaluation and checkpoint of the loop; from there on, none.
+    assert at_step[3] == at_step[6] == total
+
+
+@pytest.mark.parametrize("variant", ["positive", "anchored", "sdpo", "opd", "grpo"])
+def test_every_variant_trains(tmp_path, variant):
+    run(tmp_path / variant, variant, steps=2)
+    records = [r for r in logbook.read(tmp_path / variant) if r["kind"] == "train"]
+    assert len(records) == 2
+    assert all(r["gradient_finite"] == 1 for r in records)
+    if variant == "opd":
+        assert all(r["informed"] == 0 and r["trained_tokens"] > 0 for r in records)
+        # Student and frozen teacher start equal and read the same: no signal at step 1.
+        assert records[0]["divergence"] < 1e-6
+    if variant == "positive":
+        assert all(r["shows_failure"] == 0 for r in records)
+
+
+def test_eight_devices_equal_one(tmp_path):
+    one = run(tmp_path / "one", steps=2, mesh__data=1, **one_device())
+    eight = run(tmp_path / "eight", steps=2, mesh__fsdp=2, mesh__tensor=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.params, eight.params
+    )
+    pair = zip(logbook.read(tmp_path / "one"), logbook.read(tmp_path / "eight"), strict=True)
+    for a, b in pair:
+        assert a.get("solve_rate") == b.get("solve_rate")
+
+
+def one_device():
+    """Settings of a mesh that uses all 8 devices as one would: every row on each."""
+    return {"mesh__data": 8, "rollout__prompts": 8, "rollout__group": 4}
+
+
+def fails(capsys, *words):
+    """Runs the command line; returns its one line of complaint."""
+    status = cli.main(["train", *words])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert error.startswith("mopd: ")
+    assert "Traceback" not in error
+    return error
+
+
+def model_folder(tmp_path, **changes):
+    """A copy of the warm start's folder whose config.json is changed."""
+    folder = tmp_path / "model"
+    shutil.copytree(weights.resolve("builtin:codebook"), folder)
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model__path": "/no/such/model"}, "/no/such/model"),
+        ({"rollout__prompt_length": 5}, "6 tokens, more than rollout.prompt_length=5"),
+        ({"rollout__group": 1}, "rollout.group to 2 or more"),
+        ({"eval__problems": 10**6}, "eval.problems=1000000"),
+        ({"peers__succeses": 1}, "did you mean successes"),
+        ({"mesh__fsdp": 3}, "fsdp=3"),
+        ({"mesh__tensor": 8}, "mesh.tensor"),
+        ({"rollout__prompts": 3}, "rollout.prompts=3"),
+        ({"data__options": {"seed": 1}}, "data.options.seed does not exist"),
+        ({"data__source": "jsonl"}, "data.train_path"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_bad_settings(tmp_path, capsys, changes, words):
+    assert words in fails(capsys, *flags(tmp_path / "run", **changes))
+
+
+def test_wrong_family(tmp_path, capsys):
+    folder = model_folder(tmp_path, model_type="gpt2")
+    assert "gpt2" in fails(capsys, *flags(tmp_path / "run", model__path=folder))
+
+
+def test_vocabulary_mismatch(tmp_path, capsys):
+    folder = model_folder(tmp_path, vocab_size=70)
+    error = fails(capsys, *flags(tmp_path / "run", model__path=folder))
+    assert "70" in error
+
+
+def test_no_chat_template(tmp_path, capsys):
+    folder = model_folder(tmp_path)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    del settings["chat_template"]
+    path.write_text(json.dumps(settings))
+    assert "chat template" in fails(capsys, *flags(tmp_path / "run", model__path=folder))
+
+
+def test_row_without_an_answer(tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "d01 1 2 3", "answer": "1 2 3"}\n{"prompt": "d01 1 2 3"}\n')
+    changes = {"data__source": "jsonl", "data__train_path": rows, "data__eval_path": rows}
+    error = fails(capsys, *flags(tmp_path / "run", **changes))
+    assert "rows.jsonl, row 2: no 'answer'" in error
+
+
+def test_another_config_in_the_same_folder(finished, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    error = fails(capsys, *flags(folder, peers__failures=1))
+    assert "different: peers" in error
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_corrupt_checkpoint(finished, tmp_path, capsys, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    step = folder / "checkpoints" / "4"
+    largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    if damage == "remove":
+        largest.unlink()
+    else:
+        if damage == "flip":
+            data[len(data) // 2] ^= 16
+        largest.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    error = fails(capsys, *flags(folder))
+    assert str(step) in error
+    assert "remove" in error
+    # The remedy works: the run goes on from the checkpoint before.
+    shutil.rmtree(step)
+    assert cli.main(["train", *flags(folder)]) == 0
+    assert checkpoint.steps(folder / "checkpoints") == [2, 4]
