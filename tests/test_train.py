@@ -1,4 +1,4 @@
-"""The whole loop on the shipped warm start: files, resume to the same bits, no recompilation."""
+"""The whole loop on the shipped warm start: files, resume to the same bits, compilations."""
 
 import json
 import os
@@ -173,7 +173,7 @@ def test_nothing_compiles_after_warm_up(tmp_path, monkeypatch):
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert at_step[1] > 0
-    # Step 2 is followed by the first evaluation and checkpoint of the loop; from there on, none.
+    # Step 2 is followed by the loop's first evaluation and checkpoint; from there on, none.
     assert at_step[3] == at_step[6] == total
 
 
