@@ -4,8 +4,8 @@
     python benchmarks/quickstart_sweep.py --out runs/sweep --report   # the tables again
 
 Each run is `mopd train --config=configs/quickstart.py:METHOD` in a process of its own; a run
-that is finished is not run again. All methods see the same seeds, prompts and evaluation draws. A
-method's rate is its best over the seeds' mean, so no method is shown at another's rate.
+that is finished is not run again. All methods see the same seeds, prompts and evaluation draws.
+A method's rate is its best over the seeds' mean, so no method is shown at another's rate.
 Intervals are 95 % bootstraps over held-out prompts within each seed; three seeds say little
 about the spread over seeds, so each seed's figure stands beside the mean.
 """

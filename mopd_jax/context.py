@@ -188,6 +188,9 @@ def _cut_middle(peer, budget, tokenizer, cfg) -> tuple[str, int]:
 def _peer(text: str, tokenizer: Tokenizer, cfg: ContextConfig) -> _Peer:
     if cfg.strip_thinking:
         text = _THINKING.sub("", text).strip()
+    # A student that spells out a special token must not end the teacher's turn with it.
+    for special in tokenizer.specials:
+        text = text.replace(special, "")
     return _Peer(text, tokenizer.encode(text) if text else [])
 
 

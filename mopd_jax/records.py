@@ -109,6 +109,8 @@ class Tokenizer(Protocol):
     pad_id: int
     stop_ids: tuple[int, ...]
     vocab_size: int
+    specials: tuple[str, ...]  # Texts that `chat` would read as special tokens.
+    fingerprint: str
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation with the assistant header at the end."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import logging
 import pathlib
+import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -86,6 +88,7 @@ def open_run(
     # A fixed subset that does not depend on the split's order.
     chosen = np.random.default_rng([_EVAL_SUBSET, cfg.seed]).permutation(len(eval_problems))
     eval_problems = [eval_problems[i] for i in chosen[: cfg.eval.problems]]
+    _write_environment(cfg, workdir, words)
     for problems in (train_problems, eval_problems):
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
 
@@ -141,6 +144,21 @@ def _claim(cfg: Config, workdir: pathlib.Path, command: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_text(path, configs.to_json(cfg) + "\n")
     write_text(workdir / "command.txt", command + "\n")
+
+
+def _write_environment(cfg: Config, workdir: pathlib.Path, words: Tokenizer) -> None:
+    """Versions, devices and fingerprints: what the config does not say of a run."""
+    packages = ("mopd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    device = jax.devices()[0]
+    record = {
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "devices": f"{jax.device_count()} x {device.platform} {device.device_kind}",
+        "config": configs.fingerprint(cfg),
+        "templates": configs.fingerprint(cfg.context),
+        "tokenizer": words.fingerprint,
+    }
+    write_text(workdir / "environment.json", json.dumps(record, indent=2) + "\n")
 
 
 def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:

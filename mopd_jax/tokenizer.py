@@ -41,6 +41,7 @@ class ChatTokenizer:
     pad_id: the pad token, or the end token where there is none.
     stop_ids: the end token first, then the others that end a turn.
     vocab_size: one more than the largest id.
+    specials: texts of the special tokens, longest first.
     fingerprint: twelve hex digits, of vocabulary and chat template.
     """
 
@@ -68,6 +69,7 @@ class ChatTokenizer:
         self.stop_ids: tuple[int, ...] = ends
         self.pad_id: int = ends[0] if inner.pad_token_id is None else inner.pad_token_id
         self.vocab_size: int = max(vocabulary.values()) + 1
+        self.specials: tuple[str, ...] = tuple(sorted(inner.all_special_tokens, key=len))[::-1]
         template = inner.get_chat_template()
         # A reasoning model would spend the response on thoughts; templates that can, skip them.
         self._options = {"enable_thinking": False} if "enable_thinking" in template else {}

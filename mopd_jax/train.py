@@ -5,9 +5,9 @@ function of arrays (the jitted ones are made once, in `run.py`) or a thin handle
 
     take problems -> rollout -> verify -> choose peers -> render contexts -> update -> record
 
-Run folder: `config.json`, `command.txt`, `metrics.jsonl`, `tensorboard/`, `rollouts/`,
-`checkpoints/`, `evaluations/`. A killed run, started again with the same command, goes on from
-its last checkpoint and ends with the same bits as one that was never killed.
+Run folder: `config.json`, `environment.json`, `command.txt`, `metrics.jsonl`, `tensorboard/`,
+`rollouts/`, `checkpoints/`, `evaluations/`. A killed run, started again with the same command,
+goes on from its last checkpoint and ends with the same bits as one that was never killed.
 """
 
 from __future__ import annotations
