@@ -55,7 +55,7 @@ class Run:
 
 
 def open_run(
-    cfg: Config, workdir: pathlib.Path, command: str
+    cfg: Config, workdir: pathlib.Path, *, command: str, devices: list[jax.Device] | None
 ) -> tuple[Run, TrainState, data.ProblemStream]:
     """The run in `workdir`, its state (new, or the newest checkpoint's), and its problems.
 
@@ -64,8 +64,8 @@ def open_run(
         ValueError: for every input that cannot work, before any time is spent on it.
     """
     begun = time.perf_counter()
-    _claim(cfg, workdir, command)
-    mesh = sharding.make_mesh(cfg.mesh)
+    _compare_with_folder(cfg, workdir)
+    mesh = sharding.make_mesh(cfg.mesh, devices)
     shards = sharding.row_shards(mesh)
     micro = cfg.rollout.prompts * cfg.rollout.group // cfg.optimizer.micro_batches
     for name, size in (
@@ -88,7 +88,6 @@ def open_run(
     # A fixed subset that does not depend on the split's order.
     chosen = np.random.default_rng([_EVAL_SUBSET, cfg.seed]).permutation(len(eval_problems))
     eval_problems = [eval_problems[i] for i in chosen[: cfg.eval.problems]]
-    _write_environment(cfg, workdir, words)
     for problems in (train_problems, eval_problems):
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
 
@@ -112,6 +111,7 @@ def open_run(
         update=train_step.make_train_step(cfg, model, mesh),
     )
     state, position = _state(run, source)
+    _write_records(run, command)
     stream = data.ProblemStream(train_problems, seed=cfg.seed, position=position)
     log.info(
         "%s: %.1f M parameters, %d train and %d eval problems, %d devices, ready in %.1f s",
@@ -125,8 +125,8 @@ def open_run(
     return run, state, stream
 
 
-def _claim(cfg: Config, workdir: pathlib.Path, command: str) -> None:
-    """Writes the run's config, or compares it with the one the folder was made with."""
+def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
+    """A folder holds one run: its config may differ in what changes no number only."""
     path = workdir / "config.json"
     new = json.loads(configs.to_json(cfg))
     if path.exists():
@@ -141,24 +141,27 @@ def _claim(cfg: Config, workdir: pathlib.Path, command: str) -> None:
                 f"{workdir} holds a run with another config (different: {', '.join(differ)}); "
                 "choose another --workdir, or use the settings of its config.json"
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_text(path, configs.to_json(cfg) + "\n")
-    write_text(workdir / "command.txt", command + "\n")
 
 
-def _write_environment(cfg: Config, workdir: pathlib.Path, words: Tokenizer) -> None:
-    """Versions, devices and fingerprints: what the config does not say of a run."""
+def _write_records(run: Run, command: str) -> None:
+    """The config, the command, and what neither says: versions, devices, fingerprints.
+
+    Last of all checks, so that a run that could not start leaves no folder behind.
+    """
     packages = ("mopd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    device = jax.devices()[0]
+    devices = run.mesh.devices.flat
     record = {
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
-        "devices": f"{jax.device_count()} x {device.platform} {device.device_kind}",
-        "config": configs.fingerprint(cfg),
-        "templates": configs.fingerprint(cfg.context),
-        "tokenizer": words.fingerprint,
+        "devices": f"{run.mesh.size} x {devices[0].platform} {devices[0].device_kind}",
+        "config": configs.fingerprint(run.cfg),
+        "templates": configs.fingerprint(run.cfg.context),
+        "tokenizer": run.tokenizer.fingerprint,
     }
-    write_text(workdir / "environment.json", json.dumps(record, indent=2) + "\n")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_text(run.folder / "config.json", configs.to_json(run.cfg) + "\n")
+    write_text(run.folder / "command.txt", command + "\n")
+    write_text(run.folder / "environment.json", json.dumps(record, indent=2) + "\n")
 
 
 def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:

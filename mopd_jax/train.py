@@ -31,14 +31,24 @@ from mopd_jax.run import Run, open_run
 log = logging.getLogger("mopd")
 
 
-def train(cfg: Config, workdir: pathlib.Path, *, command: str = "") -> TrainState:
+def train(
+    cfg: Config,
+    workdir: pathlib.Path,
+    *,
+    command: str = "",
+    devices: list[jax.Device] | None = None,
+) -> TrainState:
     """Runs, or goes on with, the run in `workdir`; returns the final state.
+
+    Args:
+        command: noted in the run folder.
+        devices: that the mesh is laid over, by default all.
 
     Raises:
         ConfigError, data.DataError, weights and context errors: before the first step, each
         with the setting to change.
     """
-    run, state, stream = open_run(cfg, workdir, command)
+    run, state, stream = open_run(cfg, workdir, command=command, devices=devices)
     book = Logbook(workdir, step=int(state.step))
     with jax.set_mesh(run.mesh):
         if int(state.step) == 0:
