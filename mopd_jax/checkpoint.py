@@ -39,6 +39,8 @@ def save(folder: pathlib.Path, state: TrainState, meta: dict[str, Any], *, keep:
     ocp.save_checkpointables(target, {"state": tree, "meta": whole})
     for old in steps(folder)[:-keep]:
         shutil.rmtree(folder / str(old))
+    for part in folder.glob("*.orbax-checkpoint-tmp*"):  # Of a save that a kill cut short.
+        shutil.rmtree(part)
 
 
 def steps(folder: pathlib.Path) -> list[int]:

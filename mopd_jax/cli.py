@@ -27,7 +27,7 @@ config  print every setting of the config as it would run
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `mopd`; returns the exit status (2: the input was wrong)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0
     commands = {"train": _train, "config": _show}
@@ -76,6 +76,8 @@ def parse(args: Sequence[str]) -> tuple[Config, pathlib.Path]:
         if name.startswith("config."):
             configs.override(tree, name.removeprefix("config."), value)
         elif name == "workdir":
+            if not value:
+                raise ConfigError("--workdir= names no folder")
             workdir = pathlib.Path(value)
         elif name != "config":
             raise ConfigError(configs.unknown(f"--{name}", name, ["config", "workdir"]))

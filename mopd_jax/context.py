@@ -126,6 +126,9 @@ def _fit(problem, group, shown, tokenizer, cfg):
     """Renders one row within teacher_prompt_length: (chat, ids, record)."""
     limit = cfg.teacher_prompt_length
     kept = [(i, ok) for i, ok in shown if group[i].text]
+    reason = "no peer fits" if kept else "no peer to show"
+    if shown and not kept:
+        reason = "no peer has text but its thoughts"
     budget = _full_budget(group, kept, cfg)
     while True:
         cuts = [_cut_middle(group[i], budget, tokenizer, cfg) for i, _ in kept]
@@ -154,7 +157,7 @@ def _fit(problem, group, shown, tokenizer, cfg):
         cut=tuple(cut for _, cut in cuts),
         dropped=len(shown) - len(kept),
         length=len(ids),
-        reason="" if kept else "no peer fits" if shown else "no peer to show",
+        reason="" if kept else reason,
     )
     return chat, ids, record
 

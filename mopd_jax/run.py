@@ -182,4 +182,5 @@ def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:
         log.info("going on from the checkpoint of step %d", saved[-1])
         return state, meta["position"]
     params = weights.load_params(source, run.model, shardings=shardings.params)
-    return jax.jit(start, out_shardings=shardings)(params, key), 0
+    # Donated: the loaded weights become the state's, so that they stand in memory once.
+    return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params, key), 0
