@@ -63,7 +63,11 @@ def log_probs(
     dtype = jnp.promote_types(jnp.float32, jnp.promote_types(hidden.dtype, head.dtype))
     # Before the product: 0 times NaN would still be NaN in the gradient of the head.
     hidden = under_mask(mask[..., None], hidden)
-    logits = jnp.einsum("ntd,vd->ntv", hidden, head, preferred_element_type=dtype)
+    # Float32 operands mean float32 products on TPU and GPU too; the default has fewer bits.
+    exact = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
+    logits = jnp.einsum(
+        "ntd,vd->ntv", hidden, head, preferred_element_type=dtype, precision=exact
+    )
     return jax.nn.log_softmax(logits / temperature, axis=-1)
 
 
