@@ -15,10 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from mopd_jax.config_dict import InputError
 from mopd_jax.records import TrainState
 
+_REMOVED = ".removed"
 
-class CheckpointError(RuntimeError):
+
+class CheckpointError(InputError):
     """A checkpoint cannot be used; the message names the folder and a way on."""
 
 
@@ -30,17 +33,21 @@ def save(folder: pathlib.Path, state: TrainState, meta: dict[str, Any], *, keep:
     """
     from orbax.checkpoint import v1 as ocp
 
-    step = int(state.step)
     tree = _as_dict(state)
     whole = {"checksums": _checksums(tree), **meta}
-    target = folder.absolute() / str(step)
-    if target.exists():  # Left by a run that went on from an earlier step.
-        shutil.rmtree(target)
+    target = folder.absolute() / str(int(state.step))
     ocp.save_checkpointables(target, {"state": tree, "meta": whole})
+    prune(folder, keep=keep)
+
+
+def prune(folder: pathlib.Path, *, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, and what a kill left half done."""
     for old in steps(folder)[:-keep]:
-        shutil.rmtree(folder / str(old))
-    for part in folder.glob("*.orbax-checkpoint-tmp*"):  # Of a save that a kill cut short.
-        shutil.rmtree(part)
+        # Renamed first: a half-deleted folder must not look like a finished checkpoint.
+        (folder / str(old)).rename(folder / f"{old}{_REMOVED}")
+    for pattern in (f"*{_REMOVED}", "*.orbax-checkpoint-tmp*"):
+        for part in folder.glob(pattern):
+            shutil.rmtree(part)
 
 
 def steps(folder: pathlib.Path) -> list[int]:
@@ -64,10 +71,15 @@ def load(
     remedy = f"remove {path} to go on from the checkpoint before it"
     try:
         found = ocp.load_checkpointables(path, {"state": _as_dict(like), "meta": None})
+        tree, meta = found["state"], found["meta"]
+        want = meta.pop("checksums")
     except Exception as error:  # The boundary to orbax, whose errors are of many types.
-        raise CheckpointError(f"{path} cannot be read ({error}); {remedy}") from error
-    tree, meta = found["state"], found["meta"]
-    want, have = meta.pop("checksums"), _checksums(tree)
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # The last one names the file, the first the tree.
+            cause = cause.__cause__
+        text = f"{type(cause).__name__}: {cause}".split("\n")[0][:300]
+        raise CheckpointError(f"{path} cannot be read ({text}); {remedy}") from error
+    have = _checksums(tree)
     differ = [name for name in want if want[name] != have.get(name)]
     if differ:
         raise CheckpointError(f"{path} is corrupt: {differ[0]} has changed on disk; {remedy}")

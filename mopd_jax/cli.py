@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
+import inspect
 import pathlib
 import sys
 from collections.abc import Sequence
 
 from mopd_jax import config as configs
 from mopd_jax.config import Config, ConfigError
+from mopd_jax.config_dict import InputError
 
 USAGE = """\
 usage: mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
@@ -35,9 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] not in commands:
             raise ConfigError(configs.unknown(f"command {argv[0]!r}", argv[0], commands))
         return commands[argv[0]](argv[1:])
-    except (ConfigError, ValueError, FileNotFoundError, RuntimeError) as error:
-        if logging.getLogger("mopd").isEnabledFor(logging.DEBUG):
-            raise
+    except InputError as error:  # All else is a defect, with its traceback.
         print(f"mopd: {error}", file=sys.stderr)
         return 2
 
@@ -98,8 +97,16 @@ def load(path: pathlib.Path, variant: str = ""):
         raise ConfigError(configs.unknown(f"config file {path}", str(path), near))
     module_spec = importlib.util.spec_from_file_location(f"mopd_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    return module.get_config(variant) if variant else module.get_config()
+    try:
+        module_spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ConfigError(f"config file {path}, line {error.lineno}: {error.msg}") from error
+    make = getattr(module, "get_config", None)
+    if make is None:
+        raise ConfigError(f"config file {path} has no get_config(variant)")
+    if variant and not inspect.signature(make).parameters:
+        raise ConfigError(f"config file {path} has no variants, so not {variant!r} either")
+    return make(variant) if variant else make()
 
 
 def _flag(word: str) -> tuple[str, str]:

@@ -237,8 +237,8 @@ class LossConfig:
     """The objective of an update.
 
     method: `distill` needs a teacher, `grpo` only the rewards.
-    divergence, alpha: `jsd` weighs the teacher by alpha in (0, 1); the KLs have their own
-        names, because JSD vanishes at both ends of alpha.
+    divergence, alpha: `jsd` weighs the teacher by alpha in (0, 1), None is 0.5; the KLs have
+        their own names, because JSD vanishes at both ends of alpha.
     aggregation: how token losses become one number (`losses.token_weights`).
     importance_cap: the most that min(p_now / p_behaviour, cap) may weigh a token; None is off.
     clip_low, clip_high, dual_clip, scale_by_std: of GRPO.
@@ -246,7 +246,7 @@ class LossConfig:
 
     method: Method = "distill"
     divergence: Divergence = "jsd"
-    alpha: float = 0.5
+    alpha: float | None = None
     aggregation: Aggregation = "seq-mean-token-mean"
     importance_cap: float | None = 2.0
     clip_low: float = 0.2
@@ -256,9 +256,13 @@ class LossConfig:
 
     def __post_init__(self):
         _require(
-            0.0 < self.alpha < 1.0,
+            self.alpha is None or 0.0 < self.alpha < 1.0,
             f"LossConfig.alpha is {self.alpha}; JSD needs 0 < alpha < 1. For alpha 0 set "
             "loss.divergence='forward_kl', for alpha 1 'reverse_kl'",
+        )
+        _require(
+            self.alpha is None or self.divergence == "jsd",
+            f"LossConfig.alpha is {self.alpha}, but {self.divergence} has none; leave it None",
         )
         _require(
             self.importance_cap is None or self.importance_cap > 0,
@@ -319,7 +323,7 @@ class EvalConfig:
     """Evaluation on held-out problems, before, every `every` steps, and after.
 
     samples: n responses per problem, for mean@n and the unbiased pass@k of every k in `ks`.
-    problems: how many held-out problems are used, the first of the split.
+    problems: how many held-out problems are used: a fixed draw, the same for every run seed.
     batch: problems sampled in one call.
     """
 

@@ -15,8 +15,15 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+# Below here the names are the data source's, which checks them itself.
+_FREE = "config.data.options"
 
-class ConfigError(ValueError):
+
+class InputError(ValueError):
+    """What a user gave cannot be used; the message says what, where and the remedy."""
+
+
+class ConfigError(InputError):
     """A setting is wrong; the message names it, its value and a remedy."""
 
 
@@ -110,10 +117,14 @@ def override(cfg: ConfigDict, dotted: str, text: str) -> None:
     *path, last = dotted.split(".")
     node, where = cfg, "config"
     for name in path:
+        free = where.startswith(_FREE)
+        if free and name not in node:
+            with node.unlocked():
+                node[name] = ConfigDict(type_safe=False)
         if name not in node or not isinstance(node[name], ConfigDict):
             raise ConfigError(unknown(f"{where}.{name}", name, list(node)))
         node, where = node[name], f"{where}.{name}"
-    if last not in node and where != "config.data.options":
+    if last not in node and not where.startswith(_FREE):
         raise ConfigError(unknown(f"{where}.{last}", last, list(node)))
     try:
         value = ast.literal_eval(text)

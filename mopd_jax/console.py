@@ -21,6 +21,8 @@ log = logging.getLogger("mopd")
 def final_table(workdir: pathlib.Path) -> str:
     """The student before and after, from the run folder: Markdown, 95 % prompt intervals."""
     records = [r for r in read(workdir) if r["kind"] == "eval"]
+    if not records:
+        return f"{workdir} has no evaluation in its metrics.jsonl"
     before, after = records[0], records[-1]
     names = [n for n in before if "@" in n and not n.endswith(("_low", "_high"))]
     lines = [
@@ -51,12 +53,17 @@ def say(step: int, cfg: Config, values: dict[str, float]) -> None:
         f"step {step}/{cfg.steps}",
         f"solved {values['solve_rate']:.3f}",
         f"mixed {values['mixed_groups']:.2f}",
+        f"active {values['active']:.2f}",
         f"informed {values['informed']:.2f}",
         f"loss {values['loss']:.4f}",
         *([f"div {values['divergence']:.4f}"] if "divergence" in values else []),
         f"entropy {values['entropy']:.3f}",
         f"resp {values['response_tokens']:.0f}",
-        f"teacher {values['teacher_prompt_tokens']:.0f}",
+        *(
+            [f"teacher {values['teacher_prompt_tokens']:.0f}"]
+            if cfg.loss.method == "distill"
+            else []
+        ),
         f"{values['tokens_per_second']:.0f} tok/s",
         f"{values['seconds']:.2f} s (roll {values['seconds_rollout']:.2f}, "
         f"verify {values['seconds_verify']:.2f}, context {values['seconds_context']:.2f}, "
@@ -86,7 +93,7 @@ class _Phase:
 
     def __enter__(self):
         title = f"{self._clock._title} {self._name}"
-        self._bar = tqdm(desc=title, bar_format="{desc}: {elapsed}", leave=False, disable=None)
+        self._bar = tqdm(desc=title, bar_format="{desc}", leave=False, disable=None)
         self._begun = time.perf_counter()
 
     def __exit__(self, *_):

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mopd_jax.config import ContextConfig
+from mopd_jax.config_dict import InputError
 from mopd_jax.peers import PeerPlan
 from mopd_jax.records import Message, Problem, TeacherInputs, Tokenizer
 
@@ -22,7 +23,7 @@ from mopd_jax.records import Message, Problem, TeacherInputs, Tokenizer
 _THINKING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(InputError):
     """A prompt does not fit its length; the message has both numbers and the setting."""
 
 
@@ -185,15 +186,20 @@ def _cut_middle(peer, budget, tokenizer, cfg) -> tuple[str, int]:
     cut = len(peer.ids) - budget
     mark = cfg.cut_mark.replace("{n}", str(cut))
     start, end = peer.ids[:head], peer.ids[len(peer.ids) - tail :]
-    return tokenizer.decode(start) + mark + tokenizer.decode(end), cut
+    # A cut inside a character of several tokens would leave its halves as U+FFFD.
+    head_text = tokenizer.decode(start).rstrip("\ufffd")
+    return head_text + mark + tokenizer.decode(end).lstrip("\ufffd"), cut
 
 
 def _peer(text: str, tokenizer: Tokenizer, cfg: ContextConfig) -> _Peer:
     if cfg.strip_thinking:
         text = _THINKING.sub("", text).strip()
-    # A student that spells out a special token must not end the teacher's turn with it.
-    for special in tokenizer.specials:
-        text = text.replace(special, "")
+    # A student that spells out a special token must not end the teacher's turn with it. Again
+    # until none is left: what stood around one may have been the parts of another.
+    while any(special in text for special in tokenizer.specials):
+        for special in tokenizer.specials:
+            text = text.replace(special, "")
+    text = text if text.strip() else ""
     return _Peer(text, tokenizer.encode(text) if text else [])
 
 

@@ -16,12 +16,13 @@ import numpy as np
 
 from mopd_jax import codebook
 from mopd_jax.config import ConfigError, DataConfig, unknown
+from mopd_jax.config_dict import InputError
 from mopd_jax.records import Problem
 
 _EPOCH_ORDER = 0xDA7A  # Separates this use of the seed from others.
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """A row or file cannot be used; the message names file, row and field."""
 
 
@@ -122,7 +123,10 @@ def _jsonl(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
     path = pathlib.Path(cfg.train_path if split == "train" else cfg.eval_path)
     if not path.is_file():
         raise DataError(f"{path} does not exist; check data.train_path and data.eval_path")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error})") from error
     return [_row(path, i, line) for i, line in enumerate(lines, start=1) if line.strip()]
 
 

@@ -131,15 +131,16 @@ def batch(run: Run, sampled: Sampled, inputs, rewards, valid) -> Batch:
     return jax.device_put(batch, sharding.rows(run.mesh))
 
 
-def group_metrics(sampled, rewards, valid, success, plan, contexts) -> dict[str, float]:
-    wins = success.sum(axis=1)
+def group_metrics(sampled, rewards, valid, success, contexts) -> dict[str, float]:
+    """Metrics of a step that need no device. Rates are of all rows, truncated ones included."""
+    mixed = success.any(axis=1) & (valid & ~success).any(axis=1)
     lengths = sampled.mask.sum(axis=2)
     prompt_tokens = [record.length for record in contexts]
     return {
         "solve_rate": float(success.mean()),
         "reward": float(rewards[valid].mean()) if valid.any() else float("nan"),
-        "mixed_groups": float(((wins > 0) & (wins < valid.sum(axis=1))).mean()),
-        "all_failed_groups": float((wins == 0).mean()),
+        "mixed_groups": float(mixed.mean()),
+        "all_failed_groups": float((valid.any(axis=1) & ~success.any(axis=1)).mean()),
         "verifier_errors": int((~valid).sum()),
         "truncated": float((~sampled.stopped).mean()),
         "response_tokens": float(lengths.mean()),
@@ -148,7 +149,30 @@ def group_metrics(sampled, rewards, valid, success, plan, contexts) -> dict[str,
         "teacher_prompt_tokens_max": int(np.max(prompt_tokens)),
         "peer_tokens_cut": int(sum(sum(record.cut) for record in contexts)),
         "peers_dropped": int(sum(record.dropped for record in contexts)),
-        **peers.shares(plan, success, sampled.texts),
+        **_shares(contexts, sampled.texts),
+    }
+
+
+def _shares(contexts, texts) -> dict[str, float]:
+    """Fractions of rows by what their contexts, as rendered, hold.
+
+    `target_text_shown` counts rows that were shown a peer with exactly the target's text; the
+    teacher could copy it.
+    """
+    group = len(texts[0])
+    good = np.array([any(record.succeeded) for record in contexts])
+    bad = np.array([not all(record.succeeded) for record in contexts])
+    equal = [
+        any(texts[n // group][i] == texts[n // group][n % group] for i in record.shown)
+        for n, record in enumerate(contexts)
+    ]
+    return {
+        "informed": float((good | bad).mean()),
+        "shows_success": float(good.mean()),
+        "shows_failure": float(bad.mean()),
+        "shows_failures_only": float((bad & ~good).mean()),
+        "peers_per_row": float(np.mean([len(record.shown) for record in contexts])),
+        "target_text_shown": float(np.mean(equal)),
     }
 
 

@@ -32,7 +32,7 @@ def causes(
             f"every reward is {rewards[valid][0]:g}: the reward is flat. Are the problems too "
             "hard or too easy for the student, or is the answer format never met?"
         )
-    elif not (success.any(axis=1) & ~success.all(axis=1)).any():
+    elif not (success.any(axis=1) & (valid & ~success).any(axis=1)).any():
         found.append(
             "no group is mixed: peers of one kind only, and no advantage within a group. Raise "
             "rollout.group, or choose problems the student solves sometimes"
@@ -40,12 +40,15 @@ def causes(
     if values["truncated"] == 1.0:
         found.append("every response was cut: raise rollout.response_length")
     if values["trained_tokens"] == 0:
-        masked = cfg.loss.method == "distill" and values["informed"] == 0
-        found.append(
-            "every row is masked because no context shows a peer"
-            if masked
-            else "no token carries a signal"
-        )
+        if cfg.loss.method == "grpo":
+            found.append("every advantage is 0")
+        elif values["peers_dropped"]:
+            found.append(
+                f"{values['peers_dropped']} peers were chosen and none fits, so every row is "
+                "masked: raise context.teacher_prompt_length"
+            )
+        else:
+            found.append("every row is masked because no context shows a peer")
     if values["gradient_finite"] == 0:
         found.append("a gradient was not finite, so the update was skipped")
     return found

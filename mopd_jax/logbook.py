@@ -30,7 +30,9 @@ class Logbook:
             kept = []
         _replace(folder / METRICS, kept)
         self._metrics = (folder / METRICS).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=step + 1 if step else 0
+        )
 
     def scalars(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """One record {"step", "kind", ...values}; numbers go to TensorBoard as kind/name."""

@@ -152,11 +152,13 @@ def grpo_loss(
         advantage=(advantage, "N"),
         weights=(weights, "N T"),
     )
+    # A token without weight is masked: what stands there, NaN included, must not be read.
+    used = weights != 0
     a = advantage[:, None]
-    ratio = importance_ratio(logp, behaviour_logp)
+    ratio = importance_ratio(jnp.where(used, logp, 0.0), jnp.where(used, behaviour_logp, 0.0))
     free = -a * ratio
     clipped = -a * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     per_token = jnp.maximum(free, clipped)
     bounded = jnp.where(a < 0, jnp.minimum(per_token, -dual_clip * a), per_token)
     stopped = (clipped > free) | (bounded < per_token)
-    return jnp.sum(weights * bounded), stopped
+    return jnp.sum(weights * jnp.where(used, bounded, 0.0)), stopped & used

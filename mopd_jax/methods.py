@@ -51,17 +51,22 @@ def _sdpo(cfg):
 
 def _opd(cfg):
     """No peers: the teacher reads what the student reads."""
-    cfg.peers.successes = 0
-    cfg.peers.failures = 0
+    _no_contexts(cfg)
     cfg.teacher.no_context = "plain_prompt"
 
 
 def _grpo(cfg):
     """Advantages of the verifier's rewards within the group; no teacher, so no contexts."""
     cfg.loss.method = "grpo"
+    _no_contexts(cfg)
+    cfg.loss.aggregation = "token-mean"
+
+
+def _no_contexts(cfg):
     cfg.peers.successes = 0
     cfg.peers.failures = 0
-    cfg.loss.aggregation = "token-mean"
+    # Nothing but the plain prompt has to fit.
+    cfg.context.teacher_prompt_length = cfg.rollout.prompt_length
 
 
 METHODS = {

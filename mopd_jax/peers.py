@@ -96,27 +96,3 @@ def _distinct(indices: list[int], texts: Sequence[str]) -> list[int]:
     for i in indices:
         first.setdefault(texts[i], i)
     return list(first.values())
-
-
-def shares(plan: PeerPlan, success: np.ndarray, texts: Sequence[Sequence[str]]) -> dict:
-    """Fractions of rows, for the metrics: what their contexts hold.
-
-    `target_text_shown` counts rows whose context has a peer with exactly the target's text;
-    the teacher could copy it.
-    """
-    rows = [(p, g) for p in range(success.shape[0]) for g in range(success.shape[1])]
-    shown = [plan.shown(p, g) for p, g in rows]
-    equal = [
-        any(texts[p][i] == texts[p][g] for i, _ in peers)
-        for (p, g), peers in zip(rows, shown, strict=True)
-    ]
-    has_success = (plan.success >= 0).any(axis=2)
-    has_failure = (plan.failure >= 0).any(axis=2)
-    return {
-        "informed": float(plan.informed().mean()),
-        "shows_success": float(has_success.mean()),
-        "shows_failure": float(has_failure.mean()),
-        "shows_failures_only": float((has_failure & ~has_success).mean()),
-        "peers_per_row": float(np.mean([len(s) for s in shown])),
-        "target_text_shown": float(np.mean(equal)),
-    }

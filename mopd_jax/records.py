@@ -74,7 +74,7 @@ class TrainState:
     teacher: Params  # The EMA or frozen copy; an empty dict where no teacher is used.
     optimizer: Any
     step: jax.Array  # i32[], updates tried so far, skipped ones included
-    skipped: jax.Array  # i32[], updates skipped because a gradient was not finite
+    skipped: jax.Array  # i32[], those skipped: gradient not finite, or no token to train on
     key: jax.Array  # typed key; the root, never changed
 
 

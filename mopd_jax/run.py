@@ -36,7 +36,7 @@ log = logging.getLogger("mopd")
 
 # Settings that a resumed run may change: they do not touch what is computed up to a step.
 _FREE_TO_CHANGE = ("steps", "dump_every", "checkpoint")
-_EVAL_SUBSET = 0xE7A1  # Separates this use of the seed from others.
+_EVAL_SUBSET = 0xE7A1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,10 @@ def open_run(
         ("rows of a micro-batch", micro),
     ):
         if size % shards:
-            raise ConfigError(f"{name}={size} cannot be split over {shards} row shards")
+            raise ConfigError(
+                f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
+                f"use a multiple of {shards}, or give devices to mesh.tensor"
+            )
     source = weights.resolve(cfg.model.path)
     model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
     words = tokenizer.load(source)
@@ -85,9 +88,16 @@ def open_run(
         raise ConfigError(
             f"eval.problems={cfg.eval.problems}, but the eval split has {len(eval_problems)}"
         )
-    # A fixed subset that does not depend on the split's order.
-    chosen = np.random.default_rng([_EVAL_SUBSET, cfg.seed]).permutation(len(eval_problems))
+    # A draw and not the head, since splits are often sorted; the same for every run seed.
+    chosen = np.random.default_rng(_EVAL_SUBSET).permutation(len(eval_problems))
     eval_problems = [eval_problems[i] for i in chosen[: cfg.eval.problems]]
+    trained = {_question(problem) for problem in train_problems}
+    both = [problem.id for problem in eval_problems if _question(problem) in trained]
+    if both:
+        raise data.DataError(
+            f"{len(both)} of {len(eval_problems)} evaluation problems are also trained on, "
+            f"{both[0]!r} for one: they are not held out; remove them from one of the splits"
+        )
     for problems in (train_problems, eval_problems):
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
 
@@ -125,8 +135,14 @@ def open_run(
     return run, state, stream
 
 
+def _question(problem: Problem) -> str:
+    return json.dumps([dict(message) for message in problem.messages], sort_keys=True)
+
+
 def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
     """A folder holds one run: its config may differ in what changes no number only."""
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir {workdir} is a file; name a folder")
     path = workdir / "config.json"
     new = json.loads(configs.to_json(cfg))
     if path.exists():
@@ -171,6 +187,12 @@ def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:
     key = jax.random.key(cfg.seed)
     start = functools.partial(train_step.init_state, cfg=cfg)
     saved = checkpoint.steps(run.folder / "checkpoints")
+    if saved and saved[-1] > cfg.steps:
+        raise ConfigError(
+            f"{run.folder} has done {saved[-1]} steps already, more than steps={cfg.steps}; "
+            "choose another --workdir, or raise steps"
+        )
+    checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
     if saved:
         params, _ = decoder.abstract(run.model)
         like = jax.tree.map(

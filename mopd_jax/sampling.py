@@ -1,8 +1,8 @@
 """Logits to tokens: temperature, top-k, top-p, by inverting the cumulative distribution.
 
-One uniform number a row, no noise over the vocabulary: at 32 x 151,936 on a CPU that is some
-thirty times cheaper than `jax.random.categorical`. Two levels (blocks, then within the block)
-keep the cumulative sums short, in time and in rounding.
+One uniform number a row, no noise over the vocabulary: on a CPU, drawing that noise takes
+longer than a small model's own step. Two levels (blocks, then within the block) keep the
+cumulative sums short, in time and in rounding.
 """
 
 from __future__ import annotations

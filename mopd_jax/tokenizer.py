@@ -7,12 +7,15 @@ SentencePiece vocabularies and folders without `tokenizer.json`.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jinja2 import TemplateError
 
 from mopd_jax.config_dict import ConfigError
 from mopd_jax.models.decoder import DecoderConfig
@@ -69,7 +72,9 @@ class ChatTokenizer:
         self.stop_ids: tuple[int, ...] = ends
         self.pad_id: int = ends[0] if inner.pad_token_id is None else inner.pad_token_id
         self.vocab_size: int = max(vocabulary.values()) + 1
-        self.specials: tuple[str, ...] = tuple(sorted(inner.all_special_tokens, key=len))[::-1]
+        added = {t.content for t in inner.added_tokens_decoder.values() if t.special}
+        specials = added | set(inner.all_special_tokens)
+        self.specials: tuple[str, ...] = tuple(sorted(specials, key=lambda s: (-len(s), s)))
         template = inner.get_chat_template()
         # A reasoning model would spend the response on thoughts; templates that can, skip them.
         self._options = {"enable_thinking": False} if "enable_thinking" in template else {}
@@ -77,14 +82,25 @@ class ChatTokenizer:
         self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the conversation with the assistant header at the end."""
-        return self._inner.apply_chat_template(
-            [dict(message) for message in messages],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **self._options,
-        )
+        """Token ids of the conversation with the assistant header at the end.
+
+        Raises:
+            ConfigError: if the template refuses the messages.
+        """
+        try:
+            return self._inner.apply_chat_template(
+                [dict(message) for message in messages],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                strftime_now=_constant_date,
+                **self._options,
+            )
+        except TemplateError as error:
+            roles = ", ".join(message["role"] for message in messages)
+            raise ConfigError(
+                f"{self.where}: the chat template refuses messages of roles {roles} ({error})"
+            ) from error
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, without special tokens added."""
@@ -102,6 +118,11 @@ class ChatTokenizer:
         generation = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
         path = pathlib.Path(folder) / "generation_config.json"
         path.write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def _constant_date(form: str) -> str:
+    """For templates that print today's date: a run resumed tomorrow must read the same."""
+    return datetime.date(2024, 7, 26).strftime(form)
 
 
 def load(path: str | os.PathLike) -> ChatTokenizer:
@@ -139,11 +160,17 @@ def _from_folder(folder: pathlib.Path) -> ChatTokenizer:
         )
     # Not AutoTokenizer: a class named in tokenizer_config.json may rebuild the pre-tokenizer
     # by its own rules instead of those in tokenizer.json.
-    inner = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    ends: Any = []
-    if (folder / "generation_config.json").is_file():
-        ends = read_json(folder / "generation_config.json").get("eos_token_id")
-        ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
+    try:
+        inner = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # The boundary to transformers, whose errors name no file.
+        raise ConfigError(
+            f"{folder}: tokenizer.json or tokenizer_config.json cannot be read ({error})"
+        ) from error
+    ends: Any = None
+    for name in ("generation_config.json", "config.json"):
+        if ends is None and (folder / name).is_file():
+            ends = read_json(folder / name).get("eos_token_id")
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else ends
     return ChatTokenizer(inner, where=str(folder), more_stop_ids=ends)
 
 
@@ -184,6 +211,10 @@ def _byte_level_bpe(path: pathlib.Path, fields: Mapping[str, Any]) -> tuple[Any,
             f"supported; supported is 'gpt2' with one of {', '.join(_SPLITS)}. Use the model's "
             "Hugging Face folder instead"
         )
+    needed = [f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type")]
+    missing = [name for name in needed if name not in fields]
+    if missing:
+        raise ConfigError(f"{path} has no {', '.join(missing)}; use the model's folder instead")
     tokens = fields["tokenizer.ggml.tokens"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):

@@ -78,7 +78,7 @@ def train(
             with clock.phase("update"):
                 state, logged = run.update(state, batch)
                 values = {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}
-            values |= experience.group_metrics(sampled, rewards, valid, success, plan, contexts)
+            values |= experience.group_metrics(sampled, rewards, valid, success, contexts)
             values |= clock.seconds()
             values["tokens_per_second"] = float(sampled.mask.sum()) / values["seconds"]
             book.scalars(step, "train", values)

@@ -2,7 +2,7 @@
 
 Rows are split into micro-batches inside the jitted step; the token weights are made from the
 whole batch first, so the split cannot change the result. An update is skipped, and counted,
-when a gradient is not finite or when no token is trained on: then not even weight decay acts.
+when a gradient is not finite or when no token is trained on: not even weight decay acts then.
 """
 
 from __future__ import annotations
@@ -111,13 +111,15 @@ def train_step(
         "update_applied": Ratio(applied.astype(jnp.float32), one),
         "gradient_finite": Ratio(finite.astype(jnp.float32), one),
         "trained_tokens": Ratio(jnp.sum(trained, dtype=jnp.float32), one),
+        "active": metrics.masked(jnp.any(trained, axis=1), jnp.ones(len(trained), bool)),
+        "updates_skipped": Ratio((state.skipped + ~applied).astype(jnp.float32), one),
     }
     new = TrainState(
         params=keep(params, state.params),
         teacher=keep(new_teacher, state.teacher),
         optimizer=keep(optimizer, state.optimizer),
         step=state.step + 1,
-        skipped=state.skipped + (~finite).astype(jnp.int32),
+        skipped=state.skipped + (~applied).astype(jnp.int32),
         key=state.key,
     )
     return new, logged
@@ -173,7 +175,7 @@ def _distill(params, teacher_params, batch, weights, cfg, model):
         batch.mask,
         weights=weights,
         divergence=cfg.loss.divergence,
-        alpha=cfg.loss.alpha if cfg.loss.divergence == "jsd" else None,
+        alpha=cfg.loss.alpha,
         temperature=cfg.rollout.temperature,
         behaviour_logp=batch.behaviour_logp if capped else None,
         importance_cap=cfg.loss.importance_cap,

@@ -219,14 +219,17 @@ def export_hf(
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """A JSON file of a model folder, or an error that names it."""
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object of a model folder, or an error that names the file."""
     if not path.is_file():
         raise ConfigError(f"{path} is missing; a model folder needs it")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # Not JSON, or not UTF-8.
         raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds a {type(found).__name__}, not an object")
+    return found
 
 
 def open_gguf(path: pathlib.Path):
@@ -297,7 +300,10 @@ def _safetensors(folder: pathlib.Path) -> dict[str, _Tensor]:
     if (folder / WEIGHTS).is_file():
         files = [WEIGHTS]
     elif (folder / INDEX).is_file():
-        files = sorted(set(read_json(folder / INDEX)["weight_map"].values()))
+        index = read_json(folder / INDEX)
+        if not isinstance(index.get("weight_map"), dict):
+            raise ConfigError(f"{folder / INDEX} has no weight_map")
+        files = sorted(set(index["weight_map"].values()))
     else:
         raise ConfigError(
             f"{folder} has neither {WEIGHTS} nor {INDEX}; convert other formats with "

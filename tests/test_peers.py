@@ -148,10 +148,8 @@ def test_no_candidate_no_context():
 def test_equal_texts_are_one_peer():
     plan = choose([[False, True, True, True]], texts=[["w", "a", "a", "b"]], rule="first")
     assert plan.shown(0, 0) == [(1, True), (3, True)]
-    # The target's own text may come from a peer; it is counted, not hidden.
+    # The target's own text may come from a peer; `target_text_shown` counts it.
     assert plan.shown(0, 1) == [(2, True), (3, True), (0, False)]
-    counted = peers.shares(plan, np.array([[False, True, True, True]]), [["w", "a", "a", "b"]])
-    assert counted["target_text_shown"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -217,19 +215,3 @@ def test_rows_do_not_depend_on_how_many_prompts_there_are():
     success = np.random.default_rng(2).random((6, 5)) < 0.5
     plan, part = choose(success), choose(success[:2])
     np.testing.assert_array_equal(plan.success[:2], part.success)
-
-
-def test_shares_by_hand():
-    success = np.array([[True, False, True], [False, False, False]])
-    plan = choose(success, successes=1, failures=1)
-    # Prompt 0: S+F, S, S+F; prompt 1: F, F, F.
-    assert peers.shares(plan, success, [["a", "b", "c"], ["d", "e", "e"]]) == {
-        "informed": 1.0,
-        "shows_success": 0.5,
-        "shows_failure": 5 / 6,
-        "shows_failures_only": 0.5,
-        "peers_per_row": 8 / 6,
-        "target_text_shown": np.mean(
-            [0, 0, 0, 0, 2 in plan.failure[1, 1], 1 in plan.failure[1, 2]]
-        ),
-    }

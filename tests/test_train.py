@@ -15,6 +15,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from mopd_jax import checkpoint, cli, console, logbook, train, weights
+from mopd_jax.config import ConfigError
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
 SMALL = {
@@ -183,7 +184,11 @@ def test_nothing_compiles_after_warm_up(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "variant",
-    ["opd", "grpo", *(pytest.param(v, marks=pytest.mark.slow) for v in ("positive", "sdpo"))],
+    [
+        "opd",
+        "grpo",
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("positive", "anchored", "sdpo")),
+    ],
 )
 def test_every_variant_trains(tmp_path, variant):
     run(tmp_path / variant, variant, steps=2)
@@ -280,6 +285,22 @@ def test_row_without_an_answer(tmp_path, capsys):
     assert "rows.jsonl, row 2: no 'answer'" in error
 
 
+def test_fewer_steps_than_are_done(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    with pytest.raises(ConfigError, match="has done 4 steps already"):
+        run(folder, steps=3)
+
+
+def test_evaluation_on_what_is_trained_on(tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "d01 1 2 3", "answer": "1 2 3"}\n')
+    changes = {"data__source": "jsonl", "data__train_path": rows, "data__eval_path": rows}
+    changes["eval__problems"] = 1
+    error = fails(capsys, *flags(tmp_path / "run", **changes))
+    assert "1 of 1 evaluation problems are also trained on" in error
+
+
 def test_another_config_in_the_same_folder(finished, tmp_path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
@@ -303,6 +324,7 @@ def test_corrupt_checkpoint(finished, tmp_path, damage):
     with pytest.raises(checkpoint.CheckpointError, match="remove") as error:
         run(folder)
     assert str(step) in str(error.value)
+    assert len(str(error.value)) < 800
     # The remedy works: the run goes on from the checkpoint before.
     shutil.rmtree(step)
     if damage == "flip":

@@ -114,12 +114,27 @@ def test_devices_do_not_matter(loss, axes):
         np.testing.assert_allclose(ratio.mean(), logged[name], rtol=1e-5, atol=1e-6)
 
 
-def test_masked_rows_are_not_read():
-    poisoned = dataclasses.replace(
-        batch(), behaviour_logp=np.where(batch().mask, batch().behaviour_logp, np.nan)
+@pytest.mark.parametrize("loss", [METHODS[0], METHODS[-1]], ids=["distill", "grpo"])
+def test_masked_rows_are_not_read(loss):
+    mask = batch().mask
+    other = random_batch(
+        9, rows=ROWS, prompt=8, teacher_prompt=12, response=7, vocab=CFG.vocab_size
     )
-    want, _ = run(config())
-    got, _ = run(config(), poisoned)
+    dead = ~mask.any(axis=1, keepdims=True)
+    assert dead.any()
+
+    def poison(name, where):
+        return np.where(where, getattr(other, name), getattr(batch(), name))
+
+    poisoned = dataclasses.replace(
+        batch(),
+        behaviour_logp=np.where(mask, batch().behaviour_logp, np.nan),
+        response=poison("response", ~mask),
+        prompt=poison("prompt", dead | ~batch().prompt_mask),
+        teacher_prompt=poison("teacher_prompt", dead | ~batch().teacher_prompt_mask),
+    )
+    want, _ = run(config(loss=loss))
+    got, _ = run(config(loss=loss), poisoned)
     jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
 
 
@@ -134,7 +149,7 @@ def test_nothing_to_train_on_changes_nothing():
     assert logged["update_applied"] == 0
     assert np.isnan(logged["divergence"])
     assert int(got.step) == 1
-    assert int(got.skipped) == 0
+    assert int(got.skipped) == 1
 
 
 def test_flat_rewards_train_nothing():
@@ -205,6 +220,25 @@ def test_clip_and_adamw_against_numpy():
     # known to 6e-5 in float32.
     want = -0.1 * (clipped / (np.abs(clipped) + cfg.epsilon) + 0.2 * w)
     np.testing.assert_allclose(updates["w"], want, rtol=1e-4)
+
+
+def test_gradient_of_a_frequent_token_is_summed_in_float32():
+    tokens = np.full((32, 64), 5, np.int32)
+    mask = np.ones(tokens.shape, bool)
+    probe = np.random.default_rng(0).normal(1.0, 0.1, (*tokens.shape, CFG.width))
+    params = decoder.init(jax.random.key(0), CFG)
+
+    def gradient(dtype):
+        cfg = dataclasses.replace(CFG, dtype=dtype, layers=2)
+
+        def loss(embed):
+            h = decoder.hidden_states({**params, "embed": embed}, tokens, mask, cfg=cfg)
+            return jnp.sum(h.astype(jnp.float32) * probe)
+
+        return jax.grad(loss)(params["embed"])[5]
+
+    want, got = gradient("float32"), gradient("bfloat16")
+    assert np.linalg.norm(got - want) < 0.05 * np.linalg.norm(want)
 
 
 def test_master_weights_stay_float32_under_bf16_compute():

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mopd_jax.config_dict import ConfigError
 from mopd_jax.models import attention
 from mopd_jax.models.attention import RopeScaling, dot, precision
 from mopd_jax.records import Params, record
@@ -53,9 +54,9 @@ class DecoderConfig:
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
-            raise ValueError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+            raise ConfigError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
         if self.head_size % 2:
-            raise ValueError(
+            raise ConfigError(
                 f"head_size={self.head_size} is odd; rotary halves need an even one"
             )
 
@@ -359,8 +360,9 @@ def _empty_cache(batch: int, cfg: DecoderConfig) -> KVCache:
 
 def _embed(params, tokens, cfg):
     # Gathered over fsdp first: the look-up's result is spread by rows, not by width.
-    table = constrain(params["embed"].astype(cfg.dtype), "vocab", None)
-    return constrain(table[tokens], "rows", None, None)
+    table = constrain(params["embed"], "vocab", None)
+    # Cast after the look-up: the gradient of a frequent token is a long sum, taken in float32.
+    return constrain(table[tokens].astype(cfg.dtype), "rows", None, None)
 
 
 def _rms_norm(x, scale, cfg):

@@ -21,6 +21,9 @@ def verify(problem: Problem, response: str) -> Verdict:
     A row with an error is neither success nor failure, and the metrics count it.
     """
     try:
-        return VERIFIERS[problem.verifier](problem, response)
+        verdict = VERIFIERS[problem.verifier](problem, response)
+        if not 0.0 <= verdict.reward <= 1.0:  # False of nan too.
+            return Verdict(0.0, error=f"reward {verdict.reward} is outside [0, 1]")
+        return verdict
     except Exception as error:  # The boundary to verifiers: model text may break any parser.
         return Verdict(0.0, error=f"{type(error).__name__}: {error}")

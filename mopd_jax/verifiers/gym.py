@@ -15,5 +15,4 @@ def verify(problem: Problem, response: str) -> Verdict:
     import reasoning_gym
 
     score = reasoning_gym.get_score_answer_fn(problem.meta["task"])
-    reward = float(score(exact.extract(response), problem.meta["entry"]))
-    return Verdict(min(max(reward, 0.0), 1.0))
+    return Verdict(float(score(exact.extract(response), problem.meta["entry"])))

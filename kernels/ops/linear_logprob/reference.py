@@ -64,7 +64,8 @@ def log_probs(
     # Before the product: 0 times NaN would still be NaN in the gradient of the head.
     hidden = under_mask(mask[..., None], hidden)
     # Float32 operands mean float32 products on TPU and GPU too; the default has fewer bits.
-    exact = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
+    both = jnp.promote_types(hidden.dtype, head.dtype)
+    exact = jax.lax.Precision.HIGHEST if both == jnp.float32 else None
     logits = jnp.einsum(
         "ntd,vd->ntv", hidden, head, preferred_element_type=dtype, precision=exact
     )
