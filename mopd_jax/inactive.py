@@ -42,6 +42,8 @@ def causes(
     if values["trained_tokens"] == 0:
         if cfg.loss.method == "grpo":
             found.append("every advantage is 0")
+        elif values["informed"] > 0:
+            found.append("no token carries a signal")
         elif values["peers_dropped"]:
             found.append(
                 f"{values['peers_dropped']} peers were chosen and none fits, so every row is "

@@ -11,6 +11,7 @@ from mopd_jax.config import Config, LossConfig
 HEALTHY = {
     "truncated": 0.1,
     "trained_tokens": 100.0,
+    "peers_dropped": 0,
     "informed": 0.9,
     "gradient_finite": 1.0,
     "update_applied": 1.0,
@@ -42,7 +43,11 @@ def test_a_healthy_step_is_silent(cfg):
         ({"truncated": 1.0}, "every response was cut: raise rollout.response_length"),
         ({"trained_tokens": 0.0, "informed": 0.0}, "masked because no context shows a peer"),
         ({"trained_tokens": 0.0}, "no token carries a signal"),
-        ({"trained_tokens": 0.0, "informed": 0.0, "cfg": GRPO}, "no token carries a signal"),
+        (
+            {"trained_tokens": 0.0, "informed": 0.0, "peers_dropped": 3},
+            "3 peers were chosen and none fits",
+        ),
+        ({"trained_tokens": 0.0, "informed": 0.0, "cfg": GRPO}, "every advantage is 0"),
         ({"gradient_finite": 0.0}, "a gradient was not finite, so the update was skipped"),
     ],
 )
