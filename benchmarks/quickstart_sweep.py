@@ -69,36 +69,36 @@ def interval(per_seed, rng):
     return np.quantile(means, [0.025, 0.975])
 
 
-def report(out):
+def report(out, methods, rates, seeds):
     rng = np.random.default_rng(0)
     after, before = {}, None
-    for method in METHODS:
-        for rate in RATES:
-            pairs = [outcomes(out / f"{method}-{rate:g}-{seed}") for seed in SEEDS]
+    for method in methods:
+        for rate in rates:
+            pairs = [outcomes(out / f"{method}-{rate:g}-{seed}") for seed in seeds]
             after[method, rate] = [b.mean(axis=1) for _, b in pairs]
             before = [a.mean(axis=1) for a, _ in pairs]
     lines = [
         f"Machine: {platform.machine()}, {os.cpu_count()} cores; Python "
         f"{platform.python_version()}, jax {jax.__version__}. Solve rate (mean@8) on held-out "
-        f"prompts, mean of seeds {', '.join(map(str, SEEDS))}; before training "
+        f"prompts, mean of seeds {', '.join(map(str, seeds))}; before training "
         f"{np.mean([x.mean() for x in before]):.3f}.",
         "",
-        "| method | " + " | ".join(f"rate {rate:g}" for rate in RATES) + " |",
-        "|---|" + "---|" * len(RATES),
+        "| method | " + " | ".join(f"rate {rate:g}" for rate in rates) + " |",
+        "|---|" + "---|" * len(rates),
     ]
     best = {}
-    for method in METHODS:
-        cells = [np.mean([x.mean() for x in after[method, rate]]) for rate in RATES]
-        best[method] = RATES[int(np.argmax(cells))]
+    for method in methods:
+        cells = [np.mean([x.mean() for x in after[method, rate]]) for rate in rates]
+        best[method] = rates[int(np.argmax(cells))]
         lines.append(f"| {method} | " + " | ".join(f"{c:.3f}" for c in cells) + " |")
     lines += [
         "",
         "| method at its best rate | rate | each seed | mean | gain over start | "
-        "MOPD minus this |",
+        f"{methods[0]} minus this |",
         "|---|---|---|---|---|---|",
     ]
-    top = after["mopd", best["mopd"]]
-    for method in METHODS:
+    top = after[methods[0], best[methods[0]]]
+    for method in methods:
         mine = after[method, best[method]]
         seeds = " / ".join(f"{x.mean():.3f}" for x in mine)
         cells = []
@@ -109,7 +109,7 @@ def report(out):
             low, high = interval(gap, rng)
             mean = np.mean([x.mean() for x in gap])
             cells.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
-        if method == "mopd":
+        if method == methods[0]:
             cells[1] = "-"
         mean = np.mean([x.mean() for x in mine])
         lines.append(
@@ -122,16 +122,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/sweep"))
     parser.add_argument("--steps", type=int, help="default: the config's")
+    parser.add_argument("--methods", nargs="+", default=METHODS, help="the first is compared")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only print the tables")
     args = parser.parse_args()
     if not args.report:
-        jobs = [(m, r, s) for s in SEEDS for m in METHODS for r in RATES]
+        jobs = [(m, r, s) for s in args.seeds for m in args.methods for r in args.rates]
         with concurrent.futures.ThreadPoolExecutor(args.parallel) as pool:
             todo = {pool.submit(run, *job, args.out, args.steps): job for job in jobs}
             for future in concurrent.futures.as_completed(todo):
                 print(*todo[future], f"{future.result():.0f} s", flush=True)
-    print(report(args.out))
+    print(report(args.out, args.methods, args.rates, args.seeds))
 
 
 if __name__ == "__main__":

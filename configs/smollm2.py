@@ -35,6 +35,8 @@ def get_config(variant: str = "mopd"):
     cfg.rollout.response_length = 12
     cfg.context.teacher_prompt_length = 320
     cfg.context.peer_tokens = 32
+    # The teacher must answer in the student's format, or its style is what is distilled.
+    cfg.context.closing = "Now give the correct answer to the question. Answer only."
     cfg.optimizer.learning_rate = 1e-5
     cfg.optimizer.warmup_steps = 2
     cfg.optimizer.micro_batches = 4

@@ -1,0 +1,39 @@
+"""The scripts beside the package run: the warm start's maker, and the sweep."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mopd_jax import tokenizer, weights
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def script(*words):
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_warm_start_maker_writes_what_is_shipped(tmp_path):
+    made, shipped = tmp_path / "made", weights.resolve("builtin:codebook")
+    script(ROOT / "examples/codebook_warm_start.py", "--out", made, "--steps", 2, "--rows", 8)
+    assert weights.load_config(made) == weights.load_config(shipped)
+    assert tokenizer.load(made).fingerprint == tokenizer.load(shipped).fingerprint
+    weights.load_params(made, weights.load_config(made))
+
+
+@pytest.mark.slow
+def test_sweep(tmp_path):
+    small = ["--methods", "mopd", "opd", "--rates", "1e-3", "--seeds", "0", "--steps", "2"]
+    out = script(ROOT / "benchmarks/quickstart_sweep.py", "--out", tmp_path / "sweep", *small)
+    assert "| opd | 0.001 |" in out
