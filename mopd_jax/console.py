@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -73,32 +75,27 @@ def say(step: int, cfg: Config, values: dict[str, float]) -> None:
 
 
 class Clock:
-    """Times the phases of one step and shows on a terminal which one is running."""
+    """Times the phases of one step; on a terminal, a bar says which one is running."""
 
-    def __init__(self, step: int, steps: int):
+    def __init__(self, step: int, steps: int, *, phases: int):
         self._title = f"step {step}/{steps}"
         self._seconds: dict[str, float] = {}
+        self._bar = tqdm(total=phases, leave=False, disable=None)
 
-    def phase(self, name: str) -> _Phase:
-        return _Phase(self, name)
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the body's wall seconds as those of `name`."""
+        self._bar.set_description(f"{self._title} {name}")
+        begun = time.perf_counter()
+        yield
+        self._seconds[name] = time.perf_counter() - begun
+        self._bar.update()
 
     def seconds(self) -> dict[str, float]:
+        """Ends the bar; the wall seconds of the step's phases and of each."""
+        self._bar.close()
         parts = {f"seconds_{name}": value for name, value in self._seconds.items()}
         return {"seconds": sum(self._seconds.values()), **parts}
-
-
-class _Phase:
-    def __init__(self, clock: Clock, name: str):
-        self._clock, self._name = clock, name
-
-    def __enter__(self):
-        title = f"{self._clock._title} {self._name}"
-        self._bar = tqdm(desc=title, bar_format="{desc}", leave=False, disable=None)
-        self._begun = time.perf_counter()
-
-    def __exit__(self, *_):
-        self._clock._seconds[self._name] = time.perf_counter() - self._begun
-        self._bar.close()
 
 
 def setup_logging() -> None:

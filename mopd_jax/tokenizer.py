@@ -7,7 +7,6 @@ SentencePiece vocabularies and folders without `tokenizer.json`.
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import os
@@ -35,6 +34,8 @@ _SPLITS: dict[str, str | None] = {
     "qwen2": _WORDS % "",
     "llama-bpe": _WORDS % "{1,3}",
 }
+# Put before a template that prints today's date: a run resumed tomorrow must read the same.
+_CONSTANT_DATE = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
 _CONTROL, _USER_DEFINED = 3, 4  # Of `tokenizer.ggml.token_type`.
 
 
@@ -76,6 +77,8 @@ class ChatTokenizer:
         specials = added | set(inner.all_special_tokens)
         self.specials: tuple[str, ...] = tuple(sorted(specials, key=lambda s: (-len(s), s)))
         template = inner.get_chat_template()
+        if "strftime_now" in template:
+            inner.chat_template = _CONSTANT_DATE + template
         # A reasoning model would spend the response on thoughts; templates that can, skip them.
         self._options = {"enable_thinking": False} if "enable_thinking" in template else {}
         text = json.dumps([sorted(vocabulary.items()), template])
@@ -93,7 +96,6 @@ class ChatTokenizer:
                 add_generation_prompt=True,
                 tokenize=True,
                 return_dict=False,
-                strftime_now=_constant_date,
                 **self._options,
             )
         except TemplateError as error:
@@ -118,11 +120,6 @@ class ChatTokenizer:
         generation = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
         path = pathlib.Path(folder) / "generation_config.json"
         path.write_text(json.dumps(generation, indent=2) + "\n")
-
-
-def _constant_date(form: str) -> str:
-    """For templates that print today's date: a run resumed tomorrow must read the same."""
-    return datetime.date(2024, 7, 26).strftime(form)
 
 
 def load(path: str | os.PathLike) -> ChatTokenizer:

@@ -54,7 +54,7 @@ def train(
         if int(state.step) == 0:
             _evaluate(run, state, book)
         for step in range(int(state.step) + 1, cfg.steps + 1):
-            clock = console.Clock(step, cfg.steps)
+            clock = console.Clock(step, cfg.steps, phases=4)
             with clock.phase("rollout"):
                 problems, uids = stream.take(cfg.rollout.prompts)
                 sampled = experience.sample(

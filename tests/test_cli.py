@@ -103,3 +103,18 @@ def test_a_config_file_without_get_config_of_its_own_path(tmp_path):
     assert cli.parse([f"--config={tmp_path}/mine.py"])[0].name == "mopd"
     with pytest.raises(ConfigError, match="did you mean .*mine.py"):
         cli.parse([f"--config={tmp_path}/mime.py"])
+
+
+@pytest.mark.parametrize(
+    ("text", "variant", "words"),
+    [
+        ("x = 1", "", "has no get_config"),
+        ("def get_config(:", "", "line 1"),
+        ("def get_config():\n    return None", "grpo", "no variants, so not 'grpo'"),
+    ],
+)
+def test_a_config_file_that_is_none(tmp_path, text, variant, words):
+    path = tmp_path / "made.py"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        cli.load(path, variant)

@@ -281,3 +281,10 @@ def test_variants_differ_in_what_their_names_say():
         "opd": (0, 0, "plain_prompt"),
         "grpo": (0, 0, "mask"),
     }
+
+
+def test_new_options_of_a_source_may_be_nested():
+    cfg = config.defaults()
+    config.override(cfg, "data.options.task_options.min_words", "3")
+    made = config.from_config_dict(config.Config, cfg)
+    assert made.data.options == {"task_options": {"min_words": 3}}

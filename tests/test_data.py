@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mopd_jax import codebook, data, verifiers
 from mopd_jax.config import ConfigError, DataConfig
-from mopd_jax.records import Problem
+from mopd_jax.records import Problem, Verdict
 
 needs_gym = pytest.mark.skipif(
     importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed"
@@ -365,3 +365,19 @@ def test_a_mistyped_option_names_the_nearest(options, message):
 def test_gym_needs_a_task():
     with pytest.raises(ConfigError, match="needs data.options.task"):
         data.load(DataConfig(source="reasoning_gym"), "train", seed=0)
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "\xff", "answer": "1"}')
+    cfg = DataConfig(source="jsonl", train_path=str(path), eval_path=str(path))
+    with pytest.raises(data.DataError, match="rows.jsonl is not UTF-8"):
+        data.load(cfg, "train", seed=0)
+
+
+@pytest.mark.parametrize("reward", [float("nan"), 1.5, -1.0])
+def test_a_reward_outside_0_and_1_is_no_verdict(monkeypatch, reward):
+    monkeypatch.setitem(verifiers.VERIFIERS, "exact", lambda problem, text: Verdict(reward))
+    verdict = verifiers.verify(Problem("p", (), "1", "exact"), "1")
+    assert verdict.reward == 0
+    assert "outside [0, 1]" in verdict.error

@@ -202,3 +202,53 @@ def test_smollm2_chat(smollm2):
     assert ids == smollm2.encode(text)
     assert (ids[0], ids.count(1), ids.count(2)) == (1, 3, 2)
     assert smollm2.decode(ids) == "system\nBe brief.\nuser\none two\nassistant\n"
+
+
+def test_specials_are_all_that_the_template_could_mean(tmp_path):
+    folder = write_folder(tmp_path)
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    # A special token of no role, as Llama 3's headers are.
+    added = {**whole["added_tokens"][0], "id": 9, "content": "<header>", "special": True}
+    whole["added_tokens"].append(added)
+    path.write_text(json.dumps(whole))
+    chat = tokenizer.load(folder)
+    assert {"<header>", "<user>", "<end>", "<pad>"} <= set(chat.specials)
+    assert list(chat.specials) == sorted(chat.specials, key=len, reverse=True)
+
+
+def test_end_tokens_of_the_model_config(tmp_path):
+    folder = write_folder(tmp_path)
+    (folder / "config.json").write_text('{"eos_token_id": [1, 4]}')
+    assert tokenizer.load(folder).stop_ids == (1, 4)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 3}')
+    assert tokenizer.load(folder).stop_ids == (1, 3)
+
+
+def test_a_template_reads_the_same_tomorrow(tmp_path):
+    dated = "{% set day = strftime_now('%d %b %Y') %}{{ day }}" + TEMPLATE
+    chat = tokenizer.load(write_folder(tmp_path, dated))
+    assert chat.chat(HELLO) == chat.encode("26 Jul 2024") + [2, 5, 8, 6, 1, 3]
+    text = chat._inner.apply_chat_template(HELLO, tokenize=False)
+    assert text.startswith("26 Jul 2024<user>")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ raise_exception('no system turns') }}", "no system turns"),
+        ("{% for m in %}", "chat template refuses messages of roles user"),
+    ],
+)
+def test_a_template_that_refuses(tmp_path, template, words):
+    chat = tokenizer.load(write_folder(tmp_path, template))
+    with pytest.raises(ConfigError, match=words):
+        chat.chat(HELLO)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_damaged_files_are_named(tmp_path, name):
+    folder = write_folder(tmp_path)
+    (folder / name).write_text("{")
+    with pytest.raises(ConfigError, match=str(folder)):
+        tokenizer.load(folder)

@@ -331,3 +331,12 @@ def test_paths_that_lead_nowhere(folder, tmp_path, monkeypatch):
     (tmp_path / "x.gguf").write_bytes(b"no weights, and long enough to have a header")
     with pytest.raises(ConfigError, match="no readable GGUF"):
         weights.load_config(tmp_path / "x.gguf")
+
+
+def test_json_that_is_no_object_is_named(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="config.json holds a list"):
+        weights.load_config(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="config.json is not JSON"):
+        weights.load_config(tmp_path)
