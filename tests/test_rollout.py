@@ -143,3 +143,28 @@ def test_sharded_equals_single_device():
             outs.append(jax.device_get(run(params(), tokens, mask, key, folds, uids)))
     np.testing.assert_array_equal(outs[0].response, outs[1].response)
     np.testing.assert_allclose(outs[0].behaviour_logp, outs[1].behaviour_logp, atol=1e-5)
+
+
+@pytest.mark.parametrize("model", ["hf_qwen2", "hf_llama3_rope"])
+def test_other_families_equal_transformers(model):
+    """Biases; an untied head, sharded files and Llama-3 rope scaling: logits, then greedy."""
+    want = np.load(GOLDEN / model / "expected.npz")
+    cfg = weights.load_config(GOLDEN / model)
+    loaded = weights.load_params(GOLDEN / model, cfg)
+    ids, mask = want["left_pad_ids"], want["left_pad_mask"]
+    hidden = decoder.hidden_states(loaded, ids, mask, cfg=cfg)
+    logits = np.where(mask[..., None], decoder.logits(loaded, hidden), 0.0)
+    np.testing.assert_allclose(logits, want["left_pad_logits"], atol=3e-5)
+    got = rollout.rollout(
+        loaded,
+        ids,
+        mask,
+        rollout.row_keys(jax.random.key(0), jnp.arange(3, dtype=jnp.uint32), 2),
+        cfg=cfg,
+        length=8,
+        stop_ids=(),
+        pad_id=0,
+        temperature=1.0,
+        top_k=1,
+    )
+    np.testing.assert_array_equal(got.response, np.repeat(want["greedy_tokens"], 2, axis=0))
