@@ -237,14 +237,6 @@ def test_the_fingerprint_is_a_function_of_the_settings():
     assert re.fullmatch("[0-9a-f]{12}", config.fingerprint(Config()))
 
 
-@pytest.mark.parametrize("leaf", LEAVES, ids=".".join)
-def test_no_dead_setting(leaf):
-    """Each field is read somewhere outside config.py."""
-    files = [p for p in (ROOT / "mopd_jax").rglob("*.py") if p.name != "config.py"]
-    read = re.compile(rf"\.{leaf[-1]}\b(?!\s*=[^=])")
-    assert any(read.search(path.read_text()) for path in files)
-
-
 @pytest.mark.parametrize("variant", methods.METHODS)
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_config_files(path, variant):

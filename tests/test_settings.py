@@ -1,0 +1,216 @@
+"""No dead setting: changing a field of the config changes something that is computed.
+
+What a step would compute is read from its jaxpr, in which every static number stands; peers and
+contexts are made. Settings of the loop itself are seen in its run folder (`test_train.py`).
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mopd_jax import context, data, peers, rollout, sharding, tokenizer, train_step
+from mopd_jax.config import Config, ConfigError, ContextConfig, MeshConfig, RolloutConfig
+from mopd_jax.models import decoder
+from mopd_jax.peers import PeerPlan
+from mopd_jax.testing import random_batch, tiny_decoder
+
+BASE = Config(
+    rollout=RolloutConfig(prompts=2, group=4, prompt_length=6, response_length=4),
+    context=ContextConfig(teacher_prompt_length=30, success="<ok> {text}", closing="r0"),
+)
+
+
+def changed(section, **fields):
+    return dataclasses.replace(
+        BASE, **{section: dataclasses.replace(getattr(BASE, section), **fields)}
+    )
+
+
+def update(cfg):
+    """The jaxpr of an update, as text."""
+    model = tiny_decoder(dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
+    rows = random_batch(0, rows=8, prompt=6, teacher_prompt=30, response=40, vocab=64)
+    params, _ = decoder.abstract(model)
+    state = jax.eval_shape(
+        lambda p, k: train_step.init_state(p, k, cfg=cfg), params, jax.random.key(0)
+    )
+    step = jax.make_jaxpr(lambda s, b: train_step.train_step(s, b, cfg=cfg, model=model))
+    return str(step(state, rows))
+
+
+def sampler(cfg, which):
+    """The jaxpr of a rollout, as text."""
+    sampling = getattr(cfg, which)
+    model, mesh = tiny_decoder(), sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    group = cfg.rollout.group if which == "rollout" else cfg.eval.samples
+    run = rollout.make_rollout(
+        sampling,
+        group=group,
+        model=model,
+        mesh=mesh,
+        length=cfg.rollout.response_length,
+        stop_ids=(1,),
+        pad_id=0,
+    )
+    prompt = np.zeros((2, cfg.rollout.prompt_length), np.int32)
+    params, _ = decoder.abstract(model)
+    arrays = (prompt, prompt > 0, jax.random.key(0), np.zeros(2, np.uint32))
+    return str(jax.make_jaxpr(run)(params, *arrays, np.zeros(2, np.uint32)))
+
+
+def plan(cfg):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, (6, 8))
+    texts = [[f"{i}" for i in range(8)]] * 6
+    success = np.array([[g < p for g in range(8)] for p in range(6)])
+    made = peers.choose(
+        success,
+        np.ones_like(success),
+        texts,
+        lengths,
+        list(range(6)),
+        seed=cfg.seed,
+        step=1,
+        cfg=cfg.peers,
+    )
+    return made.success.tolist(), made.failure.tolist()
+
+
+def contexts(cfg):
+    words = tokenizer.load("builtin:codebook")
+    (problem, *_) = data.load(Config().data, "train", seed=0)
+    texts = [["r1 1 2 3 4 5", "r2 2 3 4 5 6", "<think> r3 </think> r3 4", "r4 1 2 3 4 5"]]
+    shown = PeerPlan(np.array([[[1, 2]] + [[-1, -1]] * 3]), np.array([[[3]] + [[-1]] * 3]))
+    inputs, records, chats = context.teacher_inputs(
+        [problem], texts, shown, words, cfg=cfg.context
+    )
+    return inputs.prompt.tolist(), records, chats
+
+
+def rollout_and_update(cfg):
+    return sampler(cfg, "rollout"), update(cfg)
+
+
+def evaluation(cfg):
+    return sampler(cfg, "eval")
+
+
+GRPO = {"method": "grpo"}
+CASES = [
+    (update, "model", {"compute_dtype": "bfloat16"}, {}),
+    (update, "model", {"remat": True}, {}),
+    (update, "model", {"head_chunk": 16}, {}),
+    *[
+        (update, "loss", change, given)
+        for change, given in [
+            ({"method": "grpo"}, {}),
+            ({"divergence": "reverse_kl"}, {}),
+            ({"alpha": 0.3}, {}),
+            ({"aggregation": "token-mean"}, {}),
+            ({"importance_cap": 3.0}, {}),
+            ({"clip_low": 0.1}, GRPO),
+            ({"clip_high": 0.1}, GRPO),
+            ({"dual_clip": 5.0}, GRPO),
+        ]
+    ],
+    (update, "teacher", {"kind": "frozen"}, {}),
+    (update, "teacher", {"rate": 0.5}, {}),
+    *[
+        (update, "optimizer", change, {})
+        for change in [
+            {"learning_rate": 1.0},
+            {"warmup_steps": 3},
+            {"beta1": 0.1},
+            {"beta2": 0.2},
+            {"epsilon": 0.3},
+            {"weight_decay": 0.4},
+            {"clip_norm": 5.0},
+            {"micro_batches": 2},
+        ]
+    ],
+    (rollout_and_update, "rollout", {"temperature": 0.5}, {}),
+    *[
+        (make, section, change, {})
+        for make, section in [(rollout_and_update, "rollout"), (evaluation, "eval")]
+        for change in [{"top_p": 0.5}, {"top_k": 5}]
+    ],
+    (evaluation, "eval", {"temperature": 0.5}, {}),
+    (evaluation, "eval", {"samples": 9}, {}),
+    (rollout_and_update, "rollout", {"group": 5}, {}),
+    (rollout_and_update, "rollout", {"prompt_length": 7}, {}),
+    (rollout_and_update, "rollout", {"response_length": 5}, {}),
+    *[
+        (plan, "peers", change, {})
+        for change in [
+            {"successes": 1},
+            {"failures": 3},
+            {"slots": 2},
+            {"rule": "longest"},
+            {"failures_when": "no_success"},
+        ]
+    ],
+    *[
+        (contexts, "context", change, {})
+        for change in [
+            {"teacher_prompt_length": 25},
+            {"peer_tokens": 3},
+            {"success": "<bad> {text}"},
+            {"another_success": "<ok> {text}"},
+            {"failure": "<bad> {text}"},
+            {"closing": ""},
+            {"separator": " <bad> "},
+            {"strip_thinking": False},
+        ]
+    ],
+    (contexts, "context", {"cut_mark": " <bad> "}, {"peer_tokens": 3}),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "section", "change", "given"),
+    CASES,
+    ids=lambda x: next(iter(x), "") if isinstance(x, dict) else str(getattr(x, "__name__", x)),
+)
+def test_a_change_changes_something(make, section, change, given):
+    assert make(changed(section, **given, **change)) != make(changed(section, **given))
+
+
+def test_every_field_is_in_the_table_or_the_loop():
+    """A new setting needs a case here, or is one of those the loop and its files show."""
+    tested = {(section, name) for _, section, change, _ in CASES for name in change}
+    loop = {
+        "checkpoint": {"every", "keep"},
+        "data": {"source", "train_path", "eval_path", "options"},
+        "eval": {"every", "problems", "batch", "ks"},
+        "loss": {"scale_by_std"},
+        "mesh": {"data", "fsdp", "tensor"},
+        "model": {"path"},
+        "peers": {"truncated", "threshold"},
+        "rollout": {"prompts"},
+        "teacher": {"no_context"},
+    }
+    for section in dataclasses.fields(Config):
+        value = getattr(BASE, section.name)
+        if not dataclasses.is_dataclass(value):
+            continue
+        for field in dataclasses.fields(value):
+            known = (section.name, field.name) in tested
+            assert known or field.name in loop.get(section.name, ()), (section.name, field.name)
+
+
+@pytest.mark.parametrize("make", [rollout_and_update, evaluation, plan, contexts])
+def test_the_same_config_computes_the_same(make):
+    """Or the comparisons above would say nothing."""
+    assert make(BASE) == make(dataclasses.replace(BASE))
+
+
+def test_seed_changes_the_draws():
+    assert plan(BASE) != plan(dataclasses.replace(BASE, seed=1))
+    assert data.load(BASE.data, "train", seed=0) != data.load(BASE.data, "train", seed=1)
+
+
+def test_meshes_are_checked():
+    with pytest.raises(ConfigError, match="fsdp=3"):
+        sharding.make_mesh(MeshConfig(fsdp=3))
