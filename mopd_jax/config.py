@@ -79,13 +79,14 @@ class ModelConfig:
         `builtin:smollm2`. Architecture, tokenizer and chat template come from there.
     compute_dtype: of activations and matmul operands; master weights are always float32.
     remat: recompute each layer in the backward pass; costs a third more FLOPs.
-    head_chunk: tokens whose logits exist at one time; memory is some 4 * head_chunk * V floats.
+    head_chunk: tokens a device whose logits exist at one time; memory is some
+        5 * head_chunk * V floats. None suits the platform.
     """
 
     path: str = "builtin:codebook"
     compute_dtype: Dtype = "float32"
     remat: bool = False
-    head_chunk: int = 2048
+    head_chunk: int | None = None
 
     def __post_init__(self):
         _require(bool(self.path), "ModelConfig.path is empty; name a folder or a .gguf file")
@@ -237,8 +238,8 @@ class LossConfig:
     """The objective of an update.
 
     method: `distill` needs a teacher, `grpo` only the rewards.
-    divergence, alpha: `jsd` weighs the teacher by alpha in (0, 1), None is 0.5; the KLs have
-        their own names, because JSD vanishes at both ends of alpha.
+    divergence, alpha: `jsd` weighs the teacher by alpha in [0, 1], None is 0.5. It vanishes
+        towards both ends; at them it is the forward (0) and the reverse (1) KL.
     aggregation: how token losses become one number (`losses.token_weights`).
     importance_cap: the most that min(p_now / p_behaviour, cap) may weigh a token; None is off.
     clip_low, clip_high, dual_clip, scale_by_std: of GRPO.
@@ -256,9 +257,9 @@ class LossConfig:
 
     def __post_init__(self):
         _require(
-            self.alpha is None or 0.0 < self.alpha < 1.0,
-            f"LossConfig.alpha is {self.alpha}; JSD needs 0 < alpha < 1. For alpha 0 set "
-            "loss.divergence='forward_kl', for alpha 1 'reverse_kl'",
+            self.alpha is None or 0.0 <= self.alpha <= 1.0,
+            f"LossConfig.alpha is {self.alpha}; JSD needs 0 <= alpha <= 1, the weight of the "
+            "teacher",
         )
         _require(
             self.alpha is None or self.divergence == "jsd",

@@ -15,13 +15,13 @@ from mopd_jax.shapes import check_shapes
 def forward_kl(student_logp: jax.Array, teacher_logp: jax.Array) -> jax.Array:
     """KL(teacher || student) in nats: f32[..., V], f32[..., V] -> f32[...]."""
     _check(student_logp, teacher_logp)
-    return formulas.forward_kl(student_logp, teacher_logp)
+    return formulas.divergence(student_logp, teacher_logp, formulas.measure("forward_kl"))
 
 
 def reverse_kl(student_logp: jax.Array, teacher_logp: jax.Array) -> jax.Array:
     """KL(student || teacher) in nats: f32[..., V], f32[..., V] -> f32[...]."""
     _check(student_logp, teacher_logp)
-    return formulas.reverse_kl(student_logp, teacher_logp)
+    return formulas.divergence(student_logp, teacher_logp, formulas.measure("reverse_kl"))
 
 
 def jsd(student_logp: jax.Array, teacher_logp: jax.Array, *, alpha: float) -> jax.Array:
@@ -30,10 +30,10 @@ def jsd(student_logp: jax.Array, teacher_logp: jax.Array, *, alpha: float) -> ja
     p is the student, q the teacher: f32[..., V], f32[..., V] -> f32[...], at most H(alpha).
 
     Raises:
-        ValueError: alpha is not inside (0, 1).
+        ValueError: alpha is outside [0, 1]; at its ends this is the forward and the reverse KL.
     """
     _check(student_logp, teacher_logp)
-    return formulas.jsd(student_logp, teacher_logp, alpha=alpha)
+    return formulas.divergence(student_logp, teacher_logp, formulas.measure("jsd", alpha))
 
 
 def _check(student_logp, teacher_logp):

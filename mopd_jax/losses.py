@@ -7,47 +7,89 @@ devices cannot change the result.
 
 from __future__ import annotations
 
-from typing import get_args
+import functools
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from mopd_jax.config import Aggregation, Divergence
-from mopd_jax.kernels import TokenStats, linear_divergence
+from mopd_jax.kernels import (
+    HeadSharding,
+    HiddenTeacher,
+    Implementation,
+    Support,
+    TokenStats,
+    linear_divergence_loss,
+)
 from mopd_jax.shapes import check_shapes
 
 # exp() of a log-ratio is taken inside these bounds, so that it cannot overflow.
 _LOG_RATIO_BOUND = 20.0
 
 
-def token_weights(mask: jax.Array, *, aggregation: Aggregation) -> jax.Array:
+class Totals(NamedTuple):
+    """What a whole batch has, over all its micro-batches and devices: see `count`."""
+
+    tokens: jax.Array  # f32[], in the mask
+    sequences: jax.Array  # f32[], rows of the mean over sequences
+
+
+def count(mask: jax.Array, *, every_row: bool = False) -> Totals:
+    """Denominators of the batch with mask bool[N, T], to be made before any split.
+
+    `every_row` counts rows without a token as sequences too: what a sum divided by the size of
+    the batch does (method.md 1.5).
+    """
+    check_shapes(mask=(mask, "N T"))
+    rows = jnp.ones(len(mask), bool) if every_row else jnp.any(mask, axis=1)
+    return Totals(jnp.sum(mask, dtype=jnp.float32), jnp.sum(rows, dtype=jnp.float32))
+
+
+def token_weights(
+    mask: jax.Array,
+    *,
+    aggregation: Aggregation,
+    totals: Totals | None = None,
+    scale: float | None = None,
+) -> jax.Array:
     """Weights f32[N, T] that turn token losses into one number by a weighted sum.
 
-    With k the mask bool[N, T] and n the number of rows with any token (method.md 3.7):
+    With k the mask bool[N, T], and the totals those of the whole batch (method.md 3.7):
 
-        token-mean                k / sum(k)
-        seq-mean-token-mean       k / (n * sum_t k)
-        seq-mean-token-sum        k / n          (the paper's sum over tokens)
-        seq-mean-token-sum-norm   k / T
+        token-mean                k / tokens
+        seq-mean-token-mean       k / (sequences * sum_t k)
+        seq-mean-token-sum        k / sequences          (the paper's sum over tokens)
+        seq-mean-token-sum-norm   k / scale
 
-    A mask without tokens gives weights of 0. Call it on the whole batch, before any split.
+    A mask without tokens gives weights of 0.
+
+    Args:
+        totals: by default those of this mask. Where it is a part of a batch, `count` of the
+            whole, so that the parts add up to the loss of the batch.
+        scale: of seq-mean-token-sum-norm only, by default T.
     """
     check_shapes(mask=(mask, "N T"))
     if aggregation not in get_args(Aggregation):
         raise ValueError(
             f"aggregation {aggregation!r} is none of {', '.join(get_args(Aggregation))}"
         )
+    if scale is not None and (aggregation != "seq-mean-token-sum-norm" or not scale > 0):
+        raise ValueError(
+            f"scale={scale} with aggregation={aggregation!r}: it is the positive divisor of"
+            " seq-mean-token-sum-norm, and of no other"
+        )
+    totals = count(mask) if totals is None else totals
     k = mask.astype(jnp.float32)
-    tokens = jnp.sum(k, axis=1, keepdims=True)
-    sequences = jnp.sum(tokens > 0, dtype=jnp.float32)
     # Each maximum acts only where the numerator is 0 as well.
+    sequences = jnp.maximum(totals.sequences, 1.0)
     if aggregation == "token-mean":
-        return k / jnp.maximum(jnp.sum(k), 1.0)
+        return k / jnp.maximum(totals.tokens, 1.0)
     if aggregation == "seq-mean-token-mean":
-        return k / jnp.maximum(tokens, 1.0) / jnp.maximum(sequences, 1.0)
+        return k / jnp.maximum(jnp.sum(k, axis=1, keepdims=True), 1.0) / sequences
     if aggregation == "seq-mean-token-sum":
-        return k / jnp.maximum(sequences, 1.0)
-    return k / mask.shape[1]
+        return k / sequences
+    return k / (mask.shape[1] if scale is None else scale)
 
 
 def importance_ratio(logp: jax.Array, behaviour_logp: jax.Array) -> jax.Array:
@@ -64,17 +106,27 @@ def distill_loss(
     targets: jax.Array,
     mask: jax.Array,
     *,
+    context_mask: jax.Array | None = None,
     weights: jax.Array | None = None,
-    divergence: Divergence = "jsd",
-    alpha: float | None = None,
-    temperature: float = 1.0,
+    aggregation: Aggregation | None = None,
+    totals: Totals | None = None,
+    rollout_weights: jax.Array | None = None,
     behaviour_logp: jax.Array | None = None,
     importance_cap: float | None = None,
-    chunk_tokens: int = 2048,
+    divergence: Divergence = "jsd",
+    alpha: float | None = None,
+    continuous: bool = False,
+    support: Support = "full",
+    temperature: float = 1.0,
+    soft_cap: float | None | tuple[float | None, float | None] = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    sharding: HeadSharding | None = None,
+    implementation: Implementation | None = None,
 ) -> tuple[jax.Array, TokenStats]:
-    """Exact full-vocabulary distillation loss from hidden states, without [N, T, V] logits.
+    """Distillation loss from hidden states and heads, exact and without [N, T, V] logits.
 
-        loss = sum_nt weights * min(p / p_behaviour, cap) * D(student || teacher)
+        loss = sum_nt weights * rollout_weights * min(p / p_behaviour, cap) * divergence
 
     Gradients flow to `student_hidden` and `student_head` only; ratio and weights are constants.
 
@@ -84,14 +136,22 @@ def distill_loss(
         student_head, teacher_head: [V, D] and [V, E]; logits are hidden @ head.T in float32.
         targets: i32[N, T], the response tokens.
         mask: bool[N, T]; elsewhere nothing is read, not even a NaN.
-        weights: f32[N, T], by default `token_weights(mask, aggregation="token-mean")`. With
-            gradient accumulation or sharded rows, make them from the whole batch.
-        divergence: "jsd" (alpha on the teacher, default 0.5), "forward_kl", "reverse_kl".
+        context_mask: bool[N], rows whose teacher had something to read; the others are masked.
+        weights: f32[N, T] with the whole normalisation in them. Instead of them:
+        aggregation: how token losses become one number, see `token_weights`; "token-mean" if
+            nothing is said.
+        totals: the denominators, by default of what is masked here; with gradient
+            accumulation or rows split over devices, `count` of the whole batch.
+        rollout_weights: f32[N, T], constant factors, such as the truncated ratio of trainer to
+            sampler.
         behaviour_logp: f32[N, T] nats of the targets when they were sampled; with
             `importance_cap` it weighs tokens that have become more or less likely since.
+        divergence: "jsd" (alpha on the teacher, default 0.5), "forward_kl", "reverse_kl".
+        alpha ... implementation: as in `mopd_jax.kernels.linear_divergence`.
 
     Returns:
-        loss f32[] and the per-token statistics (divergence, logp, teacher_logp, entropy).
+        loss f32[] and the per-token statistics (divergence, logp, teacher_logp, entropy), which
+        carry no gradient and are 0 outside both masks.
 
     Raises:
         ValueError: shapes, dtypes or options that do not fit, naming the argument.
@@ -100,27 +160,50 @@ def distill_loss(
         raise ValueError(
             "importance_cap and behaviour_logp belong together: give both, or neither"
         )
-    stats = linear_divergence(
+    if weights is not None and not aggregation is totals is None:
+        raise ValueError(
+            "weights have the normalisation in them: give them, or aggregation and totals"
+        )
+    per_token = {
+        "rollout_weights": rollout_weights,
+        "behaviour_logp": behaviour_logp,
+        "weights": weights,
+    }
+    given = {name: (x, "N T") for name, x in per_token.items() if x is not None}
+    given |= {"context_mask": (context_mask, "N")} if context_mask is not None else {}
+    check_shapes(mask=(mask, "N T"), **given)
+    if context_mask is not None:
+        mask = mask & context_mask[:, None]
+    if weights is None:
+        weights = token_weights(mask, aggregation=aggregation or "token-mean", totals=totals)
+    if rollout_weights is not None:
+        weights = weights * jnp.where(mask, rollout_weights, 0.0)
+    return linear_divergence_loss(
+        functools.partial(_capped_divergence, cap=importance_cap),
         student_hidden,
         student_head,
-        teacher_hidden,
-        teacher_head,
+        HiddenTeacher(teacher_hidden, teacher_head),
         targets,
         mask,
+        *jax.lax.stop_gradient((weights, behaviour_logp)),
         kind=divergence,
         alpha=alpha,
+        continuous=continuous,
+        support=support,
         temperature=temperature,
+        soft_cap=soft_cap,
+        vocab_size=vocab_size,
         chunk_tokens=chunk_tokens,
+        sharding=sharding,
+        implementation=implementation,
     )
-    if weights is None:
-        weights = token_weights(mask, aggregation="token-mean")
-    per_token = stats.divergence
-    if importance_cap is not None:
-        check_shapes(mask=(mask, "N T"), behaviour_logp=(behaviour_logp, "N T"))
-        now = jax.lax.stop_gradient(stats.logp)
-        ratio = importance_ratio(now, jnp.where(mask, behaviour_logp, 0.0))
-        per_token = per_token * jnp.minimum(ratio, importance_cap)
-    return jnp.sum(weights * per_token), stats
+
+
+def _capped_divergence(stats: TokenStats, behaviour_logp: jax.Array | None, *, cap):
+    if cap is None:
+        return stats.divergence
+    ratio = importance_ratio(jax.lax.stop_gradient(stats.logp), behaviour_logp)
+    return stats.divergence * jnp.minimum(ratio, cap)
 
 
 def grpo_loss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mopd_jax import sharding
 from mopd_jax.kernels import TokenLogprob, linear_logprob
 from mopd_jax.models import decoder
 from mopd_jax.models.decoder import DecoderConfig
@@ -41,7 +42,7 @@ def score(
     *,
     cfg: DecoderConfig,
     temperature: float,
-    chunk_tokens: int,
+    chunk_tokens: int | None = None,
 ) -> TokenLogprob:
     """Log-prob and entropy f32[N, T] in nats of each response token, 0 where masked."""
     hidden = response_states(params, prompt, prompt_mask, response, response_mask, cfg=cfg)
@@ -52,4 +53,5 @@ def score(
         response_mask,
         temperature=temperature,
         chunk_tokens=chunk_tokens,
+        sharding=sharding.head_sharding(),
     )

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mopd_jax.config import ConfigError, MeshConfig
+from mopd_jax.kernels import HeadSharding
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -96,6 +97,13 @@ def shardings(abstract: Any, axes: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, spec(*names))
 
     return jax.tree_util.tree_map_with_path(one, abstract, axes)
+
+
+def head_sharding() -> HeadSharding | None:
+    """How tokens and heads lie on the mesh in context, for the ops; None without one."""
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return None
+    return HeadSharding(RULES["rows"], RULES["vocab"], RULES["embed"])
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:

@@ -180,6 +180,7 @@ def _distill(params, teacher_params, batch, weights, cfg, model):
         behaviour_logp=batch.behaviour_logp if capped else None,
         importance_cap=cfg.loss.importance_cap,
         chunk_tokens=cfg.model.head_chunk,
+        sharding=sharding.head_sharding(),
     )
     logged = _common_metrics(loss, stats, batch)
     logged["divergence"] = metrics.masked(stats.divergence, batch.mask)
@@ -204,6 +205,7 @@ def _grpo(params, teacher_params, batch, weights, cfg, model):
         batch.mask,
         temperature=cfg.rollout.temperature,
         chunk_tokens=cfg.model.head_chunk,
+        sharding=sharding.head_sharding(),
     )
     loss, clipped = losses.grpo_loss(
         stats.logp,

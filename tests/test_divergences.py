@@ -268,19 +268,61 @@ def test_entropy_matches_float64_with_an_impossible_token():
         )
 
 
-@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.5, float("nan")])
-def test_alpha_outside_the_open_interval_names_the_kls(alpha):
+@pytest.mark.parametrize("alpha", [1.5, -0.5, float("nan")])
+def test_alpha_outside_its_interval_names_the_kls(alpha):
     logp = np.log(np.full((2, 4), 0.25, np.float32))
     with pytest.raises(ValueError, match="forward_kl.*reverse_kl"):
         divergences.jsd(logp, logp, alpha=alpha)
 
 
-def test_dispatch_refuses_what_means_nothing():
-    logp = np.log(np.full((2, 4), 0.25, np.float32))
+def test_the_ends_of_alpha_are_the_kls():
+    p, q = jax.nn.log_softmax(np.float32(np.random.default_rng(8).standard_normal((2, 3, 9))))
+    for continuous in (False, True):
+        ends = [formulas.measure("jsd", a, continuous=continuous) for a in (0.0, 1.0)]
+        assert ends == [formulas.measure("forward_kl"), formulas.measure("reverse_kl")]
+    np.testing.assert_array_equal(divergences.jsd(p, q, alpha=0), divergences.forward_kl(p, q))
+    np.testing.assert_array_equal(divergences.jsd(p, q, alpha=1), divergences.reverse_kl(p, q))
+
+
+def test_the_continuous_family_meets_the_kls():
+    """Appendix B: jsd at 0.01 over 0.01 * 0.99, beside the forward KL 0.0920328502."""
+    with jax.enable_x64(True):
+        p, q = jnp.log(jnp.asarray([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2]], jnp.float64))
+
+        def value(alpha):
+            measure = formulas.measure("jsd", alpha, continuous=True)
+            return formulas.divergence(p, q, measure)
+
+        np.testing.assert_allclose(value(0.01), 0.0919181186, atol=6e-11)
+        np.testing.assert_allclose(value(1e-7), value(0.0), rtol=1e-6)
+        np.testing.assert_allclose(value(1 - 1e-7), value(1.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1e-6, 1e-3, 0.3, 0.999, 1 - 1e-6])
+@pytest.mark.parametrize("noise", [0.1, 1.0, 30.0])
+def test_jsd_is_exact_at_every_alpha(alpha, noise):
+    """Value and slopes against float64 on the very float32 log-probs."""
+    rng = np.random.default_rng(9)
+    logits = 2.0 * rng.standard_normal((4, 4096))
+    student = np.float32(oracles.log_softmax(logits))
+    teacher = np.float32(oracles.log_softmax(logits + noise * rng.standard_normal((4, 4096))))
+    wide = np.float64(student), np.float64(teacher)
+    got = formulas.terms(student, teacher, formulas.measure("jsd", alpha))
+    np.testing.assert_allclose(
+        np.sum(got.value, axis=-1), oracles.jsd(*wide, alpha), rtol=16 * EPS
+    )
+    log_mixture = oracles.mixture(*wide, alpha)
+    to_student = (1 - alpha) * np.exp(wide[0]) * (wide[0] - log_mixture)
+    to_teacher = alpha * np.exp(wide[1]) * (wide[1] - log_mixture)
+    assert oracles.relative(got.to_student, to_student) < 8 * EPS
+    assert oracles.relative(got.to_teacher, to_teacher) < 8 * EPS
+
+
+def test_what_means_nothing_is_refused():
     with pytest.raises(ValueError, match="'js' is none of.*'forward_kl', 'reverse_kl', 'jsd'"):
-        formulas.divergence(logp, logp, kind="js", alpha=0.5)
+        formulas.measure("js", 0.5)
     with pytest.raises(ValueError, match="alpha=0.5 was given, but reverse_kl has none"):
-        formulas.divergence(logp, logp, kind="reverse_kl", alpha=0.5)
+        formulas.measure("reverse_kl", 0.5)
 
 
 @each_kind

@@ -1,32 +1,45 @@
 """The public ops: log-probs and divergences straight from hidden states and heads.
 
-Each op checks its arguments while tracing, settles the implementation and calls it. Shapes
-follow the legend of `mopd_jax/records.py`; E is the teacher's width.
+Arrays in, arrays out: no model, no configuration. Each op checks its arguments while tracing,
+settles the implementation and calls it. The dimensions of the tokens, written [N, T] as in the
+legend of `mopd_jax/records.py`, may be any; E is the teacher's width.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from mopd_jax.kernels import dispatch
+from mopd_jax.kernels import checks, dispatch
+from mopd_jax.kernels.checks import Options
 from mopd_jax.kernels.dispatch import Implementation
-from mopd_jax.kernels.linear_divergence import chunked as divergence_chunked
-from mopd_jax.kernels.linear_divergence import formulas
-from mopd_jax.kernels.linear_divergence import reference as divergence_reference
+from mopd_jax.kernels.linear_divergence import chunked, reference, statistics
+from mopd_jax.kernels.linear_divergence.chunked import Operands, TokenLoss
 from mopd_jax.kernels.linear_divergence.formulas import Divergence
-from mopd_jax.kernels.linear_divergence.reference import TokenStats
-from mopd_jax.kernels.linear_logprob import chunked as logprob_chunked
-from mopd_jax.kernels.linear_logprob import reference as logprob_reference
-from mopd_jax.kernels.linear_logprob.reference import TokenLogprob
-from mopd_jax.shapes import check_shapes
+from mopd_jax.kernels.linear_divergence.options import (
+    HeadSharding,
+    HiddenTeacher,
+    StoredTeacher,
+    Support,
+    TopK,
+)
+from mopd_jax.kernels.linear_divergence.statistics import TokenLogprob, TokenStats
 
 __all__ = [
     "Divergence",
+    "HeadSharding",
+    "HiddenTeacher",
     "Implementation",
+    "StoredTeacher",
+    "Support",
     "TokenLogprob",
+    "TokenLoss",
     "TokenStats",
+    "TopK",
     "linear_divergence",
+    "linear_divergence_loss",
     "linear_logprob",
 ]
 
@@ -41,11 +54,20 @@ def linear_divergence(
     *,
     kind: Divergence = "jsd",
     alpha: float | None = None,
+    continuous: bool = False,
+    support: Support = "full",
     temperature: float = 1.0,
-    chunk_tokens: int = 2048,
+    soft_cap: checks.SoftCap = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    sharding: HeadSharding | None = None,
     implementation: Implementation | None = None,
 ) -> TokenStats:
     """Divergence of teacher and student at each token, and what else a loss or a log reads.
+
+    Differentiable statistics, for any use after: the backward pass makes the logits again.
+    Where the loss is a sum over tokens of something known beforehand,
+    `linear_divergence_loss` saves a third of the matrix products.
 
     Args:
         student_hidden: [N, T, D], of any floating dtype; at the positions that predict
@@ -53,16 +75,28 @@ def linear_divergence(
         student_head: [V, D].
         teacher_hidden: [N, T, E].
         teacher_head: [V, E].
-        targets: i32[N, T], in [0, V) where the mask is true; anything elsewhere.
+        targets: i32[N, T], in [0, V) where the mask is true, or the log-probs there are NaN;
+            anything elsewhere.
         mask: bool[N, T]. What stands in the hidden states where it is false, NaN included,
             reaches neither a value nor a gradient.
         kind: "forward_kl" is KL(teacher || student), "reverse_kl" KL(student || teacher),
             "jsd" the generalised Jensen-Shannon divergence.
-        alpha: static, the weight of the teacher in a jsd, 0 < alpha < 1; None means 0.5 there,
-            and is the only choice for a KL.
+        alpha: static, the weight of the teacher in a jsd, 0 <= alpha <= 1; None means 0.5
+            there, and is the only choice for a KL. 0 is the forward KL, 1 the reverse.
+        continuous: divide a jsd by alpha (1 - alpha), which makes the family continuous up to
+            the KLs at its ends.
+        support: "full" vocabulary; a `TopK`; or "sampled", with kind "reverse_kl" only: the
+            score-function estimator (logp - teacher_logp) logp of the target, the first factor
+            constant. Its value means nothing.
         temperature: static, > 0; divides the logits of both.
-        chunk_tokens: static, tokens over all devices whose logits exist at once; read by
-            "chunked" only.
+        soft_cap: static; logits become cap tanh(logits / cap) before the temperature. One for
+            both or a pair (student's, teacher's).
+        vocab_size: static; rows of the heads from there on are padding, which neither model can
+            say. None: all of V, and then the heads must agree on it.
+        chunk_tokens: static, tokens a device whose logits exist at once; None suits the
+            platform. Read by "chunked" and "pallas_gpu".
+        sharding: where the arrays lie on a mesh. None computes on one device, or inside a
+            `shard_map` on each device's own.
         implementation: None lets `dispatch.resolve` choose.
 
     Returns:
@@ -72,38 +106,48 @@ def linear_divergence(
     Raises:
         ValueError: shapes, sizes of the vocabularies, dtypes or options that do not fit.
     """
-    check_shapes(
-        student_hidden=(student_hidden, "N T D"),
-        student_head=(student_head, "V D"),
-        teacher_hidden=(teacher_hidden, "N T E"),
-        teacher_head=(teacher_head, "W E"),
-        targets=(targets, "N T"),
-        mask=(mask, "N T"),
+    options = Options(
+        kind, alpha, continuous, support, temperature, soft_cap, vocab_size, chunk_tokens
     )
-    if student_head.shape[0] != teacher_head.shape[0]:
-        raise ValueError(
-            f"student_head has V={student_head.shape[0]} tokens, teacher_head"
-            f" V={teacher_head.shape[0]}: a divergence needs one vocabulary; use a teacher with"
-            " the student's tokenizer, and if only the padding of the heads differs, cut both"
-            " to the tokenizer's size"
-        )
-    floating = {"student_hidden": student_hidden, "student_head": student_head}
-    floating |= {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head}
-    _check_dtypes(floating, targets, mask)
-    _check_options(temperature, chunk_tokens)
-    options = {
-        "kind": kind,
-        "alpha": formulas.resolve_alpha(kind, alpha),
-        "temperature": temperature,
-    }
-    arrays = (student_hidden, student_head, teacher_hidden, teacher_head, targets, mask)
-    run = {
-        "reference": divergence_reference.token_stats,
-        "chunked": lambda *a, **k: divergence_chunked.token_stats(
-            *a, **k, chunk_tokens=chunk_tokens
-        ),
-    }[dispatch.resolve(implementation, jax.default_backend())]
-    return run(*arrays, **options)
+    teacher = HiddenTeacher(teacher_hidden, teacher_head)
+    arrays = (student_hidden, student_head, Operands(teacher, targets, mask))
+    return _statistics(arrays, options, sharding, implementation)
+
+
+def stored_divergence(
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    stored: StoredTeacher,
+    targets: jax.Array,
+    mask: jax.Array,
+    *,
+    kind: Divergence = "jsd",
+    alpha: float | None = None,
+    continuous: bool = False,
+    tail: bool = True,
+    temperature: float = 1.0,
+    soft_cap: checks.SoftCap = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    sharding: HeadSharding | None = None,
+    implementation: Implementation | None = None,
+) -> TokenStats:
+    """As `linear_divergence` over the teacher's K largest, from its stored log-probs of them.
+
+    Args:
+        stored: ids and log-probs [N, T, K], as `linear_topk` makes them. An id that comes twice
+            at a position counts once.
+        tail: as in `TopK`.
+
+    Returns:
+        TokenStats. `teacher_logp` is NaN at a target that was not stored.
+    """
+    check_k = TopK(stored.ids.shape[-1], of="teacher", tail=tail)
+    options = Options(
+        kind, alpha, continuous, check_k, temperature, soft_cap, vocab_size, chunk_tokens
+    )
+    arrays = (student_hidden, student_head, Operands(stored, targets, mask))
+    return _statistics(arrays, options, sharding, implementation)
 
 
 def linear_logprob(
@@ -113,7 +157,10 @@ def linear_logprob(
     mask: jax.Array,
     *,
     temperature: float = 1.0,
-    chunk_tokens: int = 2048,
+    soft_cap: float | None = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    sharding: HeadSharding | None = None,
     implementation: Implementation | None = None,
 ) -> TokenLogprob:
     """Log-prob of one token per position, and the entropy there.
@@ -121,11 +168,7 @@ def linear_logprob(
     Args:
         hidden: [N, T, D], of any floating dtype; at the positions that predict `targets`.
         head: [V, D].
-        targets: i32[N, T], in [0, V) where the mask is true; anything elsewhere.
-        mask: bool[N, T]; as in `linear_divergence`.
-        temperature: static, > 0; divides the logits.
-        chunk_tokens: as in `linear_divergence`.
-        implementation: None lets `dispatch.resolve` choose.
+        targets, mask and the options: as in `linear_divergence`.
 
     Returns:
         TokenLogprob of f32[N, T] (f64 if an operand is), 0 outside the mask. Gradients go to
@@ -134,36 +177,83 @@ def linear_logprob(
     Raises:
         ValueError: shapes, dtypes or options that do not fit.
     """
-    check_shapes(
-        hidden=(hidden, "N T D"),
-        head=(head, "V D"),
-        targets=(targets, "N T"),
-        mask=(mask, "N T"),
+    options = Options(
+        None, None, False, "full", temperature, soft_cap, vocab_size, chunk_tokens
     )
-    _check_dtypes({"hidden": hidden, "head": head}, targets, mask)
-    _check_options(temperature, chunk_tokens)
-    arrays = (hidden, head, targets, mask)
-    run = {
-        "reference": logprob_reference.token_logprob,
-        "chunked": lambda *a, **k: logprob_chunked.token_logprob(
-            *a, **k, chunk_tokens=chunk_tokens
-        ),
-    }[dispatch.resolve(implementation, jax.default_backend())]
-    return run(*arrays, temperature=temperature)
+    arrays = (hidden, head, Operands(None, targets, mask))
+    return _statistics(arrays, options, sharding, implementation)
 
 
-def _check_dtypes(floating, targets, mask):
-    for name, array in floating.items():
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name}: expected a floating dtype, got {array.dtype}")
-    if not jnp.issubdtype(targets.dtype, jnp.integer):
-        raise ValueError(f"targets: expected an integer dtype, got {targets.dtype}")
-    if mask.dtype != jnp.bool_:
-        raise ValueError(f"mask: expected bool, got {mask.dtype}; write mask != 0")
+def linear_divergence_loss(
+    token_loss: TokenLoss,
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    teacher: HiddenTeacher | StoredTeacher | None,
+    targets: jax.Array,
+    mask: jax.Array,
+    weights: jax.Array,
+    aux: Any = None,
+    *,
+    kind: Divergence | None = None,
+    alpha: float | None = None,
+    continuous: bool = False,
+    support: Support = "full",
+    temperature: float = 1.0,
+    soft_cap: checks.SoftCap = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    sharding: HeadSharding | None = None,
+    implementation: Implementation | None = None,
+) -> tuple[jax.Array, TokenStats | TokenLogprob]:
+    """sum(weights * token_loss(statistics, aux)), its gradients made in the forward pass.
+
+    4 matrix products of tokens x width x vocabulary for value and gradients, where
+    `linear_divergence` takes 6; for that the loss must be a sum over tokens.
+
+    Args:
+        token_loss: (TokenStats f32[C] or TokenLogprob, aux of the same tokens) -> f32[C], a
+            pure function of jax.numpy, called on any C tokens at a time. It closes over nothing
+            that is traced: what varies goes into `aux`. Stop gradients inside it as needed.
+        teacher: hidden states and head, stored log-probs (with `TopK(k, of="teacher")`), or
+            None for a loss of log-prob and entropy.
+        weights: f32[N, T], with the whole normalisation in them.
+        aux: pytree of [N, T, ...], or None.
+        kind: must be given with a teacher and only then.
+
+    Returns:
+        The loss f32[], over all devices of `sharding`, and the statistics [N, T] for logging,
+        which carry no gradient. The loss is differentiable (once) in hidden states, head,
+        weights and the floating leaves of `aux`.
+
+    Raises:
+        ValueError: as `linear_divergence`, and for a `token_loss` of another shape.
+    """
+    options = Options(
+        kind, alpha, continuous, support, temperature, soft_cap, vocab_size, chunk_tokens
+    )
+    operands = Operands(teacher, targets, mask)
+    arrays = (student_hidden, student_head, operands)
+    arrays, weights, aux = jax.tree.map(jnp.asarray, (arrays, weights, aux))
+    checks.check_weights(weights, aux, arrays[2].mask)
+    name = dispatch.resolve(implementation, jax.default_backend())
+    spec = checks.make_spec(*arrays, options, sharding, name)
+    if name == "reference":
+        stats = reference.token_statistics(spec, *arrays)
+        loss = chunked.weighted_sum(token_loss, stats, arrays[2].mask, weights, aux)
+    else:
+        rows = _rows(name)
+        loss, stats = chunked.loss_first(spec, rows, token_loss, *arrays, weights, aux)
+    return loss, jax.lax.stop_gradient(stats)
 
 
-def _check_options(temperature, chunk_tokens):
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+def _statistics(arrays, options, sharding, implementation):
+    arrays = jax.tree.map(jnp.asarray, arrays)
+    name = dispatch.resolve(implementation, jax.default_backend())
+    spec = checks.make_spec(*arrays, options, sharding, name)
+    if name == "reference":
+        return reference.token_statistics(spec, *arrays)
+    return chunked.statistics_first(spec, _rows(name), *arrays)
+
+
+def _rows(name):
+    return {"chunked": statistics.token_statistics}[name]

@@ -1,45 +1,291 @@
-"""`token_stats` a few columns at a time, so that no [N, T, V] exists in either direction."""
+"""The divergence in chunks of valid tokens, so that no [N, T, V] exists in either direction.
+
+One loop does everything. `run` goes over the chunks that hold a valid token, makes the logits
+of one, reads its statistics and, where gradients are wanted, takes the cotangents of the
+statistics from a loss per token, turns them into the gradient of the logits, and that at once
+into those of the hidden states and the head. Two users:
+
+- `loss_first` is given the loss beforehand: gradients are made in the forward pass and kept,
+  which takes 4 matrix products (logits of both, both gradients), the fewest possible;
+- `statistics_first` returns the statistics for any later use: its backward pass is the loop
+  once more, the loss being the inner product with the cotangents. 6 products.
+
+Products take the dtype of their operands and give float32: logits in bfloat16 are 0.125 apart
+at 16, which ruins the gradient of a small divergence. Only the gradient of the logits is
+rounded, once, to the dtype of the operands. The head's gradient is summed in float32.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
+import jax.numpy as jnp
 
-from mopd_jax.kernels.linear_divergence import formulas, reference
-from mopd_jax.kernels.linear_logprob.chunked import accumulator, over_chunks
+from mopd_jax.kernels.linear_divergence import sharded
+from mopd_jax.kernels.linear_divergence.options import HiddenTeacher, Spec, StoredTeacher
+from mopd_jax.kernels.linear_divergence.partition import partition, put, take
+from mopd_jax.kernels.linear_divergence.statistics import TokenLogprob, TokenStats
+
+Teacher = HiddenTeacher | StoredTeacher | None
+Stats = TokenStats | TokenLogprob
+# (statistics f32[C], aux of the same tokens [C, ...]) -> f32[C].
+TokenLoss = Callable[[Stats, Any], jax.Array]
 
 
-def token_stats(
-    student_hidden: jax.Array,
-    student_head: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
-    targets: jax.Array,
-    mask: jax.Array,
-    *,
-    kind: formulas.Divergence,
-    alpha: float | None,
-    temperature: float,
-    chunk_tokens: int,
-) -> reference.TokenStats:
-    """As `reference.token_stats`, with the logits of about `chunk_tokens` tokens at once.
+class Operands(NamedTuple):
+    """What is not differentiated; [...] stands for the dimensions of the tokens."""
 
-    The two models' logits of a chunk are held together; `over_chunks` says what a chunk is.
+    teacher: Teacher
+    targets: jax.Array  # i32[...]
+    mask: jax.Array  # bool[...]
+
+
+class Gradients(NamedTuple):
+    """Of a weighted loss."""
+
+    hidden: jax.Array  # [..., D]
+    head: jax.Array  # [V, D]
+    weights: jax.Array  # f32[...]
+    aux: Any  # its floating leaves, in order
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def statistics_first(
+    spec: Spec, rows: Callable, hidden: jax.Array, head: jax.Array, operands: Operands
+) -> Stats:
+    """Statistics f32[...], 0 outside the mask; differentiable in hidden and head."""
+    return run(spec, rows, None, hidden, head, operands)[1]
+
+
+def _statistics_forward(spec, rows, hidden, head, operands):
+    stats = run(spec, rows, None, hidden, head, operands)[1]
+    return stats, (hidden, head, operands)
+
+
+def _statistics_backward(spec, rows, residuals, cotangents):
+    hidden, head, operands = residuals
+    ones = jnp.ones(operands.mask.shape, jnp.float32)
+    grads = run(spec, rows, _inner, hidden, head, operands, ones, cotangents)[2]
+    return sharded.reduced(grads.hidden, hidden), sharded.reduced(grads.head, head), None
+
+
+def _inner(stats, cotangents):
+    products = jax.tree.map(jnp.multiply, stats, cotangents)
+    return sum(jax.tree.leaves(products))
+
+
+statistics_first.defvjp(_statistics_forward, _statistics_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def loss_first(
+    spec: Spec,
+    rows: Callable,
+    token_loss: TokenLoss,
+    hidden: jax.Array,
+    head: jax.Array,
+    operands: Operands,
+    weights: jax.Array,
+    aux: Any,
+) -> tuple[jax.Array, Stats]:
+    """sum(weights * token_loss(stats, aux)) f32[], and the statistics, without gradient.
+
+    Differentiable in hidden, head, weights and the floating leaves of aux, once.
     """
-    restore = student_head.dtype
-    student_head = accumulator(student_head)
+    stats = run(spec, rows, None, hidden, head, operands)[1]
+    return weighted_sum(token_loss, stats, operands.mask, weights, aux), stats
 
-    def stats(student_hidden, teacher_hidden, targets, mask):
-        return reference.token_stats(
-            student_hidden,
-            student_head.astype(restore),
-            teacher_hidden,
-            teacher_head,
-            targets,
-            mask,
-            kind=kind,
-            alpha=alpha,
-            temperature=temperature,
+
+def weighted_sum(
+    token_loss: TokenLoss, stats: Stats, mask: jax.Array, weights: jax.Array, aux: Any
+) -> jax.Array:
+    """sum(weights * token_loss(stats, aux)) under the mask, by plain means: -> f32[]."""
+
+    def shown(x):
+        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, 0)
+
+    flat = jax.tree.map(
+        lambda x: shown(x).reshape(-1, *x.shape[mask.ndim :]), (stats, weights, aux)
+    )
+    each, *_ = _weighted(token_loss, flat[0], flat[2], flat[1])
+    return jnp.sum(jnp.where(mask.reshape(-1), flat[1] * each, 0))
+
+
+def _loss_forward(spec, rows, token_loss, hidden, head, operands, weights, aux):
+    loss, stats, grads = run(spec, rows, token_loss, hidden, head, operands, weights, aux)
+    # Arrays of no size carry types and shapes into the backward pass.
+    return (loss, stats), (grads, hidden[..., :0], head[:, :0], weights, aux)
+
+
+def _loss_backward(spec, rows, token_loss, residuals, cotangents):
+    del spec, rows, token_loss
+    grads, hidden, head, weights, aux = residuals
+    by = cotangents[0]
+
+    def scaled(grad, primal):
+        grad = (by * grad.astype(by.dtype)).astype(grad.dtype)
+        return sharded.reduced(grad, primal)
+
+    leaves, tree = jax.tree.flatten(aux)
+    floating = iter(grads.aux)
+    to_aux = [scaled(next(floating), x) if _is_floating(x) else None for x in leaves]
+    return (
+        scaled(grads.hidden, hidden),
+        scaled(grads.head, head),
+        None,
+        scaled(grads.weights, weights),
+        jax.tree.unflatten(tree, to_aux) if any(x is not None for x in to_aux) else None,
+    )
+
+
+loss_first.defvjp(_loss_forward, _loss_backward)
+
+
+def run(
+    spec: Spec,
+    rows: Callable,
+    token_loss: TokenLoss | None,
+    hidden: jax.Array,
+    head: jax.Array,
+    operands: Operands,
+    weights: jax.Array | None = None,
+    aux: Any = None,
+) -> tuple[jax.Array | None, Stats, Gradients | None]:
+    """Statistics; with `token_loss`, also the weighted loss and its gradients.
+
+    Args:
+        rows: `statistics.token_statistics`, or what does the same.
+        token_loss: None, and then weights and aux are too.
+    """
+    local = functools.partial(_run, spec, rows, token_loss)
+    arguments = (hidden, head, operands, weights, aux)
+    if spec.sharding is None:
+        return local(*arguments)
+    tokens, heads = sharded.specs(spec.sharding)
+    taught = sharded.teacher_specs(operands.teacher, spec.sharding)
+    outputs = (None, tokens, None)
+    if token_loss is not None:
+        everywhere = jax.sharding.PartitionSpec()
+        outputs = (everywhere, tokens, Gradients(tokens, heads, tokens, tokens))
+    return sharded.over_mesh(
+        local,
+        spec.sharding,
+        inputs=(tokens, heads, Operands(taught, tokens, tokens), tokens, tokens),
+        outputs=outputs,
+    )(*arguments)
+
+
+class _Sums(NamedTuple):
+    """What the loop carries beside the statistics."""
+
+    loss: jax.Array  # f32[]
+    grads: Gradients  # over M tokens, the head's in f32
+
+
+def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
+    """`run` on one device's share."""
+    part = sharded.vocabulary(given, spec)
+    head = sharded.gather(given, part, spec)
+    lead = operands.mask.shape
+    arrays = (hidden, operands.teacher, operands.targets, weights, aux)
+    by_hidden = isinstance(operands.teacher, HiddenTeacher)
+    if by_hidden:
+        other = sharded.gather(operands.teacher.head, part, spec)
+        arrays = (hidden, operands.teacher.hidden, *arrays[2:])
+    arrays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), arrays)
+    tokens = operands.mask.size
+    size = min(spec.chunk_tokens, tokens)
+    order, live = partition(operands.mask.reshape(-1), size)
+
+    def chunk(i, carry):
+        stats, sums = carry
+        places = jax.lax.dynamic_slice_in_dim(order, i * size, size)
+        states, taught, targets, weight, extra = jax.tree.map(lambda x: take(x, places), arrays)
+        if by_hidden:
+            taught = product("ce,ve->cv", taught, other)
+        logits = product("cd,vd->cv", states, head)
+        found, pull = rows(logits, taught, targets, spec=spec, part=part)
+        stats = jax.tree.map(lambda all_, new: put(all_, places, new), stats, found)
+        if token_loss is None:
+            return stats, sums
+        each, to_stats, to_aux = _weighted(token_loss, found, extra, weight)
+        # Where no token is, a loss of zeros need not have a derivative.
+        valid = places < tokens
+        to_stats = {name: jnp.where(valid, x, 0) for name, x in vars(to_stats).items()}
+        narrow = jnp.promote_types(states.dtype, head.dtype)
+        grad = pull(*(to_stats.get(name) for name in _PULLED)).astype(narrow)
+        to_hidden = sharded.sum_vocabulary(product("cv,vd->cd", grad, head), part)
+        grads = Gradients(
+            hidden=put(sums.grads.hidden, places, to_hidden),
+            head=sums.grads.head + product("cv,cd->vd", grad, states),
+            weights=put(sums.grads.weights, places, each),
+            aux=[put(x, places, new) for x, new in zip(sums.grads.aux, to_aux, strict=True)],
         )
+        return stats, _Sums(sums.loss + jnp.sum(jnp.where(valid, weight * each, 0)), grads)
 
-    arrays = (student_hidden, teacher_hidden, targets, mask)
-    return over_chunks(stats, arrays, chunk_tokens=chunk_tokens)
+    carry = _start(spec, token_loss, arrays, head)
+    carry = jax.tree.map(lambda x: sharded.varying(x, *jax.tree.leaves((arrays, head))), carry)
+    stats, sums = jax.lax.fori_loop(0, sharded.most(live, spec), chunk, carry)
+    stats = jax.tree.map(lambda x: x.reshape(lead), stats)
+    if token_loss is None:
+        return None, stats, None
+    grads = Gradients(
+        hidden=sums.grads.hidden.reshape(hidden.shape),
+        head=sharded.scatter(sums.grads.head, given, part, spec),
+        weights=sums.grads.weights.reshape(lead),
+        aux=[x.reshape(*lead, *x.shape[1:]) for x in sums.grads.aux],
+    )
+    return sharded.sum_tokens(sums.loss, spec), stats, grads
+
+
+_PULLED = ("divergence", "logp", "entropy")  # The statistics that are differentiable.
+
+
+def _start(spec, token_loss, arrays, head):
+    """Zeros for what the loop carries."""
+    hidden, _, targets, weights, aux = arrays
+    dtype = jnp.promote_types(jnp.float32, jnp.promote_types(hidden.dtype, head.dtype))
+    kind = TokenLogprob if spec.measure is None else TokenStats
+    stats = kind(*[jnp.zeros(targets.shape, dtype) for _ in dataclasses.fields(kind)])
+    if token_loss is None:
+        return stats, None
+    aux = [jnp.zeros_like(x) for x in jax.tree.leaves(aux) if _is_floating(x)]
+    grads = Gradients(
+        jnp.zeros_like(hidden), jnp.zeros(head.shape, dtype), jnp.zeros_like(weights), aux
+    )
+    return stats, _Sums(jnp.zeros((), dtype), grads)
+
+
+def _weighted(token_loss, stats, aux, weights):
+    """Losses f32[C], and the gradients of their weighted sum to statistics and floating aux."""
+    leaves, tree = jax.tree.flatten(aux)
+
+    def losses(stats, floating):
+        floating = iter(floating)
+        both = [next(floating) if _is_floating(x) else x for x in leaves]
+        return token_loss(stats, jax.tree.unflatten(tree, both))
+
+    each, back = jax.vjp(losses, stats, [x for x in leaves if _is_floating(x)])
+    if each.shape != weights.shape:
+        raise ValueError(
+            f"token_loss must return one number a token, of shape {weights.shape}, as the"
+            f" statistics it is given; got {each.shape}"
+        )
+    return each, *back(weights.astype(each.dtype))
+
+
+def _is_floating(x) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def product(dims: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    """A matrix product in the dtype of its operands, accumulated in and returned as f32."""
+    dtype = jnp.promote_types(left.dtype, right.dtype)
+    # Float32 operands mean float32 products on TPU and GPU too; the default has fewer bits.
+    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    wide = jnp.promote_types(jnp.float32, dtype)
+    return jnp.einsum(dims, left, right, preferred_element_type=wide, precision=precision)
