@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from mopd_jax.kernels import checks, dispatch
 from mopd_jax.kernels.checks import Options
 from mopd_jax.kernels.dispatch import Implementation
-from mopd_jax.kernels.linear_divergence import chunked, reference, statistics
+from mopd_jax.kernels.linear_divergence import chunked, reference, statistics, topk
 from mopd_jax.kernels.linear_divergence.chunked import Operands, TokenLoss
 from mopd_jax.kernels.linear_divergence.formulas import Divergence
 from mopd_jax.kernels.linear_divergence.options import (
@@ -41,6 +41,9 @@ __all__ = [
     "linear_divergence",
     "linear_divergence_loss",
     "linear_logprob",
+    "linear_topk",
+    "logits_divergence",
+    "stored_divergence",
 ]
 
 
@@ -244,6 +247,69 @@ def linear_divergence_loss(
         rows = _rows(name)
         loss, stats = chunked.loss_first(spec, rows, token_loss, *arrays, weights, aux)
     return loss, jax.lax.stop_gradient(stats)
+
+
+def linear_topk(
+    hidden: jax.Array,
+    head: jax.Array,
+    mask: jax.Array,
+    k: int,
+    *,
+    temperature: float = 1.0,
+    soft_cap: float | None = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+    sharding: HeadSharding | None = None,
+) -> StoredTeacher:
+    """The k likeliest tokens of a teacher at each position, to keep instead of the teacher.
+
+    Args:
+        hidden: [N, T, E]; head: [V, E]; mask: bool[N, T]; the options as in `linear_divergence`.
+
+    Returns:
+        StoredTeacher of i32[N, T, k] ids and f32[N, T, k] log-probs under the full softmax,
+        largest first, zeros outside the mask. No gradient flows.
+    """
+    hidden, head, mask = (jax.lax.stop_gradient(jnp.asarray(x)) for x in (hidden, head, mask))
+    options = Options(
+        None, None, False, TopK(k), temperature, soft_cap, vocab_size, chunk_tokens
+    )
+    operands = Operands(None, jnp.zeros(mask.shape, jnp.int32), mask)
+    spec = checks.make_spec(hidden, head, operands, options, sharding, "chunked")
+    return topk.token_topk(spec, k, hidden, head, mask)
+
+
+def logits_divergence(
+    student_logits: jax.Array,
+    teacher_logits: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    *,
+    kind: Divergence = "jsd",
+    alpha: float | None = None,
+    continuous: bool = False,
+    support: Support = "full",
+    temperature: float = 1.0,
+    soft_cap: checks.SoftCap = None,
+    vocab_size: int | None = None,
+    chunk_tokens: int | None = None,
+) -> TokenStats:
+    """`linear_divergence` for a trainer that has logits [N, T, V] and not what made them.
+
+    The logits and their gradient exist, of course; nothing else of their size does. Give them
+    in float32: what bfloat16 has rounded away does not come back.
+
+    Returns:
+        TokenStats of f32[N, T]; the gradient goes to `student_logits`.
+    """
+    arrays = jax.tree.map(jnp.asarray, (student_logits, teacher_logits, targets, mask))
+    student, teacher, targets, mask = arrays
+    options = Options(
+        kind, alpha, continuous, support, temperature, soft_cap, vocab_size, chunk_tokens
+    )
+    operands = Operands(HiddenTeacher(teacher, None), targets, mask)
+    spec = checks.make_spec(student, None, operands, options, None, "chunked")
+    return chunked.statistics_first(spec, statistics.token_statistics, student, None, operands)
 
 
 def _statistics(arrays, options, sharding, implementation):

@@ -56,13 +56,14 @@ def make_spec(hidden, head, operands, given: Options, sharding, implementation) 
     if not given.temperature > 0 or math.isinf(given.temperature):
         raise ValueError(f"temperature must be positive and finite, got {given.temperature}")
     student_cap, teacher_cap = options.soft_caps(given.soft_cap)
-    vocab_size = _vocab_size(head, teacher, given.vocab_size, sharding)
+    sizes = _vocab_sizes(hidden, head, teacher)
+    vocab_size = _vocab_size(sizes, given.vocab_size, sharding)
     k = getattr(given.support, "k", 1)
     if k > vocab_size:
         raise ValueError(f"support k={k} is more than the vocabulary of {vocab_size}")
     chunk_tokens = given.chunk_tokens
     if chunk_tokens is None:
-        chunk_tokens = dispatch.default_chunk_tokens(jax.default_backend(), head.shape[0])
+        chunk_tokens = dispatch.default_chunk_tokens(jax.default_backend(), vocab_size)
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     if sharding is not None:
@@ -97,7 +98,10 @@ def _check_arrays(hidden, head, teacher, targets, mask):
     lead = _lead(hidden.ndim - 1)
     dims = {"student_hidden": (hidden, f"{lead} D"), "student_head": (head, "V D")}
     floating = {"student_hidden": hidden, "student_head": head}
-    if isinstance(teacher, HiddenTeacher):
+    if head is None:
+        floating = {"student_logits": hidden, "teacher_logits": teacher.hidden}
+        dims = {name: (x, f"{lead} V") for name, x in floating.items()}
+    elif isinstance(teacher, HiddenTeacher):
         dims |= {"teacher_hidden": (teacher.hidden, f"{lead} E")}
         dims |= {"teacher_head": (teacher.head, "W E")}
         floating |= {"teacher_hidden": teacher.hidden, "teacher_head": teacher.head}
@@ -122,8 +126,8 @@ def _check_arrays(hidden, head, teacher, targets, mask):
         raise ValueError(f"targets: expected an integer dtype, got {targets.dtype}")
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask: expected bool, got {mask.dtype}; write mask != 0")
-    if mask.size == 0 or head.shape[0] == 0:
-        raise ValueError(f"mask {mask.shape} and head {head.shape}: nothing to compute on")
+    if mask.size == 0:
+        raise ValueError(f"mask: shape {mask.shape} has no tokens; leave the call out")
 
 
 def _lead(count: int) -> str:
@@ -131,10 +135,16 @@ def _lead(count: int) -> str:
     return {1: "M", 2: "N T"}.get(count, " ".join(f"B{i}" for i in range(count)))
 
 
-def _vocab_size(head, teacher, given, sharding):
-    sizes = {"student_head" if teacher is not None else "head": head.shape[0]}
+def _vocab_sizes(hidden, head, teacher):
+    """{argument: rows}; the student's first."""
+    if head is None:
+        return {"student_logits": hidden.shape[-1]}
     if isinstance(teacher, HiddenTeacher):
-        sizes["teacher_head"] = teacher.head.shape[0]
+        return {"student_head": head.shape[0], "teacher_head": teacher.head.shape[0]}
+    return {"head" if teacher is None else "student_head": head.shape[0]}
+
+
+def _vocab_size(sizes, given, sharding):
     if given is not None:
         for name, size in sizes.items():
             if not 1 <= given <= size:
@@ -150,7 +160,7 @@ def _vocab_size(head, teacher, given, sharding):
             f" V={sizes['teacher_head']}: a divergence needs one vocabulary. If only the"
             f" padding differs, {remedy}; else use a teacher with the student's tokenizer"
         )
-    return head.shape[0] if given is None else given
+    return next(iter(sizes.values())) if given is None else given
 
 
 def _check_sharding(sharding: HeadSharding, mask, head, implementation):

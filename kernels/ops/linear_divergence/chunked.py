@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from mopd_jax.kernels.linear_divergence import sharded
 from mopd_jax.kernels.linear_divergence.options import HiddenTeacher, Spec, StoredTeacher
 from mopd_jax.kernels.linear_divergence.partition import partition, put, take
-from mopd_jax.kernels.linear_divergence.statistics import TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.statistics import Part, TokenLogprob, TokenStats
 
 Teacher = HiddenTeacher | StoredTeacher | None
 Stats = TokenStats | TokenLogprob
@@ -48,16 +48,19 @@ class Gradients(NamedTuple):
     """Of a weighted loss."""
 
     hidden: jax.Array  # [..., D]
-    head: jax.Array  # [V, D]
+    head: jax.Array | None  # [V, D]
     weights: jax.Array  # f32[...]
     aux: Any  # its floating leaves, in order
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def statistics_first(
-    spec: Spec, rows: Callable, hidden: jax.Array, head: jax.Array, operands: Operands
+    spec: Spec, rows: Callable, hidden: jax.Array, head: jax.Array | None, operands: Operands
 ) -> Stats:
-    """Statistics f32[...], 0 outside the mask; differentiable in hidden and head."""
+    """Statistics f32[...], 0 outside the mask; differentiable in hidden and head.
+
+    Without heads, the states of both models are their logits [..., V].
+    """
     return run(spec, rows, None, hidden, head, operands)[1]
 
 
@@ -70,7 +73,7 @@ def _statistics_backward(spec, rows, residuals, cotangents):
     hidden, head, operands = residuals
     ones = jnp.ones(operands.mask.shape, jnp.float32)
     grads = run(spec, rows, _inner, hidden, head, operands, ones, cotangents)[2]
-    return sharded.reduced(grads.hidden, hidden), sharded.reduced(grads.head, head), None
+    return *jax.tree.map(sharded.reduced, grads[:2], (hidden, head)), None
 
 
 def _inner(stats, cotangents):
@@ -188,13 +191,17 @@ class _Sums(NamedTuple):
 
 def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
     """`run` on one device's share."""
-    part = sharded.vocabulary(given, spec)
-    head = sharded.gather(given, part, spec)
+    if given is None:
+        head, part = None, Part(padded=hidden.shape[-1] > spec.vocab_size)
+    else:
+        part = sharded.vocabulary(given, spec)
+        head = sharded.gather(given, part, spec)
     lead = operands.mask.shape
     arrays = (hidden, operands.teacher, operands.targets, weights, aux)
     by_hidden = isinstance(operands.teacher, HiddenTeacher)
     if by_hidden:
-        other = sharded.gather(operands.teacher.head, part, spec)
+        other = operands.teacher.head
+        other = None if other is None else sharded.gather(other, part, spec)
         arrays = (hidden, operands.teacher.hidden, *arrays[2:])
     arrays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), arrays)
     tokens = operands.mask.size
@@ -206,8 +213,8 @@ def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
         places = jax.lax.dynamic_slice_in_dim(order, i * size, size)
         states, taught, targets, weight, extra = jax.tree.map(lambda x: take(x, places), arrays)
         if by_hidden:
-            taught = product("ce,ve->cv", taught, other)
-        logits = product("cd,vd->cv", states, head)
+            taught = _logits(taught, other)
+        logits = _logits(states, head)
         found, pull = rows(logits, taught, targets, spec=spec, part=part)
         stats = jax.tree.map(lambda all_, new: put(all_, places, new), stats, found)
         if token_loss is None:
@@ -216,12 +223,15 @@ def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
         # Where no token is, a loss of zeros need not have a derivative.
         valid = places < tokens
         to_stats = {name: jnp.where(valid, x, 0) for name, x in vars(to_stats).items()}
-        narrow = jnp.promote_types(states.dtype, head.dtype)
-        grad = pull(*(to_stats.get(name) for name in _PULLED)).astype(narrow)
-        to_hidden = sharded.sum_vocabulary(product("cv,vd->cd", grad, head), part)
+        grad = pull(*(to_stats.get(name) for name in _PULLED))
+        to_hidden, to_head = grad, None
+        if head is not None:
+            grad = grad.astype(jnp.promote_types(states.dtype, head.dtype))
+            to_hidden = sharded.sum_vocabulary(product("cv,vd->cd", grad, head), part)
+            to_head = sums.grads.head + product("cv,cd->vd", grad, states)
         grads = Gradients(
             hidden=put(sums.grads.hidden, places, to_hidden),
-            head=sums.grads.head + product("cv,cd->vd", grad, states),
+            head=to_head,
             weights=put(sums.grads.weights, places, each),
             aux=[put(x, places, new) for x, new in zip(sums.grads.aux, to_aux, strict=True)],
         )
@@ -235,7 +245,7 @@ def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
         return None, stats, None
     grads = Gradients(
         hidden=sums.grads.hidden.reshape(hidden.shape),
-        head=sharded.scatter(sums.grads.head, given, part, spec),
+        head=None if head is None else sharded.scatter(sums.grads.head, given, part, spec),
         weights=sums.grads.weights.reshape(lead),
         aux=[x.reshape(*lead, *x.shape[1:]) for x in sums.grads.aux],
     )
@@ -248,15 +258,14 @@ _PULLED = ("divergence", "logp", "entropy")  # The statistics that are different
 def _start(spec, token_loss, arrays, head):
     """Zeros for what the loop carries."""
     hidden, _, targets, weights, aux = arrays
-    dtype = jnp.promote_types(jnp.float32, jnp.promote_types(hidden.dtype, head.dtype))
+    dtype = jnp.result_type(jnp.float32, hidden, *jax.tree.leaves(head))
     kind = TokenLogprob if spec.measure is None else TokenStats
     stats = kind(*[jnp.zeros(targets.shape, dtype) for _ in dataclasses.fields(kind)])
     if token_loss is None:
         return stats, None
     aux = [jnp.zeros_like(x) for x in jax.tree.leaves(aux) if _is_floating(x)]
-    grads = Gradients(
-        jnp.zeros_like(hidden), jnp.zeros(head.shape, dtype), jnp.zeros_like(weights), aux
-    )
+    to_head = None if head is None else jnp.zeros(head.shape, dtype)
+    grads = Gradients(jnp.zeros_like(hidden), to_head, jnp.zeros_like(weights), aux)
     return stats, _Sums(jnp.zeros((), dtype), grads)
 
 
@@ -280,6 +289,12 @@ def _weighted(token_loss, stats, aux, weights):
 
 def _is_floating(x) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _logits(states, head):
+    if head is None:
+        return states.astype(jnp.promote_types(jnp.float32, states.dtype))
+    return product("cd,vd->cv", states, head)
 
 
 def product(dims: str, left: jax.Array, right: jax.Array) -> jax.Array:

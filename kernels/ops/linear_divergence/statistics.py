@@ -56,6 +56,14 @@ class Part(NamedTuple):
     start: jax.Array | int = 0  # Id of the first column.
     padded: bool = False  # Columns from the size of the vocabulary on are there, and not real.
 
+    def ids(self, shape: tuple[int, int]) -> jax.Array:
+        """i32[C, V], of each column."""
+        return self.start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+
+    def real(self, shape: tuple[int, int], vocab_size: int) -> jax.Array | None:
+        """bool[C, V], which columns exist; None for all."""
+        return self.ids(shape) < vocab_size if self.padded else None
+
 
 WHOLE = Part()
 
@@ -85,8 +93,9 @@ def token_statistics(
         TokenStats of f32[C], or TokenLogprob without a teacher; and `pull`.
     """
     axis = part.axis
-    ids = part.start + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    real = ids < spec.vocab_size if part.padded else None
+    ids, real = part.ids(logits.shape), part.real(logits.shape, spec.vocab_size)
+    if real is not None:  # What stands there may be NaN.
+        logits = jnp.where(real, logits, 0)
     scaled, slope = soften(logits, spec.student_cap, spec.temperature)
     logp = log_softmax(scaled, real, axis)
     p = jnp.exp(logp)
@@ -106,6 +115,8 @@ def token_statistics(
         kept = jnp.any(teacher.ids == targets[:, None], axis=-1)
         stats = TokenStats(value, of_target, jnp.where(kept, stored, jnp.nan), entropy)
     else:
+        if real is not None:
+            teacher = jnp.where(real, teacher, 0)
         other, _ = soften(teacher, spec.teacher_cap, spec.temperature)
         other = log_softmax(other, real, axis)
         taught = jnp.where(known, total(jnp.where(hit, other, 0), axis), jnp.nan)
