@@ -2,7 +2,7 @@
 
 import importlib.metadata
 
-from mopd_jax.losses import distill_loss
+from mopd_jax.losses import batch_totals, distill_loss, token_weights
 
 __version__ = importlib.metadata.version("mopd_jax")
-__all__ = ["distill_loss"]
+__all__ = ["batch_totals", "distill_loss", "token_weights"]

@@ -29,13 +29,13 @@ _LOG_RATIO_BOUND = 20.0
 
 
 class Totals(NamedTuple):
-    """What a whole batch has, over all its micro-batches and devices: see `count`."""
+    """What a whole batch has, over all its micro-batches and devices: see `batch_totals`."""
 
     tokens: jax.Array  # f32[], in the mask
     sequences: jax.Array  # f32[], rows of the mean over sequences
 
 
-def count(mask: jax.Array, *, every_row: bool = False) -> Totals:
+def batch_totals(mask: jax.Array, *, every_row: bool = False) -> Totals:
     """Denominators of the batch with mask bool[N, T], to be made before any split.
 
     `every_row` counts rows without a token as sequences too: what a sum divided by the size of
@@ -62,10 +62,11 @@ def token_weights(
         seq-mean-token-sum        k / sequences          (the paper's sum over tokens)
         seq-mean-token-sum-norm   k / scale
 
-    A mask without tokens gives weights of 0.
+    A mask without tokens gives weights of 0. The loss of a batch is the sum over its parts: a
+    trainer that averages over K of them (`optax.MultiSteps`, `pmean`) needs K times these.
 
     Args:
-        totals: by default those of this mask. Where it is a part of a batch, `count` of the
+        totals: by default those of this mask. Of a part of a batch, `batch_totals` of the
             whole, so that the parts add up to the loss of the batch.
         scale: of seq-mean-token-sum-norm only, by default T.
     """
@@ -79,7 +80,7 @@ def token_weights(
             f"scale={scale} with aggregation={aggregation!r}: it is the positive divisor of"
             " seq-mean-token-sum-norm, and of no other"
         )
-    totals = count(mask) if totals is None else totals
+    totals = batch_totals(mask) if totals is None else totals
     k = mask.astype(jnp.float32)
     # Each maximum acts only where the numerator is 0 as well.
     sequences = jnp.maximum(totals.sequences, 1.0)
@@ -141,7 +142,7 @@ def distill_loss(
         aggregation: how token losses become one number, see `token_weights`; "token-mean" if
             nothing is said.
         totals: the denominators, by default of what is masked here; with gradient
-            accumulation or rows split over devices, `count` of the whole batch.
+            accumulation or rows split over devices, `batch_totals` of the whole batch.
         rollout_weights: f32[N, T], constant factors, such as the truncated ratio of trainer to
             sampler.
         behaviour_logp: f32[N, T] nats of the targets when they were sampled; with
@@ -160,6 +161,8 @@ def distill_loss(
         raise ValueError(
             "importance_cap and behaviour_logp belong together: give both, or neither"
         )
+    if importance_cap is not None and not importance_cap > 0:
+        raise ValueError(f"importance_cap must be positive, got {importance_cap}")
     if weights is not None and not aggregation is totals is None:
         raise ValueError(
             "weights have the normalisation in them: give them, or aggregation and totals"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mopd_jax import divergences
 from mopd_jax.kernels.linear_divergence import formulas
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "sdpo_full.npz"
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "sdpo_losses.npz"
 EPS = np.finfo(np.float32).eps
 KINDS = [("forward_kl", None), ("reverse_kl", None)]
 KINDS += [("jsd", alpha) for alpha in (0.1, 0.5, 0.9)]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mopd_jax import losses, sharding, teacher, train_step
+from mopd_jax import sharding, teacher, train_step
 from mopd_jax.config import (
     Config,
     LossConfig,
@@ -254,95 +254,3 @@ def test_master_weights_stay_float32_under_bf16_compute():
     size = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(moved)))
     off = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(error)))
     assert off < 0.05 * size
-
-
-def weights_oracle(mask, aggregation):
-    k = mask.astype(np.float64)
-    n = (k.sum(1) > 0).sum()
-    with np.errstate(invalid="ignore"):
-        return {
-            "token-mean": k / k.sum(),
-            "seq-mean-token-mean": np.nan_to_num(k / k.sum(1, keepdims=True)) / n,
-            "seq-mean-token-sum": k / n,
-            "seq-mean-token-sum-norm": k / k.shape[1],
-        }[aggregation]
-
-
-@pytest.mark.parametrize(
-    "aggregation",
-    ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"],
-)
-def test_token_weights(aggregation):
-    mask = batch().mask
-    got = losses.token_weights(jnp.asarray(mask), aggregation=aggregation)
-    np.testing.assert_allclose(got, weights_oracle(mask, aggregation), rtol=1e-6)
-    none = losses.token_weights(jnp.zeros((2, 3), bool), aggregation=aggregation)
-    assert np.all(none == 0)
-
-
-def test_unknown_aggregation_is_named():
-    with pytest.raises(ValueError, match="'mean' is none of token-mean"):
-        losses.token_weights(jnp.ones((2, 3), bool), aggregation="mean")
-
-
-def grpo_oracle(logp, old, advantage, weights, low, high, dual):
-    total = 0.0
-    for n, a in enumerate(advantage):
-        for t in range(logp.shape[1]):
-            r = np.exp(np.clip(logp[n, t] - old[n, t], -20, 20))
-            x = max(-a * r, -a * np.clip(r, 1 - low, 1 + high))
-            if a < 0:
-                x = min(x, -dual * a)
-            total += weights[n, t] * x
-    return total
-
-
-def test_grpo_against_oracle():
-    rng = np.random.default_rng(0)
-    logp, old = rng.normal(size=(2, 6, 5)) - 2
-    old[0, 0] = logp[0, 0] + 30  # Beyond the bound on the exponent.
-    advantage = np.array([0.75, -0.25, 0.0, 1.6, -0.5, -2.0])
-    weights = rng.random((6, 5))
-    options = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
-    f32 = jnp.float32
-
-    def loss(x):
-        return losses.grpo_loss(x, f32(old), f32(advantage), f32(weights), **options)[0]
-
-    want = grpo_oracle(logp, old, advantage, weights, 0.2, 0.28, 3.0)
-    np.testing.assert_allclose(loss(f32(logp)), want, rtol=1e-5)
-    grads = jax.grad(loss)(f32(logp))
-    for n, t in [(0, 1), (1, 2), (3, 3), (5, 4)]:
-        up, down = logp.copy(), logp.copy()
-        up[n, t] += 1e-6
-        down[n, t] -= 1e-6
-        args = (old, advantage, weights, 0.2, 0.28, 3.0)
-        slope = (grpo_oracle(up, *args) - grpo_oracle(down, *args)) / 2e-6
-        np.testing.assert_allclose(grads[n, t], slope, rtol=1e-4, atol=1e-6)
-
-
-def test_importance_weighs_tokens_and_is_constant():
-    rng = np.random.default_rng(1)
-    shape = (2, 3)
-    hs, ht = (f for f in rng.normal(size=(2, *shape, 8)).astype(np.float32))
-    head = rng.normal(size=(16, 8)).astype(np.float32)
-    ids = rng.integers(0, 16, shape)
-    mask = np.ones(shape, bool)
-
-    def loss(h, **options):
-        return losses.distill_loss(h, head, ht, head, ids, mask, **options)[0]
-
-    stats = losses.distill_loss(hs, head, ht, head, ids, mask)[1]
-    shift = np.array([[0.5, -0.5, 5.0], [0.0, -30.0, 30.0]])
-    old = np.asarray(stats.logp) - shift
-    ratio = np.minimum(np.exp(np.clip(shift, -20, 20)), 2.0)
-    weights = np.full(shape, 1 / 6)
-    options = {"behaviour_logp": jnp.float32(old), "importance_cap": 2.0}
-    np.testing.assert_allclose(
-        loss(hs, **options), (weights * ratio * stats.divergence).sum(), rtol=1e-5
-    )
-    # The ratio is a constant weight: the same gradient as with it given from outside.
-    want = jax.grad(loss)(hs, weights=jnp.float32(weights * ratio))
-    np.testing.assert_allclose(jax.grad(loss)(hs, **options), want, rtol=1e-5, atol=1e-7)
-    with pytest.raises(ValueError, match="belong together"):
-        loss(hs, importance_cap=2.0)

@@ -264,7 +264,7 @@ def linear_topk(
     """The k likeliest tokens of a teacher at each position, to keep instead of the teacher.
 
     Args:
-        hidden: [N, T, E]; head: [V, E]; mask: bool[N, T]; the options as in `linear_divergence`.
+        hidden: [N, T, E]; head: [V, E]; mask: bool[N, T]; options: see `linear_divergence`.
 
     Returns:
         StoredTeacher of i32[N, T, k] ids and f32[N, T, k] log-probs under the full softmax,

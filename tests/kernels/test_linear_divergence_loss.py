@@ -1,0 +1,374 @@
+"""The loss with gradients made in the forward pass, and what all XLA forms have in common."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mopd_jax import kernels
+from mopd_jax.kernels import HiddenTeacher, StoredTeacher, TopK
+from mopd_jax.kernels.linear_divergence import chunked, formulas, statistics
+from mopd_jax.kernels.linear_divergence.options import Spec
+
+N, T, D, E, V = 3, 7, 5, 6, 23
+EPS = 2.0**-23
+
+
+def make(seed=0, share=0.6, vocab=V, dtype="float32"):
+    """student hidden and head, teacher, targets, mask, weights, aux."""
+    rng = np.random.default_rng(seed)
+    normal = rng.standard_normal
+    hidden, head = normal((N, T, D)), normal((vocab, D))
+    teacher = HiddenTeacher(*(jnp.asarray(normal(s), dtype) for s in ((N, T, E), (vocab, E))))
+    targets = np.int32(rng.integers(0, vocab, (N, T)))
+    mask = rng.random((N, T)) < share
+    weights = np.float32(normal((N, T)))
+    aux = {"a": np.float32(normal((N, T))), "flag": np.int32(rng.integers(0, 2, (N, T)))}
+    return (
+        *(jnp.asarray(x, dtype) for x in (hidden, head)),
+        *(teacher, targets, mask, weights, aux),
+    )
+
+
+def linear(stats, aux):
+    return stats.divergence + aux["a"] * stats.logp - 0.5 * stats.entropy
+
+
+def crooked(stats, aux):
+    """A ratio with and without gradient, a clip, a square: what policy losses are made of."""
+    ratio = jnp.exp(stats.logp - aux["a"])
+    clipped = jnp.clip(ratio, 0.8, 1.28)
+    policy = -jnp.minimum(ratio, clipped) * aux["a"]
+    still = jax.lax.stop_gradient(jnp.minimum(ratio, 2.0))
+    return still * stats.divergence + aux["flag"] * policy + 0.1 * stats.entropy**2
+
+
+def value_and_grads(token_loss, arrays, **options):
+    """((loss, stats), gradients to hidden, head, weights and the floating aux)."""
+    hidden, head, teacher, targets, mask, weights, aux = arrays
+
+    @jax.jit
+    def run(hidden, head, weights, a):
+        def loss(hidden, head, weights, a):
+            return kernels.linear_divergence_loss(
+                token_loss,
+                *(hidden, head, teacher, targets, mask, weights, aux | {"a": a}),
+                **options,
+            )
+
+        return jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)(hidden, head, weights, a)
+
+    return run(hidden, head, weights, aux["a"])
+
+
+def assert_close(got, want, rtol=2e-6):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * (1e-3 + np.max(np.abs(b))))
+
+
+@pytest.mark.parametrize(
+    "kind, alpha", [("forward_kl", None), ("reverse_kl", None), ("jsd", 0.3)]
+)
+def test_value_and_gradients_match_float64(kind, alpha):
+    arrays = make()
+    hidden, head, teacher, targets, mask, weights, aux = arrays
+    (loss, _), grads = value_and_grads(linear, arrays, kind=kind, alpha=alpha, chunk_tokens=4)
+    student = oracles.linear_logp(hidden, head, 1.0)
+    taught = oracles.linear_logp(teacher.hidden, teacher.head, 1.0)
+    each = oracles.divergence(student, taught, kind, alpha)
+    each += aux["a"] * np.take_along_axis(student, targets[..., None], axis=-1)[..., 0]
+    each -= 0.5 * oracles.entropy(student)
+    weights = np.where(mask, weights, 0).astype(np.float64)
+    np.testing.assert_allclose(loss, np.sum(weights * each), rtol=1e-5)
+    logits_grad = oracles.divergence_grad(student, taught, kind, alpha)
+    logits_grad += aux["a"][..., None] * oracles.logp_grad(student, targets)
+    logits_grad -= 0.5 * oracles.entropy_grad(student)
+    wanted = oracles.linear_grads(weights[..., None] * logits_grad, hidden, head, 1.0)
+    for got, want in zip(grads, wanted, strict=False):
+        assert oracles.relative(got, want) < 1e-5
+    assert oracles.relative(grads[2], np.where(mask, each, 0)) < 1e-5
+
+
+SUPPORTS = ["full", "sampled", TopK(4), TopK(3, "union"), TopK(5, "teacher", tail=False)]
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 1000),
+    kind_alpha=st.sampled_from([("forward_kl", None), ("reverse_kl", None), ("jsd", 0.2)]),
+    support=st.sampled_from(SUPPORTS),
+    share=st.sampled_from([0.0, 0.2, 1.0]),
+    chunk_tokens=st.sampled_from([1, 4, 64]),
+    temperature=st.sampled_from([0.6, 1.0]),
+    soft_cap=st.sampled_from([None, 2.0, (3.0, None)]),
+    padding=st.sampled_from([0, 3]),
+    continuous=st.booleans(),
+)
+def test_equals_the_reference(seed, kind_alpha, support, share, padding, **options):
+    """Any options: both forms of the chunked op, and the reference by autodiff."""
+    kind, alpha = ("reverse_kl", None) if support == "sampled" else kind_alpha
+    options |= {"kind": kind, "alpha": alpha, "support": support, "vocab_size": V - padding}
+    hidden, head, teacher, targets, *rest = make(seed, share)
+    mask = rest[0]
+    targets = np.minimum(targets, V - padding - 1)
+    # What must reach nothing: masked states, and rows of the heads that are padding.
+    hidden = jnp.where(mask[..., None], hidden, jnp.nan)
+    real = np.arange(V)[:, None] < V - padding
+    teacher = HiddenTeacher(teacher.hidden, jnp.where(real, teacher.head, jnp.inf))
+    arrays = (hidden, jnp.where(real, head, jnp.nan), teacher, targets, *rest)
+    want = value_and_grads(crooked, arrays, implementation="reference", **options)
+    assert_close(value_and_grads(crooked, arrays, **options), want)
+
+    def later(hidden, head):
+        *_, mask, weights, aux = arrays
+        models = (hidden, head, teacher.hidden, teacher.head, targets, mask)
+        stats = kernels.linear_divergence(*models, **options)
+        return jnp.sum(weights * jnp.where(mask, crooked(stats, aux), 0)), stats
+
+    got = jax.jit(jax.value_and_grad(later, (0, 1), has_aux=True))(*arrays[:2])
+    assert_close(got, (want[0], want[1][:2]))
+    assert np.all(np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(got)])))
+
+
+def test_a_loss_of_log_probs_needs_no_teacher():
+    hidden, head, _, *rest = make()
+    arrays = (hidden, head, None, *rest)
+
+    def policy(stats, aux):
+        return -jnp.exp(stats.logp - aux["a"]) + 0.1 * stats.entropy
+
+    want = value_and_grads(policy, arrays, implementation="reference")
+    assert_close(value_and_grads(policy, arrays, chunk_tokens=4), want)
+    assert isinstance(want[0][1], kernels.TokenLogprob)
+
+
+def test_the_statistics_that_are_returned_carry_no_gradient():
+    hidden, head, teacher, *rest = make()
+
+    def loss(hidden, implementation):
+        _, stats = kernels.linear_divergence_loss(
+            linear, hidden, head, teacher, *rest, kind="jsd", implementation=implementation
+        )
+        return jnp.sum(stats.divergence)
+
+    for implementation in ("reference", "chunked"):
+        np.testing.assert_array_equal(jax.grad(loss)(hidden, implementation), 0 * hidden)
+
+
+def products(function, *arguments):
+    """Matrix products in a traced function, those inside loops counted once."""
+    return len(re.findall(r"dot_general", str(jax.make_jaxpr(function)(*arguments))))
+
+
+def test_how_many_products_it_takes():
+    hidden, head, teacher, targets, mask, weights, aux = make()
+    models = (hidden, head, teacher.hidden, teacher.head, targets, mask)
+
+    def first(hidden, head):
+        rest = (teacher, targets, mask, weights, aux)
+        return kernels.linear_divergence_loss(linear, hidden, head, *rest, kind="jsd")[0]
+
+    def later(hidden, head):
+        return jnp.sum(kernels.linear_divergence(hidden, head, *models[2:]).divergence)
+
+    assert products(first, *models[:2]) == 2
+    assert products(jax.grad(first, (0, 1)), *models[:2]) == 4
+    assert products(later, *models[:2]) == 2
+    assert products(jax.grad(later, (0, 1)), *models[:2]) == 6
+    assert products(lambda *a: kernels.linear_logprob(*a), hidden, head, targets, mask) == 1
+
+
+@pytest.mark.parametrize("valid", [0, 1, 6, 7, 21])
+def test_only_chunks_with_a_valid_token_are_computed(valid):
+    hidden, head, _, targets, *_ = make()
+    mask = np.random.default_rng(valid).permutation(N * T).reshape(N, T) < valid
+    computed = []
+
+    def rows(*arguments, **options):
+        jax.debug.callback(lambda: computed.append(1))
+        return statistics.token_statistics(*arguments, **options)
+
+    spec = Spec(None, "full", 1.0, None, None, V, chunk_tokens=3)
+    operands = chunked.Operands(None, *map(jnp.asarray, (targets, mask)))
+    out = jax.jit(functools.partial(chunked.statistics_first, spec, rows))(
+        hidden, head, operands
+    )
+    jax.block_until_ready(out)
+    jax.effects_barrier()
+    assert len(computed) == -(-valid // 3)
+
+
+def test_parts_of_a_batch_add_up_and_order_does_not_matter():
+    hidden, head, teacher, *rest = make()
+    whole = value_and_grads(crooked, (hidden, head, teacher, *rest), kind="jsd")
+
+    def rows(order):
+        def at(x):
+            return x[order]
+
+        taught = HiddenTeacher(at(teacher.hidden), teacher.head)
+        return (at(hidden), head, taught, *jax.tree.map(at, tuple(rest)))
+
+    parts = [value_and_grads(crooked, rows(np.array([i])), kind="jsd") for i in range(N)]
+    np.testing.assert_allclose(sum(p[0][0] for p in parts), whole[0][0], rtol=1e-5)
+    assert_close(sum(p[1][1] for p in parts), whole[1][1])
+    order = np.array([2, 0, 1])
+    moved = value_and_grads(crooked, rows(order), kind="jsd")
+    assert_close(moved[1][1], whole[1][1])
+    assert_close(moved[1][0], whole[1][0][order])
+
+
+@pytest.mark.parametrize(
+    "kind, alpha", [("forward_kl", None), ("reverse_kl", None), ("jsd", 0.5)]
+)
+def test_bfloat16_gradients_where_teacher_and_student_are_close(kind, alpha):
+    """KL about 1e-3: logits rounded to bfloat16 would be off by tens of percent."""
+    rng = np.random.default_rng(0)
+    tokens, width, vocab = 64, 256, 2048
+    hidden = rng.standard_normal((tokens, width))
+    head = jnp.asarray(rng.standard_normal((vocab, width)) * 3 / width**0.5, jnp.bfloat16)
+    near = jnp.asarray(hidden + 0.015 * rng.standard_normal((tokens, width)), jnp.bfloat16)
+    hidden = jnp.asarray(hidden, jnp.bfloat16)
+    targets, mask = jnp.zeros(tokens, jnp.int32), jnp.ones(tokens, bool)
+
+    @functools.partial(jax.grad, argnums=(0, 1), has_aux=True)
+    def grads(hidden, head):
+        return kernels.linear_divergence_loss(
+            lambda stats, _: stats.divergence,
+            *(hidden, head, HiddenTeacher(near, head), targets, mask, jnp.ones(tokens)),
+            kind=kind,
+            alpha=alpha,
+        )
+
+    got, stats = jax.jit(grads)(hidden, head)
+    logp = [
+        oracles.linear_logp(x.astype(jnp.float32), head.astype(jnp.float32), 1.0)
+        for x in (hidden, near)
+    ]
+    want = oracles.divergence(*logp, kind, alpha)
+    assert 3e-4 < np.mean(oracles.reverse_kl(*logp)) < 3e-3
+    assert oracles.relative(stats.divergence, want) < 0.005
+    logits_grad = oracles.divergence_grad(*logp, kind, alpha)
+    wanted = oracles.linear_grads(
+        logits_grad[None], hidden[None].astype(jnp.float32), head.astype(jnp.float32), 1.0
+    )
+    for a, b in zip(got, wanted, strict=True):
+        assert a.dtype == jnp.bfloat16
+        assert oracles.relative(a, np.reshape(b, a.shape)) < 0.005
+
+
+def test_logits_are_enough():
+    hidden, head, teacher, targets, mask, _, _ = make()
+    logits = jnp.einsum("ntd,vd->ntv", hidden, head)
+    taught = jnp.einsum("nte,ve->ntv", teacher.hidden, teacher.head)
+    options = {"kind": "jsd", "alpha": 0.3, "temperature": 0.7, "chunk_tokens": 4}
+
+    def total(stats):
+        return jnp.sum(stats.divergence - 0.3 * stats.logp + stats.entropy**2), stats
+
+    def from_logits(logits):
+        return total(kernels.logits_divergence(logits, taught, targets, mask, **options))
+
+    def by_autodiff(logits):
+        logp, logq = (jax.nn.log_softmax(x / 0.7) for x in (logits, taught))
+        chosen = targets[..., None]
+        each = {
+            "divergence": formulas.divergence(logp, logq, formulas.measure("jsd", 0.3)),
+            "logp": jnp.take_along_axis(logp, chosen, axis=-1)[..., 0],
+            "teacher_logp": jnp.take_along_axis(logq, chosen, axis=-1)[..., 0],
+            "entropy": formulas.entropy(logp),
+        }
+        return total(kernels.TokenStats(**{k: jnp.where(mask, x, 0) for k, x in each.items()}))
+
+    got, want = (
+        jax.jit(jax.value_and_grad(f, has_aux=True))(logits) for f in (from_logits, by_autodiff)
+    )
+    assert_close(got, want)
+    # What is masked, or beyond the vocabulary, reaches nothing.
+    ruined = jnp.pad(logits, ((0, 0), (0, 0), (0, 2)), constant_values=jnp.nan)
+    ruined = jnp.where(mask[..., None], ruined, jnp.inf)
+    padded = jnp.pad(taught, ((0, 0), (0, 0), (0, 2)), constant_values=jnp.nan)
+
+    def from_ruined(ruined):
+        arrays = (ruined, padded, targets, mask)
+        return total(kernels.logits_divergence(*arrays, vocab_size=V, **options))
+
+    value, grad = jax.jit(jax.value_and_grad(from_ruined, has_aux=True))(ruined)
+    assert_close((value, grad[..., :V]), want)
+    np.testing.assert_array_equal(grad[..., V:], 0)
+
+
+def test_it_composes_with_vmap_and_remat():
+    hidden, head, teacher, targets, mask, _, _ = make()
+    models = (head, teacher.hidden, teacher.head, targets, mask)
+
+    def total(hidden, *rest):
+        return jnp.sum(kernels.linear_divergence(hidden, *rest, chunk_tokens=4).divergence)
+
+    def mapped(hidden):
+        axes = (0, None, 0, None, 0, 0)
+        return jnp.sum(jax.vmap(total, axes)(hidden, *models))
+
+    want = jax.jit(jax.value_and_grad(total))(hidden, *models)
+    assert_close(jax.jit(jax.value_and_grad(mapped))(hidden), want)
+    assert_close(jax.jit(jax.value_and_grad(jax.checkpoint(total)))(hidden, *models), want)
+
+
+def refused(**changes):
+    hidden, head, teacher, targets, mask, weights, aux = make()
+    arguments = {
+        "token_loss": linear,
+        "student_hidden": hidden,
+        "student_head": head,
+        "teacher": teacher,
+        "targets": targets,
+        "mask": mask,
+        "weights": weights,
+        "aux": aux,
+        "kind": "jsd",
+    }
+    return jax.eval_shape(lambda: kernels.linear_divergence_loss(**(arguments | changes)))
+
+
+STORED = StoredTeacher(np.zeros((N, T, 2), np.int32), np.zeros((N, T, 2), np.float32))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"token_loss": lambda s, a: jnp.sum(s.logp)}, r"token_loss must return one number a"),
+        ({"aux": {"a": np.ones(3)}}, r"aux\['a'\]: expected \(3, 7\) first"),
+        ({"weights": np.ones((N, 2), np.float32)}, r"weights: T=2"),
+        ({"weights": np.ones((N, T), np.int32)}, "weights: expected a floating dtype"),
+        ({"kind": None}, "kind=None with teacher=HiddenTeacher"),
+        ({"teacher": None}, "kind='jsd' with teacher=NoneType"),
+        ({"teacher": np.ones(3)}, "teacher: expected HiddenTeacher, StoredTeacher or None"),
+        ({"support": "most"}, "support='most' is none of"),
+        ({"support": "sampled"}, "'sampled' estimates the reverse KL only, got kind='jsd'"),
+        ({"support": TopK(V + 1)}, "k=24 is more than the vocabulary of 23"),
+        ({"teacher": STORED}, r"a stored teacher knows its own tokens only"),
+        ({"soft_cap": -1.0}, "soft_cap must be a positive number, None, or a pair"),
+        ({"soft_cap": (1.0, 2.0, 3.0)}, "soft_cap must be"),
+        ({"vocab_size": V + 1}, "vocab_size=24 must be between 1 and the 23 rows"),
+        ({"temperature": float("inf")}, "temperature must be positive and finite, got inf"),
+        ({"mask": np.ones((0, T), bool)}, "N=0"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        refused(**changes)
+
+
+def test_a_choice_of_no_tokens_is_refused():
+    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        TopK(0)
+    with pytest.raises(ValueError, match="of='peers' is none of student, teacher, union"):
+        TopK(3, "peers")

@@ -1,0 +1,220 @@
+"""On 8 devices as on one: values and gradients, however tokens and vocabulary are split."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from mopd_jax import kernels, losses
+from mopd_jax.kernels import HeadSharding, HiddenTeacher, TopK
+
+N, T, D, E, V = 8, 5, 8, 4, 24
+COLLECTIVES = ("all-gather", "reduce-scatter")
+TOKENS = 21  # The last rows of the heads are padding: a whole device's share of them at most.
+
+
+def mesh(*shape):
+    names = ("data", "fsdp", "tensor")[: len(shape)]
+    return jax.make_mesh(shape, names, axis_types=(AxisType.Auto,) * len(shape))
+
+
+def make():
+    rng = np.random.default_rng(0)
+    hidden, head, taught, other, behaviour = (
+        np.float32(rng.standard_normal(s))
+        for s in ((N, T, D), (V, D), (N, T, E), (V, E), (N, T))
+    )
+    head[TOKENS:], other[TOKENS:] = np.nan, np.inf
+    targets = np.int32(rng.integers(0, TOKENS, (N, T)))
+    # Rows of very different lengths, one empty: devices have different numbers of chunks.
+    mask = np.arange(T) < np.int32([5, 1, 0, 2, 5, 5, 1, 3])[:, None]
+    hidden[~mask], taught[~mask] = np.nan, np.nan
+    return hidden, head, HiddenTeacher(taught, other), targets, mask, behaviour
+
+
+def token_loss(stats, behaviour):
+    ratio = jax.lax.stop_gradient(jnp.exp(stats.logp - behaviour))
+    return jnp.minimum(ratio, 2.0) * stats.divergence - 0.3 * stats.logp + stats.entropy**2
+
+
+def run(form, sharding, kind, support):
+    hidden, head, teacher, targets, mask, behaviour = make()
+    weights = losses.token_weights(mask, aggregation="seq-mean-token-mean")
+    options = {"kind": kind, "support": support, "vocab_size": TOKENS, "chunk_tokens": 3}
+
+    def first(hidden, head):
+        rest = (teacher, targets, mask, weights, behaviour)
+        return kernels.linear_divergence_loss(
+            token_loss, hidden, head, *rest, sharding=sharding, **options
+        )
+
+    def later(hidden, head):
+        models = (hidden, head, teacher.hidden, teacher.head, targets, mask)
+        stats = kernels.linear_divergence(*models, sharding=sharding, **options)
+        return jnp.sum(weights * jnp.where(mask, token_loss(stats, behaviour), 0)), stats
+
+    step = jax.value_and_grad({"first": first, "later": later}[form], (0, 1), has_aux=True)
+    return jax.jit(step)(hidden, head)
+
+
+def assert_equal_to_rounding(got, want):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.all(np.isfinite(b))
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * (1 + np.max(np.abs(b))))
+
+
+once = functools.cache(lambda form, kind, support: run(form, None, kind, support))
+
+
+@pytest.mark.parametrize("form", ["first", "later"])
+@pytest.mark.parametrize(
+    "kind, support",
+    [("jsd", "full"), ("reverse_kl", "sampled"), ("forward_kl", TopK(3, "union"))],
+)
+@pytest.mark.parametrize(
+    "shape, embed", [((2, 2, 2), "fsdp"), ((1, 1, 8), None), ((4, 2, 1), "fsdp")]
+)
+def test_a_mesh_does_not_matter(shape, embed, kind, support, form):
+    sharding = HeadSharding(("data", "fsdp"), "tensor", embed, mesh(*shape))
+    got = run(form, sharding, kind, support)
+    assert_equal_to_rounding(got, once(form, kind, support))
+
+
+def test_tokens_alone_may_be_split():
+    sharding = HeadSharding(("data",), mesh=mesh(8))
+    got = run("first", sharding, "jsd", "full")
+    assert_equal_to_rounding(got, once("first", "jsd", "full"))
+
+
+def test_a_stored_teacher_and_log_probs_are_split_too():
+    hidden, head, teacher, targets, mask, _ = make()
+
+    def both(sharding):
+        limits = {"vocab_size": TOKENS, "chunk_tokens": 3, "sharding": sharding}
+
+        @jax.jit
+        def step(hidden, head):
+            stored = kernels.linear_topk(teacher.hidden, teacher.head, mask, 4, **limits)
+
+            def loss(hidden, head):
+                logp = kernels.linear_logprob(hidden, head, targets, mask, **limits)
+                stats = kernels.stored_divergence(hidden, head, stored, targets, mask, **limits)
+                return jnp.sum(stats.divergence + logp.logp + logp.entropy)
+
+            return jax.value_and_grad(loss, (0, 1))(hidden, head), stored
+
+        return step(hidden, head)
+
+    one, many = (
+        both(None),
+        both(HeadSharding(("data", "fsdp"), "tensor", "fsdp", mesh(2, 2, 2))),
+    )
+    assert_equal_to_rounding(many[0], one[0])
+    np.testing.assert_array_equal(many[1].ids, one[1].ids)
+    np.testing.assert_allclose(many[1].logp, one[1].logp, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_lie_as_their_parameters_do_and_heads_are_gathered_once():
+    where = mesh(2, 2, 2)
+    sharding = HeadSharding(("data", "fsdp"), "tensor", "fsdp", where)
+    hidden, head, teacher, targets, mask, behaviour = make()
+    weights = np.float32(mask)
+    heads = NamedSharding(where, PartitionSpec("tensor", "fsdp"))
+    rows = NamedSharding(where, PartitionSpec(("data", "fsdp")))
+
+    def loss(hidden, head, teacher):
+        rest = (targets, mask, weights, behaviour)
+        return kernels.linear_divergence_loss(
+            token_loss,
+            *(hidden, head, teacher, *rest),
+            kind="jsd",
+            vocab_size=TOKENS,
+            chunk_tokens=3,
+            sharding=sharding,
+        )[0]
+
+    step = jax.jit(
+        jax.grad(loss, (0, 1)), in_shardings=(rows, heads, HiddenTeacher(rows, heads))
+    )
+    compiled = step.lower(hidden, head, teacher).compile()
+    text = compiled.as_text()
+    counts = {op: len(re.findall(rf"\b{op}(?:-start)?\(", text)) for op in COLLECTIVES}
+    assert counts["all-gather"] == 2  # The student's head and the teacher's.
+    assert counts["reduce-scatter"] == 1
+    to_hidden, to_head = compiled(
+        *jax.device_put((hidden, head, teacher), (rows, heads, HiddenTeacher(rows, heads)))
+    )
+    assert to_head.sharding.is_equivalent_to(heads, 2)
+    assert to_hidden.sharding.is_equivalent_to(rows, 3)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("form", ["first", "later"])
+def test_inside_a_callers_own_shard_map(form, checked):
+    """Each device its own tokens, the head on all; the caller sums over the devices."""
+    hidden, head, teacher, targets, mask, behaviour = make()
+    head, other = head[:TOKENS], teacher.head[:TOKENS]
+    weights = np.float32(mask)
+
+    def local(hidden, head, taught, other, targets, mask, weights, behaviour):
+        options = {"kind": "jsd", "chunk_tokens": 3}
+        if form == "first":
+            rest = (HiddenTeacher(taught, other), targets, mask, weights, behaviour)
+            loss, _ = kernels.linear_divergence_loss(token_loss, hidden, head, *rest, **options)
+        else:
+            stats = kernels.linear_divergence(
+                hidden, head, taught, other, targets, mask, **options
+            )
+            loss = jnp.sum(weights * jnp.where(mask, token_loss(stats, behaviour), 0))
+        return loss
+
+    def over_devices(hidden, head):
+        rows, same = PartitionSpec("data"), PartitionSpec()
+        return jax.shard_map(
+            lambda *a: jax.lax.psum(local(*a), "data"),
+            mesh=mesh(8),
+            in_specs=(rows, same, rows, same, rows, rows, rows, rows),
+            out_specs=same,
+            check_vma=checked,
+        )(hidden, head, teacher.hidden, other, targets, mask, weights, behaviour)
+
+    def alone(hidden, head):
+        return local(hidden, head, teacher.hidden, other, targets, mask, weights, behaviour)
+
+    got, want = (
+        jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, head) for f in (over_devices, alone)
+    )
+    assert_equal_to_rounding(got, want)
+
+
+def refused(sharding, **changes):
+    hidden, head, teacher, targets, mask, _ = make()
+    models = (hidden, head, teacher.hidden, teacher.head, targets, mask)
+    return jax.eval_shape(
+        lambda: kernels.linear_divergence(*models, sharding=sharding, **changes)
+    )
+
+
+def test_what_does_not_fit_is_named():
+    with pytest.raises(ValueError, match=r"axes \['tensor'\], the mesh has \('data',\)"):
+        refused(HeadSharding(("data",), "tensor", mesh=mesh(8)))
+    with pytest.raises(ValueError, match="the mesh has .*call under jax.set_mesh"):
+        refused(HeadSharding(("data",)))
+    with pytest.raises(ValueError, match="'data' is both in tokens and vocab"):
+        HeadSharding(("data",), "data")
+    with pytest.raises(ValueError, match="embed='tensor' must be one of tokens"):
+        HeadSharding(("data",), None, "tensor")
+    with pytest.raises(ValueError, match="implementation='reference' materialises"):
+        refused(HeadSharding(("data",), mesh=mesh(8)), implementation="reference")
+    hidden, head, _, targets, mask, _ = make()
+    for rows, vocab, what in ((6, V, "6 rows of the mask"), (8, 23, "23 rows of the head")):
+        arrays = (hidden[:rows], head[:vocab], targets[:rows], mask[:rows])
+        sharding = HeadSharding(("data", "fsdp"), "tensor", mesh=mesh(2, 2, 2))
+        with pytest.raises(ValueError, match=f"{what} do not split over"):
+            kernels.linear_logprob(*arrays, sharding=sharding)
