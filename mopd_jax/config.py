@@ -41,6 +41,7 @@ Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Aggregation = Literal[
     "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
 ]
+Support = Literal["full", "student", "teacher", "union", "sampled"]
 Source = Literal["codebook", "reasoning_gym", "jsonl"]
 Dtype = Literal["float32", "bfloat16"]
 
@@ -240,7 +241,12 @@ class LossConfig:
     method: `distill` needs a teacher, `grpo` only the rewards.
     divergence, alpha: `jsd` weighs the teacher by alpha in [0, 1], None is 0.5. It vanishes
         towards both ends; at them it is the forward (0) and the reverse (1) KL.
+    continuous: divides a `jsd` by alpha (1 - alpha), so that it meets the KLs at the ends.
+    support: what the divergence is over: the `full` vocabulary; the top_k tokens of the
+        `student`, the `teacher` or both (`union`), with the rest as one more outcome (`tail`)
+        or renormalised without it; or the `sampled` token, for `reverse_kl` only.
     aggregation: how token losses become one number (`losses.token_weights`).
+    every_row: means over sequences count rows without a trained token, as zeros.
     importance_cap: the most that min(p_now / p_behaviour, cap) may weigh a token; None is off.
     clip_low, clip_high, dual_clip, scale_by_std: of GRPO.
     """
@@ -248,7 +254,12 @@ class LossConfig:
     method: Method = "distill"
     divergence: Divergence = "jsd"
     alpha: float | None = None
+    continuous: bool = False
+    support: Support = "full"
+    top_k: int = 100
+    tail: bool = True
     aggregation: Aggregation = "seq-mean-token-mean"
+    every_row: bool = False
     importance_cap: float | None = 2.0
     clip_low: float = 0.2
     clip_high: float = 0.28
@@ -265,6 +276,12 @@ class LossConfig:
             self.alpha is None or self.divergence == "jsd",
             f"LossConfig.alpha is {self.alpha}, but {self.divergence} has none; leave it None",
         )
+        _require(
+            self.support != "sampled" or self.divergence == "reverse_kl",
+            f"LossConfig.support is 'sampled', which estimates reverse_kl, and the divergence "
+            f"{self.divergence}; set loss.divergence='reverse_kl' or another support",
+        )
+        _at_least(self, 1, "top_k")
         _require(
             self.importance_cap is None or self.importance_cap > 0,
             f"LossConfig.importance_cap is {self.importance_cap}; use None to turn it off",

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import optax
 
 from mopd_jax import losses, metrics, scoring, sharding, teacher
-from mopd_jax.config import Config, OptimizerConfig
-from mopd_jax.kernels import linear_logprob
+from mopd_jax.config import Config, LossConfig, OptimizerConfig
+from mopd_jax.kernels import Support, TopK, linear_logprob
 from mopd_jax.metrics import Ratio
 from mopd_jax.models import decoder
 from mopd_jax.models.decoder import DecoderConfig
@@ -87,7 +87,8 @@ def train_step(
     if cfg.loss.method == "grpo":
         # Tokens without advantage stay in the denominator, but do not count as training.
         trained = batch.mask & (batch.advantage != 0)[:, None]
-    weights = losses.token_weights(batch.mask, aggregation=cfg.loss.aggregation)
+    totals = losses.batch_totals(batch.mask, every_row=cfg.loss.every_row)
+    weights = losses.token_weights(batch.mask, aggregation=cfg.loss.aggregation, totals=totals)
     grads, logged = _gradients(state, batch, weights, cfg, model)
 
     norm = optax.tree.norm(grads)
@@ -176,6 +177,8 @@ def _distill(params, teacher_params, batch, weights, cfg, model):
         weights=weights,
         divergence=cfg.loss.divergence,
         alpha=cfg.loss.alpha,
+        continuous=cfg.loss.continuous,
+        support=_support(cfg.loss),
         temperature=cfg.rollout.temperature,
         behaviour_logp=batch.behaviour_logp if capped else None,
         importance_cap=cfg.loss.importance_cap,
@@ -193,6 +196,12 @@ def _distill(params, teacher_params, batch, weights, cfg, model):
             ratio > cfg.loss.importance_cap, batch.mask
         )
     return loss, logged
+
+
+def _support(cfg: LossConfig) -> Support:
+    if cfg.support in ("full", "sampled"):
+        return cfg.support
+    return TopK(cfg.top_k, cfg.support, cfg.tail)
 
 
 def _grpo(params, teacher_params, batch, weights, cfg, model):

@@ -132,6 +132,8 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         ({"loss__alpha": -0.1}, "JSD needs 0 <= alpha <= 1"),
         ({"loss__alpha": 1.1}, "JSD needs 0 <= alpha <= 1"),
         ({"loss__importance_cap": 0.0}, "None to turn it off"),
+        ({"loss__support": "sampled"}, "set loss.divergence='reverse_kl' or another support"),
+        ({"loss__top_k": 0}, "at least 1"),
         ({"loss__clip_low": 1.0}, "must lie in"),
         ({"loss__clip_high": -0.1}, "not be negative"),
         ({"loss__dual_clip": 1.0}, "use > 1"),

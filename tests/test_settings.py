@@ -108,7 +108,12 @@ CASES = [
             ({"method": "grpo"}, {}),
             ({"divergence": "reverse_kl"}, {}),
             ({"alpha": 0.3}, {}),
+            ({"continuous": True}, {}),
+            ({"support": "sampled"}, {"divergence": "reverse_kl"}),
+            ({"top_k": 3}, {"support": "student", "top_k": 5}),
+            ({"tail": False}, {"support": "union", "top_k": 3}),
             ({"aggregation": "token-mean"}, {}),
+            ({"every_row": True}, {}),
             ({"importance_cap": 3.0}, {}),
             ({"clip_low": 0.1}, GRPO),
             ({"clip_high": 0.1}, GRPO),
@@ -174,7 +179,7 @@ CASES = [
     ids=lambda x: next(iter(x), "") if isinstance(x, dict) else str(getattr(x, "__name__", x)),
 )
 def test_a_change_changes_something(make, section, change, given):
-    assert make(changed(section, **given, **change)) != make(changed(section, **given))
+    assert make(changed(section, **(given | change))) != make(changed(section, **given))
 
 
 def test_every_field_is_in_the_table_or_the_loop():
