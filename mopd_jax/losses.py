@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from mopd_jax.config import Aggregation, Divergence
 from mopd_jax.kernels import (
+    Blocks,
     HeadSharding,
     HiddenTeacher,
     Implementation,
+    RowKernels,
     Support,
     TokenStats,
     linear_divergence_loss,
@@ -123,7 +125,7 @@ def distill_loss(
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
-    implementation: Implementation | None = None,
+    implementation: Implementation | Blocks | RowKernels | None = None,
 ) -> tuple[jax.Array, TokenStats]:
     """Distillation loss from hidden states and heads, exact and without [N, T, V] logits.
 

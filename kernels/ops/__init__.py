@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from mopd_jax.kernels import checks, dispatch
 from mopd_jax.kernels.checks import Options
 from mopd_jax.kernels.dispatch import Implementation
-from mopd_jax.kernels.linear_divergence import chunked, reference, statistics, topk
+from mopd_jax.kernels.linear_divergence import (
+    chunked,
+    pallas_tpu,
+    reference,
+    statistics,
+    topk,
+)
 from mopd_jax.kernels.linear_divergence.chunked import Operands, TokenLoss
 from mopd_jax.kernels.linear_divergence.formulas import Divergence
 from mopd_jax.kernels.linear_divergence.options import (
@@ -25,13 +31,17 @@ from mopd_jax.kernels.linear_divergence.options import (
     Support,
     TopK,
 )
+from mopd_jax.kernels.linear_divergence.pallas_gpu import RowKernels
 from mopd_jax.kernels.linear_divergence.statistics import TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.tuning import Blocks
 
 __all__ = [
+    "Blocks",
     "Divergence",
     "HeadSharding",
     "HiddenTeacher",
     "Implementation",
+    "RowKernels",
     "StoredTeacher",
     "Support",
     "TokenLogprob",
@@ -64,7 +74,7 @@ def linear_divergence(
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
-    implementation: Implementation | None = None,
+    implementation: Implementation | Blocks | RowKernels | None = None,
 ) -> TokenStats:
     """Divergence of teacher and student at each token, and what else a loss or a log reads.
 
@@ -100,7 +110,8 @@ def linear_divergence(
             platform. Read by "chunked" and "pallas_gpu".
         sharding: where the arrays lie on a mesh. None computes on one device, or inside a
             `shard_map` on each device's own.
-        implementation: None lets `dispatch.resolve` choose.
+        implementation: None lets `dispatch.resolve` choose. `Blocks` are "pallas_tpu" and
+            `RowKernels` "pallas_gpu" with other settings than the device's own, or interpreted.
 
     Returns:
         TokenStats of f32[N, T] (f64 if an operand is), 0 outside the mask. Gradients go to
@@ -114,7 +125,7 @@ def linear_divergence(
     )
     teacher = HiddenTeacher(teacher_hidden, teacher_head)
     arrays = (student_hidden, student_head, Operands(teacher, targets, mask))
-    return _statistics(arrays, options, sharding, implementation)
+    return _run(arrays, options, sharding, implementation)
 
 
 def stored_divergence(
@@ -133,7 +144,7 @@ def stored_divergence(
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
-    implementation: Implementation | None = None,
+    implementation: Implementation | Blocks | RowKernels | None = None,
 ) -> TokenStats:
     """As `linear_divergence` over the teacher's K largest, from its stored log-probs of them.
 
@@ -150,7 +161,7 @@ def stored_divergence(
         kind, alpha, continuous, check_k, temperature, soft_cap, vocab_size, chunk_tokens
     )
     arrays = (student_hidden, student_head, Operands(stored, targets, mask))
-    return _statistics(arrays, options, sharding, implementation)
+    return _run(arrays, options, sharding, implementation)
 
 
 def linear_logprob(
@@ -164,7 +175,7 @@ def linear_logprob(
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
-    implementation: Implementation | None = None,
+    implementation: Implementation | Blocks | RowKernels | None = None,
 ) -> TokenLogprob:
     """Log-prob of one token per position, and the entropy there.
 
@@ -184,7 +195,7 @@ def linear_logprob(
         None, None, False, "full", temperature, soft_cap, vocab_size, chunk_tokens
     )
     arrays = (hidden, head, Operands(None, targets, mask))
-    return _statistics(arrays, options, sharding, implementation)
+    return _run(arrays, options, sharding, implementation)
 
 
 def linear_divergence_loss(
@@ -206,7 +217,7 @@ def linear_divergence_loss(
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
-    implementation: Implementation | None = None,
+    implementation: Implementation | Blocks | RowKernels | None = None,
 ) -> tuple[jax.Array, TokenStats | TokenLogprob]:
     """sum(weights * token_loss(statistics, aux)), its gradients made in the forward pass.
 
@@ -238,14 +249,13 @@ def linear_divergence_loss(
     arrays = (student_hidden, student_head, operands)
     arrays, weights, aux = jax.tree.map(jnp.asarray, (arrays, weights, aux))
     checks.check_weights(weights, aux, arrays[2].mask)
-    name = dispatch.resolve(implementation, jax.default_backend())
-    spec = checks.make_spec(*arrays, options, sharding, name)
-    if name == "reference":
-        stats = reference.token_statistics(spec, *arrays)
-        loss = chunked.weighted_sum(token_loss, stats, arrays[2].mask, weights, aux)
-    else:
-        rows = _rows(name)
+    spec, name, settings = _settle(arrays, options, sharding, implementation)
+    if name in ("chunked", "pallas_gpu"):
+        rows = settings or statistics.token_statistics
         loss, stats = chunked.loss_first(spec, rows, token_loss, *arrays, weights, aux)
+    else:
+        stats = _statistics(spec, name, settings, arrays)
+        loss = chunked.weighted_sum(token_loss, stats, arrays[2].mask, weights, aux)
     return loss, jax.lax.stop_gradient(stats)
 
 
@@ -312,14 +322,24 @@ def logits_divergence(
     return chunked.statistics_first(spec, statistics.token_statistics, student, None, operands)
 
 
-def _statistics(arrays, options, sharding, implementation):
+def _run(arrays, options, sharding, implementation):
     arrays = jax.tree.map(jnp.asarray, arrays)
-    name = dispatch.resolve(implementation, jax.default_backend())
-    spec = checks.make_spec(*arrays, options, sharding, name)
+    return _statistics(*_settle(arrays, options, sharding, implementation), arrays)
+
+
+def _settle(arrays, options, sharding, implementation):
+    """The options of a call checked, and which implementation runs with which settings."""
+    hidden, head, operands = arrays
+    teacher = getattr(operands.teacher, "head", None)
+    widths = (head.shape[-1], 0 if teacher is None else teacher.shape[-1])
+    name, settings = dispatch.settle(implementation, widths, head.dtype.itemsize)
+    return checks.make_spec(*arrays, options, sharding, name), name, settings
+
+
+def _statistics(spec, name, settings, arrays):
     if name == "reference":
         return reference.token_statistics(spec, *arrays)
-    return chunked.statistics_first(spec, _rows(name), *arrays)
-
-
-def _rows(name):
-    return {"chunked": statistics.token_statistics}[name]
+    if name == "pallas_tpu":
+        return pallas_tpu.statistics_first(spec, settings, *arrays)
+    rows = settings or statistics.token_statistics
+    return chunked.statistics_first(spec, rows, *arrays)

@@ -1,9 +1,15 @@
 """Which implementation of an op runs, and in what pieces: a name is a promise, None is settled
-here. Pure, so that a run can log what None means before it starts."""
+here."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
+
+import jax
+
+from mopd_jax.kernels.linear_divergence import tuning
+from mopd_jax.kernels.linear_divergence.pallas_gpu import RowKernels
+from mopd_jax.kernels.linear_divergence.tuning import Blocks
 
 Implementation = Literal["reference", "chunked", "pallas_tpu", "pallas_gpu"]
 
@@ -30,7 +36,39 @@ def resolve(name: Implementation | None, platform: str) -> Implementation:
     name = "chunked" if name is None else name
     if name not in (known := get_args(Implementation)):
         raise ValueError(f"implementation {name!r} is none of {known}")
+    if name.startswith("pallas_") and name != f"pallas_{platform}":
+        raise ValueError(
+            f"implementation={name!r} is compiled for a {name[7:].upper()}, and the backend here"
+            f" is {platform!r}; use 'chunked', or, to interpret it or to compile it ahead of time,"
+            f" give {_SETTINGS[name]} in place of the name"
+        )
     return name
+
+
+_SETTINGS = {"pallas_tpu": "kernels.Blocks(...)", "pallas_gpu": "kernels.RowKernels(...)"}
+
+
+def settle(
+    given: Implementation | Blocks | RowKernels | None, widths: tuple[int, int], itemsize: int
+) -> tuple[Implementation, Blocks | RowKernels | None]:
+    """The implementation and its settings: a name takes those of the device here.
+
+    Args:
+        given: settings name their implementation, on whatever platform.
+        widths: of the student's and the teacher's head, 0 where there is none.
+        itemsize: bytes of an element of the heads.
+
+    Raises:
+        ValueError: as `resolve`, and where a chip has no settings.
+    """
+    if isinstance(given, Blocks):
+        return "pallas_tpu", given
+    if isinstance(given, RowKernels):
+        return "pallas_gpu", given
+    name = resolve(given, jax.default_backend())
+    if name == "pallas_tpu":
+        return name, tuning.blocks(jax.devices()[0].device_kind, *widths, itemsize)
+    return name, RowKernels() if name == "pallas_gpu" else None
 
 
 def default_chunk_tokens(platform: str, vocab_size: int) -> int:

@@ -3,19 +3,12 @@
 XLA makes several passes over the logits of a chunk, each a trip to memory. Here a program walks
 along the logits of its tokens, a block of the vocabulary at a time, and keeps what it found in
 registers: once for log-sums, entropy and a KL, once more for a jsd, which needs the log-sums
-first, and once to write the gradient. `statistics` says what is computed; this module does the
-same in another order:
+first, and once to write the gradient. `statistics` says what is computed, `pallas_gpu_kernels`
+in which order.
 
-- blocks are finished under their own softmax and put together by `statistics.merge`;
-- log-sums are kept relative to the largest logit, so that a constant added to all logits costs
-  no accuracy;
-- the total of the slopes, by which the gradient is centred, is put together from those of the
-  blocks by the chain rule, with the log-sums as rounded: the rounding of a log-sum, common to a
-  whole row, then leaves the gradient, as it does where all is summed at once.
-
-Losses whose `aux` is one number per token are differentiated inside the kernel, between the
-walks (`RowKernels.losses`): one launch a chunk, and the gradient of the logits is written in
-the dtype of the products that follow, never in float32.
+Where the loss is given beforehand and its `aux` is one number per token, it is differentiated
+inside the kernel, between the walks (`RowKernels.losses`): one launch a chunk, and the gradient
+of the logits is written in the dtype of the products that follow, never in float32.
 """
 
 from __future__ import annotations
@@ -23,27 +16,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mopd_jax.kernels.linear_divergence import formulas, statistics
-from mopd_jax.kernels.linear_divergence.formulas import Measure
+from mopd_jax.kernels.linear_divergence import pallas_gpu_kernels
 from mopd_jax.kernels.linear_divergence.options import Spec, StoredTeacher
 from mopd_jax.kernels.linear_divergence.statistics import (
-    Moments,
     Part,
     Pull,
     TokenLogprob,
     TokenStats,
 )
 
-# A logit of a column that is not there, and the maximum of no logits; finite, because
-# infinities would meet in differences. `statistics.merge` takes it for empty too.
-_EMPTY = -1e30
+_WHOLE = Part()
 
 # (statistics f32[R], aux of the same tokens, weights f32[R]) -> losses f32[R] and the gradients
 # of their weighted sum: to the statistics, a record, and to the floating leaves of aux, a list.
@@ -76,7 +65,7 @@ class RowKernels:
         targets: jax.Array,
         *,
         spec: Spec,
-        part: Part = Part(),
+        part: Part = _WHOLE,
     ) -> tuple[TokenStats | TokenLogprob, Pull]:
         """Statistics of C tokens, and the way back to the logits, a launch each.
 
@@ -99,19 +88,15 @@ class RowKernels:
         inputs = (logits, teacher, targets)
         each = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
         taught = None if teacher is None else each
-        outputs = (
-            TokenLogprob(each, each) if teacher is None else TokenStats(*[each] * 4),
-            _Row(each, each, each, taught, taught, taught),
-        )
-        stats, row = self._call(_statistics_kernel, spec, inputs, outputs)
+        outputs = (_record(teacher, each), pallas_gpu_kernels.Row(*[each] * 3, *[taught] * 3))
+        stats, row = self._call(pallas_gpu_kernels.statistics_kernel, spec, inputs, outputs)
 
         def pull(to_divergence, to_logp, to_entropy):
-            cotangents = _Cotangents(
-                None if teacher is None else to_divergence, to_logp, to_entropy
-            )
+            cotangents = pallas_gpu_kernels.Cotangents(to_logp, to_entropy, to_divergence)
             output = jax.ShapeDtypeStruct(logits.shape, jnp.float32)
+            known = (*inputs, row, cotangents)
             return self._call(
-                _gradient_kernel, spec, (*inputs, row, cotangents), output, by_block=True
+                pallas_gpu_kernels.gradient_kernel, spec, known, output, by_block=True
             )
 
         return stats, pull
@@ -136,7 +121,7 @@ class RowKernels:
         *,
         spec: Spec,
         dtype: jnp.dtype,
-        part: Part = Part(),
+        part: Part = _WHOLE,
     ) -> tuple[TokenStats | TokenLogprob, jax.Array, list[jax.Array], jax.Array]:
         """Statistics, losses and all gradients of C tokens in one launch.
 
@@ -160,21 +145,22 @@ class RowKernels:
         targets = _known(targets, logits)
         leaves, tree = jax.tree.flatten(aux)
         each = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
-        floating = [x for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
         outputs = (
-            TokenLogprob(each, each) if teacher is None else TokenStats(*[each] * 4),
+            _record(teacher, each),
             each,
-            [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in floating],
+            [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves if _is_floating(x)],
             jax.ShapeDtypeStruct(logits.shape, dtype),
         )
-        # Bits are no type of memory, bytes are.
+        # Bits are no type of memory.
         stored = [x.astype(jnp.int32) if x.dtype == jnp.bool_ else x for x in leaves]
 
         def restored(values):
             pairs = zip(leaves, values, strict=True)
             return tree.unflatten([x.astype(like.dtype) for like, x in pairs])
 
-        kernel = functools.partial(_loss_kernel, weighted=weighted, restored=restored)
+        kernel = functools.partial(
+            pallas_gpu_kernels.loss_kernel, weighted=weighted, restored=restored
+        )
         inputs = (logits, teacher, targets, weights, stored, valid.astype(jnp.int32))
         return self._call(kernel, spec, inputs, outputs)
 
@@ -184,22 +170,66 @@ class RowKernels:
         grid = (pl.cdiv(tokens, self.rows),)
         if by_block:
             grid = (*grid, pl.cdiv(columns, self.block))
-        shapes, tree = jax.tree.flatten(outputs)
 
         def body(*refs):
-            given, made = refs[: len(inputs)], refs[len(inputs) :]
-            window = _Window(tokens, columns, self.rows, self.block)
-            kernel(window, spec, *given, *_children(tree.unflatten(made), outputs))
+            first = pl.program_id(0) * self.rows
+            kernel(
+                pallas_gpu_kernels.Window(tokens, columns, self.rows, self.block, first),
+                spec,
+                *refs,
+            )
 
-        body.__name__ = getattr(kernel, "func", kernel).__name__.strip("_")
-        made = pl.pallas_call(
+        # What profiles and compiled programs call it.
+        body.__name__ = getattr(kernel, "func", kernel).__name__
+        return pl.pallas_call(
             body,
             grid=grid,
-            out_shape=shapes,
-            compiler_params=plgpu.CompilerParams(
-                num_warps=self.warps, num_stages=self.stages
-            ),
+            out_shape=_varying(outputs, inputs),
+            compiler_params=plgpu.CompilerParams(num_warps=self.warps, num_stages=self.stages),
             interpret=self.interpret,
-            name=body.__name__,
         )(*inputs)
-        return tree.unflatten(made)
+
+
+def check(
+    logits: jax.Array, teacher: jax.Array | StoredTeacher | None, spec: Spec, part: Part
+) -> None:
+    """Raises ValueError, with the remedy, for what these kernels cannot serve."""
+    why = None
+    if isinstance(teacher, StoredTeacher):
+        why = "a stored teacher, its kernels read the teacher's logits"
+    elif spec.support != "full":
+        why = f"support={spec.support!r}, its kernels sum over the whole vocabulary"
+    elif part.axis is not None:
+        why = f"a vocabulary split over the mesh axis {part.axis!r}, its kernels see whole rows"
+    elif part.padded:
+        why = "padded columns, its kernels read all of a row"
+    elif logits.dtype != jnp.float32 or getattr(teacher, "dtype", jnp.float32) != jnp.float32:
+        why = f"logits of {logits.dtype}, its kernels compute in float32"
+    if why is not None:
+        raise ValueError(
+            f"implementation='pallas_gpu' cannot serve {why}; use implementation='chunked'"
+        )
+
+
+def _varying(outputs, inputs):
+    """Shapes of outputs, typed as differing between devices inside a caller's `shard_map`."""
+
+    def filled(inputs):
+        first = sum(x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(inputs))
+        return jax.tree.map(lambda x: jnp.full(x.shape, first, x.dtype), outputs)
+
+    return jax.eval_shape(filled, inputs)
+
+
+def _known(targets, logits):
+    """Targets i32[C], -1 for those that are no column."""
+    known = (targets >= 0) & (targets < logits.shape[1])
+    return jnp.where(known, targets, -1).astype(jnp.int32)
+
+
+def _record(teacher, each):
+    return TokenLogprob(each, each) if teacher is None else TokenStats(each, each, each, each)
+
+
+def _is_floating(x) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)

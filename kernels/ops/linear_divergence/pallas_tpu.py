@@ -314,9 +314,7 @@ def _call(kernel, spec, blocks, inputs, extra, *, name, rows=None, dtype=jnp.flo
             pl.BlockSpec((tokens, x.shape[1]), lambda i, j, c: (live(i, c), 0)) for x in extra
         ]
         shape = hidden.shape
-        out = pl.BlockSpec(
-            (tokens, shape[1]), lambda i, j, c: (kernels.place(i, steps), 0)
-        )
+        out = pl.BlockSpec((tokens, shape[1]), lambda i, j, c: (kernels.place(i, steps), 0))
     scratch = [] if rows is not None else [pltpu.VMEM((tokens, shape[1]), jnp.float32)]
     return _launch(
         *(kernel, spec, blocks, inputs, extra),

@@ -276,9 +276,7 @@ def _logit_gradients(inputs, real, hit, get, spec, *, tokens_last):
     logp = student - get(TOP) - get(REST)
     p = jnp.exp(logp)
     to_logp = get(TO_LOGP)
-    grad = jnp.where(hit, to_logp, 0) - p * (
-        to_logp + get(TO_ENTROPY) * (logp + get(ENTROPY))
-    )
+    grad = jnp.where(hit, to_logp, 0) - p * (to_logp + get(TO_ENTROPY) * (logp + get(ENTROPY)))
     if teacher is not None:
         taught = teacher - get(TEACHER_TOP) - get(TEACHER_REST)
         slopes = formulas.terms(logp, taught, spec.measure).to_student
