@@ -36,7 +36,7 @@ FailuresWhen = Literal["always", "no_success"]
 TruncatedPeers = Literal["exclude", "failure"]
 NoContext = Literal["mask", "plain_prompt"]
 TeacherKind = Literal["ema", "frozen"]
-Method = Literal["distill", "grpo"]
+Method = Literal["distill", "grpo", "dpo", "simpo", "sft"]
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Aggregation = Literal[
     "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
@@ -238,7 +238,8 @@ class TeacherConfig:
 class LossConfig:
     """The objective of an update.
 
-    method: `distill` needs a teacher, `grpo` only the rewards.
+    method: `distill` needs a teacher, the others only the rewards: `grpo`; `dpo` (against the
+        initial student) and `simpo` on the pairs of a group; `sft` on its successes.
     divergence, alpha: `jsd` weighs the teacher by alpha in [0, 1], None is 0.5. It vanishes
         towards both ends; at them it is the forward (0) and the reverse (1) KL.
     continuous: divides a `jsd` by alpha (1 - alpha), so that it meets the KLs at the ends.
@@ -249,6 +250,8 @@ class LossConfig:
     every_row: means over sequences count rows without a trained token, as zeros.
     importance_cap: the most that min(p_now / p_behaviour, cap) may weigh a token; None is off.
     clip_low, clip_high, dual_clip, scale_by_std: of GRPO.
+    beta, margin, label_smoothing: of DPO and SimPO. Beta None is 0.1 for DPO, 2.0 for SimPO;
+        margin None is 0.0 and 1.0.
     """
 
     method: Method = "distill"
@@ -265,6 +268,9 @@ class LossConfig:
     clip_high: float = 0.28
     dual_clip: float = 3.0
     scale_by_std: bool = False
+    beta: float | None = None
+    margin: float | None = None
+    label_smoothing: float = 0.0
 
     def __post_init__(self):
         _require(
@@ -282,6 +288,15 @@ class LossConfig:
             f"{self.divergence}; set loss.divergence='reverse_kl' or another support",
         )
         _at_least(self, 1, "top_k")
+        _at_least(self, 0, "margin")
+        _require(
+            self.beta is None or self.beta > 0,
+            f"LossConfig.beta is {self.beta}; it must be positive, None is the method's own",
+        )
+        _require(
+            0.0 <= self.label_smoothing < 0.5,
+            f"LossConfig.label_smoothing is {self.label_smoothing}; it must lie in [0, 0.5)",
+        )
         _require(
             self.importance_cap is None or self.importance_cap > 0,
             f"LossConfig.importance_cap is {self.importance_cap}; use None to turn it off",

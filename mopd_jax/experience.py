@@ -116,6 +116,9 @@ def batch(run: Run, sampled: Sampled, inputs, rewards, valid) -> Batch:
         used = np.ones((rows, length), bool)  # The teacher needs no verdict of its target.
         if cfg.teacher.no_context == "mask":
             used &= inputs.informed[:, None]
+    if cfg.loss.method == "sft":
+        success = groups.successes(rewards, threshold=cfg.peers.threshold)
+        used &= success.reshape(rows)[:, None]
     mask = sampled.mask.reshape(rows, length) & used
     advantage = groups.advantages(rewards, valid, scale_by_std=cfg.loss.scale_by_std)
     batch = Batch(

@@ -1,7 +1,8 @@
 """The methods as settings of one code path; the variants of every config file come from here.
 
 MOPD, its positive-only form, SDPO, OPD and the anchored control differ in peers and teacher
-only (arXiv 2605.12652; SDPO is arXiv 2601.20802). GRPO has another loss and the same rollouts.
+only (arXiv 2605.12652; SDPO is arXiv 2601.20802). GRPO, DPO, SimPO and SFT have another loss
+and the same rollouts.
 """
 
 from __future__ import annotations
@@ -10,8 +11,6 @@ from ml_collections import ConfigDict
 
 from mopd_jax.config import ConfigError, unknown
 
-PLANNED = ("dpo", "simpo", "sft")
-
 
 def apply(cfg: ConfigDict, variant: str) -> ConfigDict:
     """Turns a config with the settings of MOPD into `variant`, and names it so.
@@ -19,8 +18,6 @@ def apply(cfg: ConfigDict, variant: str) -> ConfigDict:
     Raises:
         ConfigError: if there is no such variant, naming the nearest one.
     """
-    if variant in PLANNED:
-        raise ConfigError(f"variant {variant!r} is not available yet; use {', '.join(METHODS)}")
     if variant not in METHODS:
         raise ConfigError(unknown(f"variant {variant!r}", variant, METHODS))
     METHODS[variant](cfg)
@@ -62,6 +59,25 @@ def _grpo(cfg):
     cfg.loss.aggregation = "token-mean"
 
 
+def _dpo(cfg):
+    """Every (better, worse) pair of a group, against the initial student."""
+    cfg.loss.method = "dpo"
+    _no_contexts(cfg)
+
+
+def _simpo(cfg):
+    """The same pairs by mean log-prob and a margin, without a reference."""
+    cfg.loss.method = "simpo"
+    _no_contexts(cfg)
+
+
+def _sft(cfg):
+    """Maximum likelihood on the student's own successes."""
+    cfg.loss.method = "sft"
+    _no_contexts(cfg)
+    cfg.loss.aggregation = "seq-mean-token-mean"
+
+
 def _no_contexts(cfg):
     cfg.peers.successes = 0
     cfg.peers.failures = 0
@@ -76,4 +92,7 @@ METHODS = {
     "sdpo": _sdpo,
     "opd": _opd,
     "grpo": _grpo,
+    "dpo": _dpo,
+    "simpo": _simpo,
+    "sft": _sft,
 }

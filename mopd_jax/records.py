@@ -63,7 +63,7 @@ class Batch:
     behaviour_logp: jax.Array  # f32[N, T]
     teacher_prompt: jax.Array  # i32[N, Q]
     teacher_prompt_mask: jax.Array  # bool[N, Q]
-    advantage: jax.Array  # f32[N], read by GRPO only
+    advantage: jax.Array  # f32[N], read by GRPO; DPO and SimPO read its order in a group
 
 
 @record
@@ -71,7 +71,7 @@ class TrainState:
     """All that a checkpoint must hold, beside the data position; replaced, never mutated."""
 
     params: Params
-    teacher: Params  # The EMA or frozen copy; an empty dict where no teacher is used.
+    teacher: Params  # The EMA or frozen copy, or DPO's reference; else an empty dict.
     optimizer: Any
     step: jax.Array  # i32[], updates tried so far, skipped ones included
     skipped: jax.Array  # i32[], those skipped: gradient not finite, or no token to train on

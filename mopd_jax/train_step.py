@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mopd_jax import losses, metrics, scoring, sharding, teacher
+from mopd_jax import losses, metrics, preferences, scoring, sharding, teacher
 from mopd_jax.config import Config, LossConfig, OptimizerConfig
-from mopd_jax.kernels import Support, TopK, linear_logprob
+from mopd_jax.kernels import Support, TopK, linear_divergence_loss, linear_logprob
 from mopd_jax.metrics import Ratio
 from mopd_jax.models import decoder
 from mopd_jax.models.decoder import DecoderConfig
@@ -42,9 +42,13 @@ def learning_rate(count: jax.Array, *, cfg: OptimizerConfig) -> jax.Array:
     return cfg.learning_rate * jnp.minimum((count + 1) / max(cfg.warmup_steps, 1), 1.0)
 
 
+# They keep a copy of the student: as the teacher, or as the reference, which never moves.
+_WITH_COPY = ("distill", "dpo")
+
+
 def init_state(params: Params, key: jax.Array, *, cfg: Config) -> TrainState:
-    """State before the first step; the teacher starts as a copy of the student."""
-    copy = jax.tree.map(jnp.copy, params) if cfg.loss.method == "distill" else {}
+    """State before the first step; teacher or reference start as a copy of the student."""
+    copy = jax.tree.map(jnp.copy, params) if cfg.loss.method in _WITH_COPY else {}
     moments = make_optimizer(cfg.optimizer).init(params)
     # Two zeros, not one twice: the state is donated, and a buffer can be given away only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
@@ -64,7 +68,7 @@ def state_shardings(cfg: Config, model: DecoderConfig, mesh: jax.sharding.Mesh) 
         weights,
         transform_non_params=lambda _: everywhere,
     )
-    copy = weights if cfg.loss.method == "distill" else {}
+    copy = weights if cfg.loss.method in _WITH_COPY else {}
     return TrainState(weights, copy, moments, everywhere, everywhere, everywhere)
 
 
@@ -83,13 +87,20 @@ def train_step(
     state: TrainState, batch: Batch, *, cfg: Config, model: DecoderConfig
 ) -> tuple[TrainState, dict[str, Ratio]]:
     """One update on N scored rows; metrics in nats per trained token unless named otherwise."""
-    trained = batch.mask
+    trained, extra = batch.mask, {}
+    if cfg.loss.method in ("dpo", "simpo"):
+        weights, extra = _preference_weights(state, batch, cfg, model)
+        trained = batch.mask & (weights != 0)
+    else:
+        totals = losses.batch_totals(batch.mask, every_row=cfg.loss.every_row)
+        weights = losses.token_weights(
+            batch.mask, aggregation=cfg.loss.aggregation, totals=totals
+        )
     if cfg.loss.method == "grpo":
         # Tokens without advantage stay in the denominator, but do not count as training.
         trained = batch.mask & (batch.advantage != 0)[:, None]
-    totals = losses.batch_totals(batch.mask, every_row=cfg.loss.every_row)
-    weights = losses.token_weights(batch.mask, aggregation=cfg.loss.aggregation, totals=totals)
     grads, logged = _gradients(state, batch, weights, cfg, model)
+    logged |= extra
 
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
@@ -128,7 +139,7 @@ def train_step(
 
 def _gradients(state, batch, weights, cfg, model):
     """Gradients of the whole batch, summed over micro-batches: (f32 tree, dict of Ratio)."""
-    loss = {"distill": _distill, "grpo": _grpo}[cfg.loss.method]
+    loss = _LOSSES[cfg.loss.method]
 
     def micro(batch, weights):
         def total(params):
@@ -136,15 +147,9 @@ def _gradients(state, batch, weights, cfg, model):
 
         return jax.grad(total, has_aux=True)(state.params)
 
-    count = cfg.optimizer.micro_batches
-    if count == 1:
+    if cfg.optimizer.micro_batches == 1:
         return micro(batch, weights)
-
-    def split(x):
-        # Micro-batch i takes rows i, i + count, ...: rows keep their devices.
-        return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
-
-    parts = jax.tree.map(split, (batch, weights))
+    parts = _split((batch, weights), cfg)
     first = jax.tree.map(lambda x: x[0], parts)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, *first))
 
@@ -152,6 +157,94 @@ def _gradients(state, batch, weights, cfg, model):
         return jax.tree.map(jnp.add, sums, micro(*part)), None
 
     return jax.lax.scan(body, zeros, parts)[0]
+
+
+def _split(rows, cfg):
+    """Micro-batch i takes rows i, i + count, ...: rows keep their devices."""
+    count = cfg.optimizer.micro_batches
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), rows)
+
+
+def _preference_weights(state, batch, cfg, model):
+    """Token weights f32[N, T] whose sum with the log-probs has the preference loss's gradient.
+
+    Also the metrics that only the whole batch can give.
+    """
+    dpo = cfg.loss.method == "dpo"
+
+    def scores(part):
+        logp = _row_logp(state.params, part, cfg, model)
+        if dpo:
+            return logp - _row_logp(state.teacher, part, cfg, model)
+        return logp / jnp.maximum(jnp.sum(part.mask, axis=1), 1)
+
+    if cfg.optimizer.micro_batches == 1:
+        score = scores(batch)
+    else:
+        score = jax.lax.map(scores, _split(batch, cfg)).swapaxes(0, 1).reshape(-1)
+    usable = jnp.any(batch.mask, axis=1)
+    better = preferences.pairs(batch.advantage, usable, group=cfg.rollout.group)
+    loss, slopes = jax.value_and_grad(preferences.preference_loss)(
+        score,
+        better,
+        beta=_or(cfg.loss.beta, 0.1 if dpo else 2.0),
+        margin=_or(cfg.loss.margin, 0.0 if dpo else 1.0),
+        smoothing=cfg.loss.label_smoothing,
+    )
+    weights = jnp.where(batch.mask, slopes[:, None], 0.0)
+    if not dpo:
+        weights = weights / jnp.maximum(jnp.sum(batch.mask, axis=1, keepdims=True), 1)
+    right, count = preferences.accuracy(score, better)
+    one = jnp.ones(())
+    logged = {
+        "loss": Ratio(loss, one),
+        "pairs": Ratio(count, one),
+        "pairs_ordered": Ratio(right, count),
+    }
+    return weights, logged
+
+
+def _or(value, default):
+    return default if value is None else value
+
+
+def _row_logp(params, batch, cfg, model):
+    """Log-prob f32[N] in nats of each whole response."""
+    hidden = _student_states(params, batch, model)
+    stats = linear_logprob(
+        hidden,
+        decoder.head(params).astype(hidden.dtype),
+        batch.response,
+        batch.mask,
+        temperature=cfg.rollout.temperature,
+        chunk_tokens=cfg.model.head_chunk,
+        sharding=sharding.head_sharding(),
+    )
+    return jnp.sum(stats.logp, axis=1)
+
+
+def _likelihood(sign, params, teacher_params, batch, weights, cfg, model):
+    """sign * sum(weights * logp): SFT, and the gradient of a preference loss."""
+    del teacher_params
+    hidden = _student_states(params, batch, model)
+    loss, stats = linear_divergence_loss(
+        _logp,
+        hidden,
+        decoder.head(params).astype(hidden.dtype),
+        None,
+        batch.response,
+        batch.mask,
+        sign * weights,
+        temperature=cfg.rollout.temperature,
+        chunk_tokens=cfg.model.head_chunk,
+        sharding=sharding.head_sharding(),
+    )
+    return loss, _common_metrics(loss, stats, batch)
+
+
+def _logp(stats, aux):
+    del aux
+    return stats.logp
 
 
 def _distill(params, teacher_params, batch, weights, cfg, model):
@@ -228,6 +321,15 @@ def _grpo(params, teacher_params, batch, weights, cfg, model):
     logged = _common_metrics(loss, stats, batch)
     logged["ratio_clipped"] = metrics.masked(clipped, batch.mask)
     return loss, logged
+
+
+_LOSSES = {
+    "distill": _distill,
+    "grpo": _grpo,
+    "dpo": functools.partial(_likelihood, 1.0),
+    "simpo": functools.partial(_likelihood, 1.0),
+    "sft": functools.partial(_likelihood, -1.0),
+}
 
 
 def _student_states(params, batch, model):

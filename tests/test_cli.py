@@ -34,7 +34,6 @@ def test_help(argv, capsys):
         (["config", f"--config={QUICKSTART[:-3]}s.py"], "did you mean"),
         (["config", "--config=nowhere/at/all.py"], "does not exist"),
         (["config", f"{FLAG}:grp"], "did you mean grpo"),
-        (["config", f"{FLAG}:sft"], "not available yet"),
         (["config", FLAG, "--config.peers.failure=1"], "did you mean failures"),
         (["config", FLAG, "--config.rollout.group=1"], "set rollout.group to 2 or more"),
         (["config", FLAG, "--config.steps=many"], "must be int"),

@@ -31,6 +31,7 @@ LEVELS = {
     "losses": 2,
     "methods": 2,
     "peers": 2,
+    "preferences": 2,
     "sharding": 2,
     "teacher": 2,
     "verifiers.gym": 2,

@@ -118,6 +118,11 @@ CASES = [
             ({"clip_low": 0.1}, GRPO),
             ({"clip_high": 0.1}, GRPO),
             ({"dual_clip": 5.0}, GRPO),
+            ({"method": "sft"}, {}),
+            ({"method": "simpo"}, {"method": "dpo"}),
+            ({"beta": 0.3}, {"method": "dpo"}),
+            ({"margin": 0.3}, {"method": "simpo"}),
+            ({"label_smoothing": 0.1}, {"method": "simpo"}),
         ]
     ],
     (update, "teacher", {"kind": "frozen"}, {}),

@@ -79,9 +79,10 @@ METHODS = [
     LossConfig(aggregation="seq-mean-token-sum", importance_cap=None),
     LossConfig(method="grpo", aggregation="token-mean"),
 ]
+OTHERS = [LossConfig(method=method) for method in ("dpo", "simpo", "sft")]
 
 
-@pytest.mark.parametrize("loss", METHODS, ids=lambda x: f"{x.method}-{x.aggregation}")
+@pytest.mark.parametrize("loss", METHODS + OTHERS, ids=lambda x: f"{x.method}-{x.aggregation}")
 def test_micro_batches_do_not_matter(loss):
     whole, want = run(config(loss=loss))
     for count in (2, 4, 8) if loss == METHODS[0] else (4,):
@@ -98,7 +99,9 @@ def test_order_of_rows_does_not_matter():
     assert_trees_close(run(config(), moved)[0].params, run(config())[0].params, atol=1e-6)
 
 
-@pytest.mark.parametrize("loss", [METHODS[0], METHODS[-1]], ids=["distill", "grpo"])
+@pytest.mark.parametrize(
+    "loss", [METHODS[0], METHODS[-1], OTHERS[0]], ids=["distill", "grpo", "dpo"]
+)
 @pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
 def test_devices_do_not_matter(loss, axes):
     cfg = config(loss=loss)
