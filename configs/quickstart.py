@@ -12,8 +12,8 @@ has the sweep of learning rates, the seeds and intervals.
 
 from mopd_jax import config, methods
 
-# The best of three rates for each of the methods in the sweep, all of them alike; dpo, simpo and
-# sft have not been swept.
+# The best of three rates for each of the methods in the sweep, all of them alike; dpo, simpo
+# and sft have not been swept.
 LEARNING_RATE = 1e-3
 
 

@@ -332,8 +332,10 @@ def _settle(arrays, options, sharding, implementation):
     hidden, head, operands = arrays
     teacher = getattr(operands.teacher, "head", None)
     widths = (head.shape[-1], 0 if teacher is None else teacher.shape[-1])
-    name, settings = dispatch.settle(implementation, widths, head.dtype.itemsize)
-    return checks.make_spec(*arrays, options, sharding, name), name, settings
+    spec = checks.make_spec(*arrays, options, sharding, implementation)
+    floating = (hidden, head, *jax.tree.leaves(operands.teacher))
+    itemsize = max(x.dtype.itemsize for x in floating)
+    return spec, *dispatch.settle(implementation, widths, itemsize)
 
 
 def _statistics(spec, name, settings, arrays):

@@ -38,9 +38,9 @@ def resolve(name: Implementation | None, platform: str) -> Implementation:
         raise ValueError(f"implementation {name!r} is none of {known}")
     if name.startswith("pallas_") and name != f"pallas_{platform}":
         raise ValueError(
-            f"implementation={name!r} is compiled for a {name[7:].upper()}, and the backend here"
-            f" is {platform!r}; use 'chunked', or, to interpret it or to compile it ahead of time,"
-            f" give {_SETTINGS[name]} in place of the name"
+            f"implementation={name!r} is compiled for a {name[7:].upper()}, and the backend"
+            f" here is {platform!r}; use 'chunked', or, to interpret it or to compile it ahead"
+            f" of time, give {_SETTINGS[name]} in place of the name"
         )
     return name
 
@@ -56,7 +56,7 @@ def settle(
     Args:
         given: settings name their implementation, on whatever platform.
         widths: of the student's and the teacher's head, 0 where there is none.
-        itemsize: bytes of an element of the heads.
+        itemsize: bytes of an element, the largest of states and heads.
 
     Raises:
         ValueError: as `resolve`, and where a chip has no settings.

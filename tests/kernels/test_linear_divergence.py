@@ -263,10 +263,10 @@ def replaced(**changes):
         ({"temperature": -1.0}, "temperature must be positive and finite, got -1.0"),
         ({"chunk_tokens": 0}, "chunk_tokens must be at least 1, got 0"),
         ({"implementation": "fast"}, "'fast' is none of .*'reference', 'chunked'"),
-        ({"implementation": "pallas_tpu"}, "for a TPU, and the backend here is 'cpu'.*Blocks"),
+        ({"implementation": "pallas_tpu"}, "for a TPU, and the backend here is .cpu'.*Blocks"),
         (
             {"implementation": "pallas_gpu"},
-            "for a GPU, and the backend here is 'cpu'.*RowKernels",
+            "for a GPU, and the backend here is .cpu'.*RowKernels",
         ),
     ],
 )

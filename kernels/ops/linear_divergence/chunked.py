@@ -215,18 +215,22 @@ def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
         if by_hidden:
             taught = _logits(taught, other)
         logits = _logits(states, head)
-        found, pull = rows(logits, taught, targets, spec=spec, part=part)
-        stats = jax.tree.map(lambda all_, new: put(all_, places, new), stats, found)
+        models = (logits, taught, targets)
         if token_loss is None:
-            return stats, sums
-        each, to_stats, to_aux = _weighted(token_loss, found, extra, weight)
-        # Where no token is, a loss of zeros need not have a derivative.
+            found, _ = rows(*models, spec=spec, part=part)
+            return _put_all(stats, places, found), sums
         valid = places < tokens
-        to_stats = {name: jnp.where(valid, x, 0) for name, x in vars(to_stats).items()}
-        grad = pull(*(to_stats.get(name) for name in _PULLED))
+        narrow = jnp.result_type(states, *jax.tree.leaves(head))
+        weighted = functools.partial(_weighted, token_loss)
+        # Rows may offer all of it at once, for an aux that suits them.
+        fuses = getattr(rows, "fuses", lambda aux: False)
+        at_once = rows.losses if fuses(extra) else functools.partial(_losses, rows)
+        found, each, to_aux, grad = at_once(
+            weighted, *models, weight, extra, valid, spec=spec, part=part, dtype=narrow
+        )
+        stats = _put_all(stats, places, found)
         to_hidden, to_head = grad, None
         if head is not None:
-            grad = grad.astype(jnp.promote_types(states.dtype, head.dtype))
             to_hidden = sharded.sum_vocabulary(product("cv,vd->cd", grad, head), part)
             to_head = sums.grads.head + product("cv,cd->vd", grad, states)
         grads = Gradients(
@@ -250,6 +254,20 @@ def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
         aux=[x.reshape(*lead, *x.shape[1:]) for x in sums.grads.aux],
     )
     return sharded.sum_tokens(sums.loss, spec), stats, grads
+
+
+def _losses(rows, weighted, logits, taught, targets, weights, aux, valid, *, spec, part, dtype):
+    """Statistics f32[C], losses f32[C], their gradients to floating aux and to logits [C, V]."""
+    found, pull = rows(logits, taught, targets, spec=spec, part=part)
+    each, to_stats, to_aux = weighted(found, aux, weights)
+    # Where no token is, a loss of zeros need not have a derivative.
+    to_stats = {name: jnp.where(valid, x, 0) for name, x in vars(to_stats).items()}
+    grad = pull(*(to_stats.get(name) for name in _PULLED)).astype(dtype)
+    return found, each, to_aux, grad
+
+
+def _put_all(stats, places, new):
+    return jax.tree.map(lambda all_, x: put(all_, places, x), stats, new)
 
 
 _PULLED = ("divergence", "logp", "entropy")  # The statistics that are differentiable.

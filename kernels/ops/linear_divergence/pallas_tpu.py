@@ -1,9 +1,9 @@
 """The divergence as Pallas kernels for TPU: logits exist a block at a time, in VMEM only.
 
-Two uses: a scorer, which reads hidden states and head once and writes a few floats a token; and
-training where memory is short, for beside the gradients nothing is allocated that grows with the
-vocabulary. Every pass makes the logits again, so that training takes 8 matrix products for a KL
-and 10 for a jsd, where `chunked` takes 6 or 4: of the two it is the slower, and the smaller.
+Two uses: a scorer, which writes a few floats a token and nothing else; and training where
+memory is short, for beside the gradients nothing is allocated that grows with the vocabulary.
+Every pass makes the logits again, so that training takes 8 matrix products for a KL and 10 for
+a jsd, where `chunked` takes 6 or 4: of the two it is the slower, and the smaller.
 
     sweep            logits of both: everything but a jsd         2 (a scorer: 1)
     second sweep     logits of both: the jsd                      2
@@ -17,7 +17,6 @@ What the backward pass needs of the forward is 8 floats a token.
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple, NoReturn
 
 import jax
@@ -70,8 +69,8 @@ def _check(spec, blocks, hidden, head, operands):
             refuse(
                 f"{name} that differs over {sorted(jax.typeof(array).mat.varying)}, axes of a"
                 " shard_map around it that checks what differs",
-                "pass sharding=HeadSharding(...) in its place, give the shard_map check_vma=False,"
-                " or use implementation='chunked'",
+                "pass sharding=HeadSharding(...) in its place, give the shard_map"
+                " check_vma=False, or use implementation='chunked'",
             )
     sizes = (blocks.tokens, blocks.vocab, blocks.head_vocab)
     if not blocks.interpret and any(size < 1 or size % _LANES for size in sizes):
@@ -190,7 +189,7 @@ def _sweeps(spec, blocks, hidden, head, operands):
             name="second_sweep",
         )
         second = sharded.sum_vocabulary(second, inputs.part)
-        value, slopes = second[kernels.VALUE_2], second[kernels.SLOPES]
+        value, slopes = second[kernels.SUM_VALUES], second[kernels.SUM_SLOPES]
     elif kind is not None:
         value = spec.measure.scale * value
         # Of p log(p/q) - p + q the slopes to log p sum to p log(p/q), those to log q to q - p.
@@ -236,9 +235,8 @@ def _merged(found, part, spec):
         reverse_kl=jnp.broadcast_to(each.reverse_kl, each.lse.shape),
         forward_kl=jnp.broadcast_to(each.forward_kl, each.lse.shape),
     )
-    merged = functools.reduce(
-        statistics.merge, (jax.tree.map(lambda x: x[i], each) for i in range(len(parts)))
-    )
+    apart = [statistics.Moments(*(x[i] for x in each)) for i in range(len(parts))]
+    merged = functools.reduce(statistics.merge, apart)
     rows[kernels.ENTROPY] = merged.entropy
     rows[kernels.VALUE] = getattr(merged, kind) if online else jnp.zeros_like(found[0])
     for row in (kernels.AT_TARGET, kernels.TEACHER_AT_TARGET):
@@ -292,7 +290,7 @@ def _call(kernel, spec, blocks, inputs, extra, *, name, rows=None, dtype=jnp.flo
         return jnp.minimum(kernels.place(i, steps), jnp.maximum(counts[0] - 1, 0))
 
     def column(i, j, counts):
-        last = jnp.maximum(pl.cdiv(counts[1], vocab) - 1, 0)
+        last = _last(counts[1], vocab)
         return jnp.where(kernels.place(i, steps) < counts[0], jnp.minimum(j, last), last)
 
     in_specs = []
@@ -339,7 +337,7 @@ def _head_gradient(spec, blocks, inputs, known, dtype):
     grid = (pl.cdiv(head.shape[0], vocab), steps)
 
     def column(j, counts):
-        return jnp.minimum(j, jnp.maximum(pl.cdiv(counts[1], vocab) - 1, 0))
+        return jnp.minimum(j, _last(counts[1], vocab))
 
     def live(j, i, counts):
         last = jnp.maximum(counts[0] - 1, 0)
@@ -384,7 +382,7 @@ def _launch(
     hidden, head = inputs.matrices[:2]
     logits = hidden.shape[0] * head.shape[0]
     width = sum(x.shape[1] for x in inputs.matrices[::2]) + products * hidden.shape[1]
-    held = sum(map(_bytes, (*inputs.matrices, *extra))) + math.prod(options["out_shape"].shape)
+    held = sum(map(_bytes, (*inputs.matrices, *extra, options["out_shape"])))
     cost = pl.CostEstimate(
         flops=2 * logits * width,
         transcendentals=3 * logits,
@@ -402,6 +400,11 @@ def _launch(
         name=f"linear_divergence_{name}",
         **options,
     )(inputs.counts, *inputs.matrices, *extra)
+
+
+def _last(size, block):
+    """Index of the last block that has a part of `size` columns; 0 of none."""
+    return jax.lax.div(jnp.maximum(size - 1, 0), jnp.int32(block))
 
 
 def _bytes(array):

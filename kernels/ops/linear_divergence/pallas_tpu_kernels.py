@@ -1,10 +1,10 @@
 """Kernel bodies of `pallas_tpu`: one block of tokens against one block of the vocabulary.
 
 Tokens lie along the lanes wherever a number per token is kept or a sum over the vocabulary is
-taken: logits are [vocab block, token block], sums run over sublanes, and what is known of a token
-is a row. [tokens, 1] columns would fill one lane of 128. Only the gradient of the hidden
-states, which sums nothing but a matrix product, has logits [token block, vocab block], since it
-multiplies them by the head from the left.
+taken: logits are [vocab block, token block], sums run over sublanes, and what is known of a
+token is a row. Columns [tokens, 1] would fill one lane of 128. Only the gradient of the hidden
+states, where only the matrix product sums, has logits [token block, vocab block], since they
+multiply the head from the left.
 
 Each body gets, before its blocks, `counts` in scalar memory: how many blocks of tokens hold a
 valid one, and how many columns of the vocabulary exist. Blocks beyond either are not computed;
@@ -32,9 +32,7 @@ EMPTY = -1e30  # A logit that is not there: finite, because inf - inf is NaN.
 # log-prob, which a divergence of 1e-6 does not survive.
 ROWS = 8  # The sublanes of a tile.
 TOP, REST, TEACHER_TOP, TEACHER_REST, ENTROPY, VALUE, AT_TARGET, TEACHER_AT_TARGET = range(ROWS)
-# The second sweep's.
-SLOPES = 1  # Its row 0 is the value.
-VALUE_2 = 0
+SUM_VALUES, SUM_SLOPES = range(2)  # The second sweep's.
 # What the backward pass reads: the first five rows, then these; f32[2 ROWS, tokens].
 TOTAL_SLOPE, TO_DIVERGENCE, TO_LOGP, TO_ENTROPY = range(5, 9)
 BACKWARD_ROWS = 2 * ROWS
@@ -80,8 +78,8 @@ def first_sweep(counts, *refs, spec: Spec):
     def _():
         out[...] = jnp.zeros_like(out)
         for top, rest in ((TOP, REST), (TEACHER_TOP, TEACHER_REST)):
-            _write(out, top, jnp.full((1, out.shape[1]), EMPTY))
-            _write(out, rest, jnp.ones((1, out.shape[1])))
+            _write(out, top, jnp.full((1, out.shape[1]), EMPTY, jnp.float32))
+            _write(out, rest, jnp.ones((1, out.shape[1]), jnp.float32))
 
     @pl.when(alive & (j * rows < counts[1]))
     def _():
@@ -118,7 +116,7 @@ def second_sweep(counts, *refs, spec: Spec):
         logp = student - get(TOP) - get(REST)
         taught = teacher - get(TEACHER_TOP) - get(TEACHER_REST)
         each = formulas.terms(logp, taught, spec.measure)
-        for row, values in ((VALUE_2, each.value), (SLOPES, each.to_student)):
+        for row, values in ((SUM_VALUES, each.value), (SUM_SLOPES, each.to_student)):
             _write(out, row, _read(out, row) + jnp.sum(values, axis=0, keepdims=True))
 
 
@@ -197,7 +195,7 @@ def _write(ref, row, values):
 
 
 def _columns(start, size, targets, shape, axis):
-    """bool of `shape`, the vocabulary along `axis`: columns that exist, and those of targets."""
+    """bool of `shape`, the vocabulary along `axis`: columns that exist, and the targets'."""
     ids = start + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
     real = ids < size
     # A target may name a column of the padding, which must stay as if it named none.

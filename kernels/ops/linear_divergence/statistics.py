@@ -94,52 +94,109 @@ def token_statistics(
     """
     axis = part.axis
     ids, real = part.ids(logits.shape), part.real(logits.shape, spec.vocab_size)
-    if real is not None:  # What stands there may be NaN.
-        logits = jnp.where(real, logits, 0)
-    scaled, slope = soften(logits, spec.student_cap, spec.temperature)
-    logp = log_softmax(scaled, real, axis)
-    p = jnp.exp(logp)
-    finite = jnp.where(
-        p != 0, logp, 0
-    )  # For products with p; true of NaN, which must come out.
-    hit = ids == targets[:, None]
     known = (targets >= 0) & (targets < spec.vocab_size)
+    hit = (ids == targets[:, None]) & known[:, None]
+    student = _side(logits, spec.student_cap, spec, real, axis)
+    logp, _ = student(logits)
+    p, finite = _with_products(logp)
     of_target = jnp.where(known, total(jnp.where(hit, logp, 0), axis), jnp.nan)
     entropy = -total(p * finite, axis)
+    full = spec.measure is not None and spec.support == "full"
+    other = None
     if spec.measure is None:
-        value, slopes = None, None
         stats = TokenLogprob(of_target, entropy)
     elif isinstance(teacher, StoredTeacher):
-        value, slopes = _chosen(logp, None, teacher, spec, part)
+        value, chosen = _chosen(logp, None, teacher, spec, part)
         stored = jnp.sum(jnp.where(teacher.ids == targets[:, None], teacher.logp, 0), -1)
         kept = jnp.any(teacher.ids == targets[:, None], axis=-1)
         stats = TokenStats(value, of_target, jnp.where(kept, stored, jnp.nan), entropy)
     else:
-        if real is not None:
-            teacher = jnp.where(real, teacher, 0)
-        other, _ = soften(teacher, spec.teacher_cap, spec.temperature)
-        other = log_softmax(other, real, axis)
-        taught = jnp.where(known, total(jnp.where(hit, other, 0), axis), jnp.nan)
-        if spec.support == "sampled":
+        other = _side(teacher, spec.teacher_cap, spec, real, axis)
+        taught, _ = other(teacher)
+        at_target = jnp.where(known, total(jnp.where(hit, taught, 0), axis), jnp.nan)
+        if full:
+            each = formulas.terms(logp, taught, spec.measure)
+            value = total(each.value, axis)
+        elif spec.support == "sampled":
             # Its gradient has the reverse KL's as expectation over targets drawn from p.
-            ratio = of_target - taught
-            value, slopes = ratio * of_target, jnp.where(hit, ratio[:, None], 0)
-        elif spec.support == "full":
-            each = formulas.terms(logp, other, spec.measure)
-            value, slopes = total(each.value, axis), each.to_student
+            ratio = of_target - at_target
+            value, chosen = ratio * of_target, (targets[:, None], ratio[:, None])
         else:
-            value, slopes = _chosen(logp, other, None, spec, part)
-        stats = TokenStats(value, of_target, taught, entropy)
+            value, chosen = _chosen(logp, taught, None, spec, part)
+        stats = TokenStats(value, of_target, at_target, entropy)
 
     def pull(to_divergence, to_logp, to_entropy):
+        # What has the logits' size is made again. Kept, it would be two or three more arrays;
+        # and where a jsd's slopes are summed beside its values, XLA writes four.
+        slope_sum = None
+        if full:
+            mine, theirs = _apart((logits, teacher))
+            each = formulas.terms(student(mine)[0], other(theirs)[0], spec.measure)
+            slope_sum = total(each.to_student, axis)
+        again, teacher_again, slope_sum = _apart((logits, teacher, slope_sum))
+        logp, slope = student(again)
+        p, finite = _with_products(logp)
         c_y, c_h = to_logp[:, None], to_entropy[:, None]
         grad = jnp.where(hit, c_y, 0) - p * (c_y + c_h * (finite + entropy[:, None]))
-        if slopes is not None:
-            centred = slopes - p * total(slopes, axis)[:, None]
-            grad = grad + to_divergence[:, None] * centred
+        if full:
+            slopes = formulas.terms(logp, other(teacher_again)[0], spec.measure).to_student
+            grad = grad + to_divergence[:, None] * (slopes - p * slope_sum[:, None])
+        elif spec.measure is not None:
+            where, slopes = chosen
+            slopes = to_divergence[:, None] * slopes
+            grad = grad - p * jnp.sum(slopes, axis=-1, keepdims=True)
+            grad = _scatter(grad, where, slopes, part)
         return grad * slope
 
     return stats, pull
+
+
+def _side(logits, cap, spec, real, axis):
+    """How one model's logits f32[C, V] become log-probs, and the derivative of their scores.
+
+    The normaliser is made here, from all of the vocabulary, and kept in its two parts, whose
+    sum would round away 1e-6 of a log-prob.
+    """
+
+    def scores(logits):
+        if real is not None:  # What stands there may be NaN.
+            logits = jnp.where(real, logits, 0)
+        scaled, slope = soften(logits, cap, spec.temperature)
+        return scaled if real is None else jnp.where(real, scaled, -jnp.inf), slope
+
+    scaled, _ = scores(logits)
+    top = jnp.max(scaled, axis=-1, keepdims=True)
+    if axis is not None:
+        top = jax.lax.pmax(top, axis)
+    rest = jnp.log(total(jnp.exp(scaled - top), axis))[:, None]
+
+    def log_probs(logits):
+        scaled, slope = scores(logits)
+        return scaled - top - rest, slope
+
+    return log_probs
+
+
+def _apart(arrays):
+    """`arrays`, such that what is made of them is not merged with what was made before.
+
+    Except on a CPU, where arithmetic is dearer than the memory of its small chunks.
+    """
+    return jax.lax.platform_dependent(
+        arrays, cpu=lambda x: x, default=jax.lax.optimization_barrier
+    )
+
+
+def _with_products(logp):
+    """Probabilities, and log-probs that may be multiplied with them: 0 where they are 0."""
+    p = jnp.exp(logp)
+    return p, jnp.where(p != 0, logp, 0)  # `!=` is true of NaN, which must come out.
+
+
+def token_log_probs(logits: jax.Array, spec: Spec, part: Part = WHOLE) -> jax.Array:
+    """log softmax of one model's logits, f32[C, V] -> f32[C, V], over all devices."""
+    real = part.real(logits.shape, spec.vocab_size)
+    return _side(logits, spec.student_cap, spec, real, part.axis)(logits)[0]
 
 
 def soften(logits: jax.Array, cap: float | None, temperature: float):
@@ -153,17 +210,6 @@ def soften(logits: jax.Array, cap: float | None, temperature: float):
     return logits, slope
 
 
-def log_softmax(logits: jax.Array, real: jax.Array | None, axis: str | None) -> jax.Array:
-    """f32[C, V] -> f32[C, V], over all devices of `axis`; -inf where `real` is false."""
-    if real is not None:
-        logits = jnp.where(real, logits, -jnp.inf)
-    top = jnp.max(logits, axis=-1)
-    if axis is not None:
-        top = jax.lax.pmax(top, axis)
-    shifted = logits - top[:, None]
-    return shifted - jnp.log(total(jnp.exp(shifted), axis))[:, None]
-
-
 def total(values: jax.Array, axis: str | None) -> jax.Array:
     """Sum over the vocabulary, wherever it lies: f32[C, V] -> f32[C]."""
     summed = jnp.sum(values, axis=-1)
@@ -171,7 +217,7 @@ def total(values: jax.Array, axis: str | None) -> jax.Array:
 
 
 def _chosen(student, teacher, stored, spec, part):
-    """Divergence over the chosen tokens f32[C], and its slopes at every column f32[C, V]."""
+    """Divergence over the chosen tokens f32[C], and their ids and slopes, [C, K] each."""
     support: TopK = spec.support
     if stored is not None:
         ids, logq = stored.ids, stored.logp
@@ -184,12 +230,15 @@ def _chosen(student, teacher, stored, spec, part):
         lambda x: coarse_divergence(x, logq, support.tail, spec.measure), logp
     )
     (to_chosen,) = pull(jnp.ones_like(value))
-    to_chosen = jnp.where(twice, 0, to_chosen)
-    # A column that is not here is out of range, and dropped; at a negative one it would wrap.
+    return value, (ids, jnp.where(twice, 0, to_chosen))
+
+
+def _scatter(grad, ids, values, part):
+    """Adds values f32[C, K] at the columns with these ids that are here, to f32[C, V]."""
+    # A column that is not here is out of range, and dropped; a negative one would wrap.
     columns = ids - part.start
-    columns = jnp.where(columns < 0, student.shape[-1], columns)
-    rows = jnp.arange(len(ids))[:, None]
-    return value, jnp.zeros_like(student).at[rows, columns].add(to_chosen, mode="drop")
+    columns = jnp.where(columns < 0, grad.shape[-1], columns)
+    return grad.at[jnp.arange(len(ids))[:, None], columns].add(values, mode="drop")
 
 
 def coarse_divergence(

@@ -42,9 +42,7 @@ def _token_topk(spec, k, hidden, head, mask):
     def chunk(i, found):
         places = jax.lax.dynamic_slice_in_dim(order, i * size, size)
         logits = product("cd,vd->cv", take(hidden, places), head)
-        logits, _ = statistics.soften(logits, spec.student_cap, spec.temperature)
-        real = part.real(logits.shape, spec.vocab_size)
-        logp = statistics.log_softmax(logits, real, part.axis)
+        logp = statistics.token_log_probs(logits, spec, part)
         best = StoredTeacher(*statistics.top_ids(logp, k, part))
         return jax.tree.map(lambda x, new: put(x, places, new), found, best)
 

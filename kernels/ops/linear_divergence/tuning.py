@@ -58,8 +58,8 @@ _TOO_OLD = ("TPU v2", "TPU v3", "TPU v4 lite", "TPU v4")
 def blocks(device_kind: str, width: int, teacher_width: int, itemsize: int) -> Blocks:
     """Blocks for heads [V, width] and [V, teacher_width], of `itemsize` bytes an element.
 
-    `teacher_width` is 0 where there is no teacher. The generation's blocks are halved until they
-    fit into VMEM.
+    `teacher_width` is 0 where there is no teacher. The generation's blocks are halved until
+    they fit into VMEM.
 
     Raises:
         ValueError: a chip without blocks here, or heads too wide for it.
@@ -72,8 +72,8 @@ def blocks(device_kind: str, width: int, teacher_width: int, itemsize: int) -> B
     if device_kind not in _GENERATIONS:
         raise ValueError(
             f"implementation='pallas_tpu' knows no block sizes for {device_kind!r}, only for"
-            f" {sorted(_GENERATIONS)}; use implementation='chunked', or pass a `tuning.Blocks` to"
-            " `pallas_tpu.statistics_first`"
+            f" {sorted(_GENERATIONS)}; give `kernels.Blocks(...)` in place of the name, or use"
+            " implementation='chunked'"
         )
     chip = _GENERATIONS[device_kind]
     tokens, vocab, head_vocab = chip.tokens, chip.vocab, chip.head_vocab
@@ -97,20 +97,25 @@ def blocks(device_kind: str, width: int, teacher_width: int, itemsize: int) -> B
 
 def _sweep_bytes(tokens, vocab, width, teacher_width, itemsize):
     """VMEM of the gradient of the hidden states, the largest of the kernels by tokens."""
-    # Two of each input and of the output, so that one is copied while the other is used.
-    inputs = 2 * (tokens + vocab) * (width + teacher_width) * itemsize
+    inputs = _input_bytes(tokens + vocab, width + teacher_width, itemsize)
     return inputs + tokens * width * (4 + 2 * itemsize) + _TEMPORARIES * 4 * tokens * vocab
 
 
 def _head_bytes(tokens, vocab, width, teacher_width, itemsize):
     """VMEM of the gradient of the head; over a mesh it leaves the kernel in f32."""
-    inputs = 2 * (tokens + vocab) * (width + teacher_width) * itemsize
+    inputs = _input_bytes(tokens + vocab, width + teacher_width, itemsize)
     return inputs + vocab * width * (4 + 2 * 4) + _TEMPORARIES * 4 * tokens * vocab
+
+
+def _input_bytes(rows, width, itemsize):
+    # Two of each, so that one is copied while the other is used; and the three bf16 parts that
+    # an f32 product splits its operands into.
+    return rows * width * (2 * itemsize + (6 if itemsize == 4 else 0))
 
 
 def _too_wide(device_kind, width, teacher_width, itemsize):
     return ValueError(
-        f"implementation='pallas_tpu' cannot serve heads of width {width} and {teacher_width} at"
-        f" {itemsize} bytes an element on {device_kind!r}: blocks of {_LANES} tokens and {_LANES}"
-        " columns exceed its VMEM; use implementation='chunked'"
+        f"implementation='pallas_tpu' cannot serve heads of width {width} and {teacher_width}"
+        f" at {itemsize} bytes an element on {device_kind!r}: blocks of {_LANES} tokens and"
+        f" {_LANES} columns exceed its VMEM; use implementation='chunked'"
     )
