@@ -257,7 +257,7 @@ def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
 
 
 def _losses(rows, weighted, logits, taught, targets, weights, aux, valid, *, spec, part, dtype):
-    """Statistics f32[C], losses f32[C], their gradients to floating aux and to logits [C, V]."""
+    """Statistics and losses f32[C], gradients to floating aux [C, ...] and logits [C, V]."""
     found, pull = rows(logits, taught, targets, spec=spec, part=part)
     each, to_stats, to_aux = weighted(found, aux, weights)
     # Where no token is, a loss of zeros need not have a derivative.
