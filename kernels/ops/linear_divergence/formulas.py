@@ -146,70 +146,64 @@ def _kl(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """
     p, q = jnp.exp(a), jnp.exp(b)
     x = jnp.where(p != 0, b - jnp.where(p != 0, a, 0), 0)
-    # Above 1 nothing cancels in q - p (1 + x), and exp(x) could overflow. Where p is 0 the
-    # term is q, which is the second form too.
-    near = (x <= 1) & (p != 0)
-    second = _expm1_minus(jnp.where(near, x, 0))
+    # Near equality q - p (1 + x) would cancel, and q - p. Where p is 0 the term is q.
+    near = (jnp.abs(x) < _SMALL) & (p != 0)
+    small = jnp.where(near, x, 0)
+    second = _expm1_minus(small)
     value = jnp.where(near, p * second, q - jnp.where(p != 0, p * (1 + x), 0))
     to_a = jnp.where(p != 0, -p * x, 0)
-    close = near & (jnp.abs(x) < 0.5)  # Where q - p would cancel; else x may be infinite.
-    to_b = jnp.where(close, p * (jnp.where(close, x, 0) + second), q - p)
+    to_b = jnp.where(near, p * (small + second), q - p)
     return value, to_a, to_b
-
-
-# exp() stays finite in float32 up to here; a ratio beyond has a weight below exp(-80).
-_RATIO_BOUND = 80.0
 
 
 def _jsd(s: jax.Array, t: jax.Array, alpha: float):
     """(1 - alpha) p log(p/m) + alpha q log(q/m); with its derivatives to log p and to log q."""
+    if alpha > 0.5:  # The same with the sides exchanged; the form below is for a light teacher.
+        value, to_t, to_s = _jsd(t, s, 1 - alpha)
+        return value, to_s, to_t
     p, q = jnp.exp(s), jnp.exp(t)
-    safe_s, safe_t = jnp.where(p != 0, s, 0), jnp.where(q != 0, t, 0)
-    d = jnp.where(q != 0, jnp.where(p != 0, safe_t - safe_s, jnp.inf), -jnp.inf)
-    d = jnp.where((p != 0) | (q != 0), d, 0)  # log(q/p)
-    held = jnp.clip(d, -_RATIO_BOUND, _RATIO_BOUND)
-    ratio = jnp.exp(held)
-    small = jnp.abs(held) <= 0.5
-    excess = jnp.where(small, held + _expm1_minus(jnp.where(small, held, 0)), ratio - 1)
-    inverse = 1 / ratio
-    # u = log(m/p) and w = log(m/q), each with how far it stays below its first order.
-    u, below_u = _log_mixture(alpha * excess, (1 - alpha) + alpha * ratio, d >= -1)
-    w, below_w = _log_mixture(
-        (1 - alpha) * (-excess * inverse), alpha + (1 - alpha) * inverse, d <= 1
-    )
-    # The first orders sum to 0 at each token, (1 - alpha) (m - p) + alpha (m - q) = 0, and are
-    # left out where they would cancel.
-    near = jnp.abs(d) <= 1
-    to_s, to_t = -(1 - alpha) * (p * u), -alpha * (q * w)
-    inside = (1 - alpha) * (p * below_u) + alpha * (q * below_w)
+    d = jnp.where(q != 0, t, 0) - jnp.where(p != 0, s, 0)  # log(q/p)
+    d = jnp.where(q != 0, jnp.where(p != 0, d, _FAR), -_FAR)
+    d = jnp.where((p != 0) | (q != 0), jnp.clip(d, -_FAR, _FAR), 0)
+    near = jnp.abs(d) < _SMALL
+    small = jnp.where(near, d, 0)
+    second = _expm1_minus(small)
+    excess = small + second
+    # Away from equality the quotient of the probabilities is as good as exp(d), and cheaper.
+    ratio = q / jnp.where(jnp.abs(d) < _FAR, p, 1)
+    ratio = jnp.where(d < _FAR, jnp.where(d > -_FAR, ratio, math.exp(-_FAR)), math.exp(_FAR))
+    excess = jnp.where(near, excess, ratio - 1)
+    # u = log(m/p) = log(1 + z), of which z - u is wanted too; w = log(m/q) = u - d.
+    z = alpha * excess
+    direct = jnp.log((1 - alpha) + alpha * ratio)
+    tiny = jnp.abs(z) < 0.125
+    below = jnp.where(tiny, _minus_log1p(jnp.where(tiny, z, 0)), z - direct)
+    u = jnp.where(tiny, z - below, direct)
     # The parts through m cancel in the derivatives: (1 - alpha) p - m (1 - alpha) p / m.
-    return jnp.where(near, inside, to_s + to_t), to_s, to_t
+    to_s, to_t = -(1 - alpha) * (p * u), -alpha * (q * (u - d))
+    # Their sum, expanded by hand so that only terms of second order in d are left.
+    inside = alpha * (small * excess - second) - z * z + (1 + z) * below
+    return jnp.where(near, p * inside, to_s + to_t), to_s, to_t
 
 
-def _log_mixture(z, mixture, offset):
-    """log(1 + z), 1 + z = mixture; where `offset` holds from z, elsewhere from the mixture.
-
-    Also z - log(1 + z) >= 0, of use near z = 0 only.
-    """
-    direct = jnp.log(jnp.where(offset, 1 + z, mixture))
-    small = jnp.abs(z) < 0.125
-    below = jnp.where(small, _minus_log1p(jnp.where(small, z, 0)), z - direct)
-    return jnp.where(small, z - below, direct), below
+# Where |log(q/p)| is below, series take the place of differences that would cancel; above, no
+# more than 4 bits are lost.
+_SMALL = 0.5
+# A ratio beyond exp(30) is held there: the smaller of the two weighs less than 1e-13 of the other.
+_FAR = 30.0
 
 
 def _expm1_minus(x: jax.Array) -> jax.Array:
-    """e^x - 1 - x >= 0, to a few units of rounding at any x <= 1."""
-    # Below one half the subtraction would lose more than 3 bits; there a series serves. Not
-    # jnp.expm1: Mosaic has none.
+    """e^x - 1 - x >= 0 by its series, |x| <= 1/2."""
     last = 15 if x.dtype == jnp.float64 else 9
     series = 0.0
     for n in range(last, 1, -1):
         series = series * x + 1 / math.factorial(n)
-    return jnp.where(jnp.abs(x) < 0.5, series * x * x, jnp.exp(x) - 1 - x)
+    return series * x * x
 
 
 def _minus_log1p(z: jax.Array) -> jax.Array:
-    """z - log(1 + z) by its series, |z| <= 1/8."""
+    """z - log(1 + z) >= 0 by its series, |z| <= 1/8."""
     last = 18 if z.dtype == jnp.float64 else 9
     series = 0.0
     for n in range(last, 1, -1):
