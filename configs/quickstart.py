@@ -35,6 +35,7 @@ def get_config(variant: str = "mopd"):
     cfg.context.success = "<ok> {text}"
     cfg.context.another_success = "<ok> {text}"
     cfg.context.failure = "<bad> {text}"
+    cfg.context.neutral = "{text}"
     cfg.context.closing = ""
     cfg.context.separator = " "
     cfg.context.strip_thinking = False

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
+from mopd_jax.config_contexts import ContextConfig, PeerConfig, check_contexts
 from mopd_jax.config_dict import (
     ConfigError,
     fingerprint,
@@ -18,10 +19,14 @@ from mopd_jax.config_dict import (
     to_json,
     unknown,
 )
+from mopd_jax.config_dict import at_least as _at_least
+from mopd_jax.config_dict import require as _require
 
 __all__ = [
     "Config",
     "ConfigError",
+    "ContextConfig",
+    "PeerConfig",
     "defaults",
     "fingerprint",
     "from_config_dict",
@@ -31,9 +36,6 @@ __all__ = [
     "unknown",
 ]
 
-Rule = Literal["first", "uniform", "shortest", "longest"]
-FailuresWhen = Literal["always", "no_success"]
-TruncatedPeers = Literal["exclude", "failure"]
 NoContext = Literal["mask", "plain_prompt"]
 TeacherKind = Literal["ema", "frozen"]
 Method = Literal["distill", "grpo", "dpo", "simpo", "sft"]
@@ -44,20 +46,6 @@ Aggregation = Literal[
 Support = Literal["full", "student", "teacher", "union", "sampled"]
 Source = Literal["codebook", "reasoning_gym", "jsonl"]
 Dtype = Literal["float32", "bfloat16"]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _at_least(owner: Any, minimum: float, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        _require(
-            value is None or value >= minimum,
-            f"{type(owner).__name__}.{name} is {value}; it must be at least {minimum}",
-        )
 
 
 def _check_sampling(cfg: Any) -> None:
@@ -100,12 +88,15 @@ class DataConfig:
 
     source: `codebook` and `reasoning_gym` generate them, `jsonl` reads files.
     train_path, eval_path: JSONL files, for `jsonl` only.
+    instruction: stands at the end of every problem's last user message, in training and
+        evaluation and for every method alike; with `peers.summaries` it asks for a summary.
     options: of the source (see `data.py`), a flat mapping; unknown names are errors there.
     """
 
     source: Source = "codebook"
     train_path: str | None = None
     eval_path: str | None = None
+    instruction: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -147,69 +138,6 @@ class RolloutConfig:
             "no baseline; set rollout.group to 2 or more",
         )
         _check_sampling(self)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PeerConfig:
-    """Which rollouts of the same prompt the teacher is shown (method of arXiv 2605.12652).
-
-    successes, failures: the most of each kind that a context shows.
-    slots: the most peers in all; successes take their places first. None: no joint limit.
-    rule: which of the candidates are taken. `uniform` draws by (seed, step, prompt, rollout);
-        the others order them by index or by response length in tokens.
-    failures_when: `no_success` shows failures only where no success can be shown.
-    truncated: a response cut at T is no peer (`exclude`) or is shown as a failure (`failure`).
-    threshold: a reward of at least this is a success.
-    """
-
-    successes: int = 2
-    failures: int = 1
-    slots: int | None = None
-    rule: Rule = "uniform"
-    failures_when: FailuresWhen = "always"
-    truncated: TruncatedPeers = "exclude"
-    threshold: float = 1.0
-
-    def __post_init__(self):
-        _at_least(self, 0, "successes", "failures")
-        _at_least(self, 1, "slots")
-        _require(
-            0.0 < self.threshold <= 1.0,
-            f"PeerConfig.threshold is {self.threshold}; rewards lie in [0, 1], so set "
-            "peers.threshold in (0, 1]",
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ContextConfig:
-    """How the chosen peers become the teacher's prompt: one template object for every method.
-
-    The last user message becomes question, success blocks, failure blocks, closing line, joined
-    by `separator`; earlier turns stay. `{text}` in a template is the peer's response.
-    teacher_prompt_length: Q in tokens, the assistant header included.
-    peer_tokens: budget of one peer; a longer one loses its middle, never its head or tail.
-    cut_mark: stands where tokens were cut; `{n}` is their number.
-    strip_thinking: remove `<think>` spans, unclosed ones included, from every peer.
-    """
-
-    teacher_prompt_length: int = 10240
-    peer_tokens: int | None = None
-    success: str = "A correct solution to this problem:\n\n{text}"
-    another_success: str = "Another correct solution:\n\n{text}"
-    failure: str = "A failed attempt at this problem; do not repeat its mistake:\n\n{text}"
-    closing: str = "Now solve the original problem correctly."
-    separator: str = "\n\n"
-    cut_mark: str = " [... {n} tokens left out ...] "
-    strip_thinking: bool = True
-
-    def __post_init__(self):
-        _at_least(self, 1, "teacher_prompt_length")
-        _at_least(self, 2, "peer_tokens")
-        for name in ("success", "another_success", "failure"):
-            _require(
-                "{text}" in getattr(self, name),
-                f"ContextConfig.{name} has no {{text}}, so the peer would not be shown",
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -427,13 +355,12 @@ class Config:
             f"context.teacher_prompt_length={self.context.teacher_prompt_length} is below "
             f"rollout.prompt_length={self.rollout.prompt_length}: not even a plain prompt fits",
         )
-        distills = self.loss.method == "distill"
-        shows = self.peers.successes + self.peers.failures > 0
-        _require(
-            not distills or shows or self.teacher.no_context == "plain_prompt",
-            "peers.successes and peers.failures are both 0, so every context is empty and "
-            "every row masked: nothing would be trained. For OPD without peers set "
-            "teacher.no_context='plain_prompt'",
+        check_contexts(
+            self.peers,
+            self.context,
+            distills=self.loss.method == "distill",
+            plain_prompt=self.teacher.no_context == "plain_prompt",
+            instruction=self.data.instruction,
         )
 
 

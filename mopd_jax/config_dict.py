@@ -27,6 +27,22 @@ class ConfigError(InputError):
     """A setting is wrong; the message names it, its value and a remedy."""
 
 
+def require(condition: bool, message: str) -> None:
+    """Raises ConfigError with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def at_least(owner: Any, minimum: float, *names: str) -> None:
+    """Every named field of a config is None or at least `minimum`."""
+    for name in names:
+        value = getattr(owner, name)
+        require(
+            value is None or value >= minimum,
+            f"{type(owner).__name__}.{name} is {value}; it must be at least {minimum}",
+        )
+
+
 def to_config_dict(cfg: Any) -> ConfigDict:
     """Frozen dataclass -> ConfigDict with locked keys; the inverse of `from_config_dict`."""
 

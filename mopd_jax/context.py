@@ -3,7 +3,8 @@
 The teacher reads [prompt with peers] + response. The response's token ids are appended as they
 were sampled, never re-tokenised, so this module renders prompts only. A peer that is too long
 loses its middle; the question, the closing line and the assistant header are never cut. Every
-row carries a record of who was shown and how many tokens were left out.
+row carries a record of who was shown and how many tokens were left out. Beside peers a context
+may hold their summaries, and the verifier's feedback on the target itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from mopd_jax.config import ContextConfig
 from mopd_jax.config_dict import InputError
-from mopd_jax.peers import PeerPlan
+from mopd_jax.peers import Entry, PeerPlan
 from mopd_jax.records import Message, Problem, TeacherInputs, Tokenizer
 
 # A span opened by the prompt's header shows only its end; a truncated one only its start.
@@ -28,11 +29,15 @@ class PromptTooLong(InputError):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Peer:
-    """A response as it may be shown: thinking removed, and its own token ids for the budget."""
+class _Block:
+    """A text as it may be shown: cleaned, with its own token ids and the most of them shown."""
 
+    kind: str  # A `peers.Kind`, or "feedback".
+    entry: Entry | None  # None: the feedback.
     text: str
     ids: list[int]
+    most: int
+    fell_back: bool = False  # A summary that is the head of the response.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,13 @@ class ContextRecord:
     dropped: peers that were chosen but did not fit even in part, or had no text left.
     length: of the whole teacher prompt.
     reason: why the context is empty, else "".
+    prompts: which prompt of the batch each shown rollout answers; the own, but in controls.
+    kinds: the heading of each shown block; in a control it need not say what `succeeded` says.
+    tokens: shown of each block.
+    fallbacks: summaries that are the head of a response, which had none.
+    feedback, feedback_cut: tokens shown and left out of the feedback; None: none was shown.
+    feedback_dropped: there was feedback to show, and it did not fit.
+    informed: the context has something to read.
     """
 
     shown: tuple[int, ...]
@@ -52,6 +64,14 @@ class ContextRecord:
     dropped: int
     length: int
     reason: str
+    prompts: tuple[int, ...] = ()
+    kinds: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    fallbacks: int = 0
+    feedback: int | None = None
+    feedback_cut: int = 0
+    feedback_dropped: bool = False
+    informed: bool = False
 
 
 def student_prompts(
@@ -81,60 +101,102 @@ def teacher_inputs(
     tokenizer: Tokenizer,
     *,
     cfg: ContextConfig,
+    feedback: Sequence[Sequence[str]] | None = None,
+    reasons: np.ndarray | None = None,
 ) -> tuple[TeacherInputs, list[ContextRecord], list[list[Message]]]:
     """Teacher prompts of all N rows, their records, and the conversations as rendered.
 
     Args:
         problems: P problems.
         texts: [P][G] decoded responses of the group.
-        plan: of `peers.choose`.
+        plan: of `peers.choose` or `controls.choose`.
+        feedback: [P][G] what the verifier says of the row's own failed attempt, "" for none;
+            `cfg.feedback` decides which rows read it.
+        reasons: str[P, G] why a row was given no peers, or "" (`peers.Usage`).
     """
     ids, records, chats = [], [], []
+    ready: dict[tuple[int, int, bool], _Block] = {}
     for p, problem in enumerate(problems):
-        shown = [plan.shown(p, g) for g in range(len(texts[p]))]
-        wanted = {i for row in shown for i, _ in row}
-        group = {i: _peer(texts[p][i], tokenizer, cfg) for i in wanted}
-        plain = _fit(problem, group, [], tokenizer, cfg)
-        for row in shown:
-            chat, row, record = _fit(problem, group, row, tokenizer, cfg) if row else plain
+        plain = _fit(problem, [], tokenizer, cfg)
+        for g in range(len(texts[p])):
+            blocks = [_ready(e, texts, ready, tokenizer, cfg) for e in plan.entries(p, g)]
+            if feedback and feedback[p][g]:
+                blocks.append(_advice(feedback[p][g], tokenizer, cfg))
+            bare = plan.shell is not None and bool(plan.shell[p, g])
+            chat, row, record = plain
+            if blocks or bare:
+                chat, row, record = _fit(problem, blocks, tokenizer, cfg, bare=bare)
+            if reasons is not None and reasons[p, g]:
+                record = dataclasses.replace(record, reason=reasons[p, g])
             chats.append(chat)
             ids.append(row)
             records.append(record)
     prompt, mask = left_pad(ids, cfg.teacher_prompt_length, tokenizer.pad_id)
-    informed = np.array([bool(r.shown) for r in records])
+    informed = np.array([r.informed for r in records])
     return TeacherInputs(prompt, mask, informed), records, chats
 
 
-def render(problem: Problem, blocks: Sequence[tuple[str, bool]], cfg: ContextConfig) -> list:
-    """The teacher's conversation. blocks: (peer text, succeeded), in order; none: as it was."""
-    if not blocks:
+def block_tokens(
+    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, cfg: ContextConfig
+) -> np.ndarray:
+    """i64[P, G], tokens of each response as a full peer, before the whole prompt's limit."""
+
+    def tokens(text):
+        return _peer(text, Entry(0, 0, True, "success"), tokenizer, cfg).most
+
+    return np.array([[tokens(text) for text in row] for row in texts])
+
+
+def render(
+    problem: Problem,
+    blocks: Sequence[tuple[str, str]],
+    cfg: ContextConfig,
+    *,
+    bare: bool = False,
+) -> list:
+    """The teacher's conversation; without blocks it is the problem's own.
+
+    Args:
+        blocks: (kind, text) in order.
+        bare: add the closing line even where there is no block.
+    """
+    if not blocks and not bare:
         return list(problem.messages)
     parts = [problem.messages[-1]["content"]]
-    seen_success = False
-    for text, succeeded in blocks:
-        template = cfg.failure
-        if succeeded:
-            template = cfg.another_success if seen_success else cfg.success
-            seen_success = True
-        parts.append(template.replace("{text}", text))
+    templates = {
+        "success": cfg.success,
+        "failure": cfg.failure,
+        "neutral": cfg.neutral,
+        "summary_success": cfg.summary_success,
+        "summary_failure": cfg.summary_failure,
+        "feedback": cfg.feedback_block,
+    }
+    for kind, text in blocks:
+        parts.append(templates[kind].replace("{text}", text))
+        if kind == "success":
+            templates["success"] = cfg.another_success
     if cfg.closing:
         parts.append(cfg.closing)
     last = {**problem.messages[-1], "content": cfg.separator.join(parts)}
     return [*problem.messages[:-1], last]
 
 
-def _fit(problem, group, shown, tokenizer, cfg):
+def _fit(problem, wanted, tokenizer, cfg, *, bare=False):
     """Renders one row within teacher_prompt_length: (chat, ids, record)."""
     limit = cfg.teacher_prompt_length
-    kept = [(i, ok) for i, ok in shown if group[i].text]
+    kept = [block for block in wanted if block.text]
+    # "no_success" asks for a full success that can be read, not for one that was chosen.
+    if cfg.feedback != "always" and any(block.kind == "success" for block in kept):
+        wanted = [block for block in wanted if block.kind != "feedback"]
+        kept = [block for block in kept if block.kind != "feedback"]
     reason = "no peer fits" if kept else "no peer to show"
-    if shown and not kept:
+    if wanted and not kept:
         reason = "no peer has text but its thoughts"
-    budget = _full_budget(group, kept, cfg)
+    budget = max((block.most for block in kept), default=0)
     while True:
-        cuts = [_cut_middle(group[i], budget, tokenizer, cfg) for i, _ in kept]
-        blocks = [(text, ok) for (text, _), (_, ok) in zip(cuts, kept, strict=True)]
-        chat = render(problem, blocks, cfg)
+        cuts = [_cut_middle(block, budget, tokenizer, cfg) for block in kept]
+        shown = [(block.kind, text) for block, (text, _) in zip(kept, cuts, strict=True)]
+        chat = render(problem, shown, cfg, bare=bare)
         ids = tokenizer.chat(chat)
         over = len(ids) - limit
         if over <= 0:
@@ -145,22 +207,38 @@ def _fit(problem, group, shown, tokenizer, cfg):
                 f"than context.teacher_prompt_length={limit}; raise it"
             )
         # Every block longer than the budget is cut alike. Where nothing is left to cut, the
-        # last peer goes: failures before successes.
+        # last block goes: feedback, then failures, before successes.
         if budget > 2:
-            lengths = [min(len(group[i].ids), budget) for i, _ in kept]
+            lengths = [min(block.most, budget) for block in kept]
             budget = max(2, min(budget - 1, _level(lengths, sum(lengths) - over)))
         else:
             kept.pop()
-            budget = _full_budget(group, kept, cfg)
-    record = ContextRecord(
-        shown=tuple(i for i, _ in kept),
-        succeeded=tuple(ok for _, ok in kept),
-        cut=tuple(cut for _, cut in cuts),
-        dropped=len(shown) - len(kept),
-        length=len(ids),
-        reason="" if kept else reason,
+            budget = max((block.most for block in kept), default=0)
+    record = _record(wanted, kept, [cut for _, cut in cuts], len(ids))
+    informed = bool(kept) or bare
+    reason = "" if informed else reason
+    return chat, ids, dataclasses.replace(record, informed=informed, reason=reason)
+
+
+def _record(wanted, kept, cuts, length) -> ContextRecord:
+    """The record of the blocks that were kept, each with the tokens cut from it."""
+    peers = [(b, cut) for b, cut in zip(kept, cuts, strict=True) if b.entry]
+    advice = [(b, cut) for b, cut in zip(kept, cuts, strict=True) if not b.entry]
+    return ContextRecord(
+        shown=tuple(b.entry.rollout for b, _ in peers),
+        succeeded=tuple(b.entry.succeeded for b, _ in peers),
+        cut=tuple(cut for _, cut in peers),
+        dropped=sum(b.entry is not None for b in wanted) - len(peers),
+        length=length,
+        reason="",
+        prompts=tuple(b.entry.prompt for b, _ in peers),
+        kinds=tuple(b.kind for b, _ in peers),
+        tokens=tuple(len(b.ids) - cut for b, cut in peers),
+        fallbacks=sum(b.fell_back for b, _ in peers),
+        feedback=len(advice[0][0].ids) - advice[0][1] if advice else None,
+        feedback_cut=advice[0][1] if advice else 0,
+        feedback_dropped=any(b.entry is None for b in wanted) and not advice,
     )
-    return chat, ids, record
 
 
 def _level(lengths, total: int) -> int:
@@ -173,34 +251,61 @@ def _level(lengths, total: int) -> int:
     return max(lengths)
 
 
-def _full_budget(group, kept, cfg) -> int:
-    longest = max((len(group[i].ids) for i, _ in kept), default=0)
-    return longest if cfg.peer_tokens is None else min(longest, cfg.peer_tokens)
-
-
-def _cut_middle(peer, budget, tokenizer, cfg) -> tuple[str, int]:
-    """Text of a peer with at most `budget` of its tokens, head and tail; and how many went."""
-    if len(peer.ids) <= budget:
-        return peer.text, 0
+def _cut_middle(block, budget, tokenizer, cfg) -> tuple[str, int]:
+    """Text of a block with at most `budget` of its tokens, head and tail; and how many went."""
+    budget = min(budget, block.most)
+    if len(block.ids) <= budget:
+        return block.text, 0
     head, tail = (budget + 1) // 2, budget // 2
-    cut = len(peer.ids) - budget
+    cut = len(block.ids) - budget
     mark = cfg.cut_mark.replace("{n}", str(cut))
-    start, end = peer.ids[:head], peer.ids[len(peer.ids) - tail :]
+    start, end = block.ids[:head], block.ids[len(block.ids) - tail :]
     # A cut inside a character of several tokens would leave its halves as U+FFFD.
     head_text = tokenizer.decode(start).rstrip("\ufffd")
     return head_text + mark + tokenizer.decode(end).lstrip("\ufffd"), cut
 
 
-def _peer(text: str, tokenizer: Tokenizer, cfg: ContextConfig) -> _Peer:
+def _ready(entry: Entry, texts, ready, tokenizer, cfg) -> _Block:
+    """The block of an entry; `ready` has those of the same rollout, tokenised once."""
+    key = (entry.prompt, entry.rollout, entry.kind.startswith("summary"))
+    if key not in ready:
+        ready[key] = _peer(texts[entry.prompt][entry.rollout], entry, tokenizer, cfg)
+    return dataclasses.replace(ready[key], entry=entry, kind=entry.kind)
+
+
+def _peer(text: str, entry: Entry, tokenizer: Tokenizer, cfg: ContextConfig) -> _Block:
+    """The block of a response, in full or by its summary."""
     if cfg.strip_thinking:
         text = _THINKING.sub("", text).strip()
+    fell_back = False
+    if entry.kind.startswith("summary"):
+        tag = re.escape(cfg.summary_tag)
+        found = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        summary = found.group(1).strip() if found else ""
+        fell_back = not summary
+        text = summary or text[: cfg.summary_chars]
+    text = _clean(text, tokenizer)
+    ids = tokenizer.encode(text) if text else []
+    most = len(ids) if cfg.peer_tokens is None else min(len(ids), cfg.peer_tokens)
+    return _Block(entry.kind, entry, text, ids, most, fell_back)
+
+
+def _advice(text: str, tokenizer: Tokenizer, cfg: ContextConfig) -> _Block:
+    """The block of the verifier's feedback, which may quote the student."""
+    text = _clean(text, tokenizer)
+    ids = tokenizer.encode(text) if text else []
+    most = len(ids) if cfg.feedback_tokens is None else min(len(ids), cfg.feedback_tokens)
+    return _Block("feedback", None, text, ids, most)
+
+
+def _clean(text: str, tokenizer: Tokenizer) -> str:
+    """Without special tokens, and "" where nothing but space is left."""
     # A student that spells out a special token must not end the teacher's turn with it. Again
     # until none is left: what stood around one may have been the parts of another.
     while any(special in text for special in tokenizer.specials):
         for special in tokenizer.specials:
             text = text.replace(special, "")
-    text = text if text.strip() else ""
-    return _Peer(text, tokenizer.encode(text) if text else [])
+    return text if text.strip() else ""
 
 
 def left_pad(rows: Sequence[Sequence[int]], length: int, pad: int):

@@ -7,6 +7,7 @@ reads rows `{"id"?, "prompt" | "messages", "answer"}` from files.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -52,13 +53,23 @@ class ProblemStream:
 
 
 def load(cfg: DataConfig, split: str, *, seed: int) -> list[Problem]:
-    """All problems of a split, "train" or "eval".
+    """All problems of a split, "train" or "eval", with `cfg.instruction` at their end.
 
     Raises:
         ConfigError: an option that the source does not have.
         DataError: a missing file, or a row that cannot be used.
     """
-    return SOURCES[cfg.source](cfg, split, seed)
+    problems = SOURCES[cfg.source](cfg, split, seed)
+    return [_instructed(problem, cfg.instruction) for problem in problems]
+
+
+def _instructed(problem: Problem, instruction: str) -> Problem:
+    """The problem itself says it, so that student, teacher and evaluation read the same."""
+    if not instruction:
+        return problem
+    *before, last = problem.messages
+    last = {**last, "content": f"{last['content']}\n\n{instruction}"}
+    return dataclasses.replace(problem, messages=(*before, last))
 
 
 def _codebook(cfg: DataConfig, split: str, seed: int) -> list[Problem]:

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mopd_jax import context, groups, peers, sharding, verifiers
-from mopd_jax.config import Config
-from mopd_jax.records import Batch, Problem, TrainState, Verdict
+from mopd_jax import context, controls, groups, peers, sharding, verifiers
+from mopd_jax.config import Config, ContextConfig
+from mopd_jax.records import Batch, Message, Problem, TeacherInputs, TrainState, Verdict
 from mopd_jax.run import Run
 
 # Purposes of random keys, folded into the root key before the step.
@@ -75,6 +75,25 @@ def sample(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Who sees whom, which rows are used for what, and, in a control, how well it matches."""
+
+    plan: peers.PeerPlan
+    usage: peers.Usage
+    match: controls.Match | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rendered:
+    """What the teachers of all N rows read. Lists are [N]."""
+
+    inputs: TeacherInputs
+    records: list[context.ContextRecord]
+    chats: list[list[Message]]
+    withheld: int  # Feedback that may contain gold and was not shown.
+
+
 def verify(sampled: Sampled) -> list[list[Verdict]]:
     """One typed verdict per rollout."""
     rows = tqdm(sampled.problems, desc="verify", leave=False, disable=None)
@@ -91,31 +110,85 @@ def outcomes(verdicts, cfg: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return rewards, valid, valid & groups.successes(rewards, threshold=cfg.peers.threshold)
 
 
-def choose_peers(run: Run, sampled: Sampled, success, valid, step: int) -> peers.PeerPlan:
+def choose_peers(run: Run, sampled: Sampled, success, valid, step: int) -> Chosen:
     """Who sees whom. A truncated response is no peer, or a failure where the config says so."""
-    whole = sampled.stopped | (run.cfg.peers.truncated == "failure")
-    return peers.choose(
+    cfg = run.cfg
+    usage = peers.usage(success, valid, cfg.peers)
+    whole = sampled.stopped | (cfg.peers.truncated == "failure")
+    given = (
         success & sampled.stopped,
         valid & whole,
         sampled.texts,
         sampled.mask.sum(axis=2),
         sampled.uids.tolist(),
-        seed=run.cfg.seed,
-        step=step,
-        cfg=run.cfg.peers,
     )
+    keys = {"seed": cfg.seed, "step": step, "cfg": cfg.peers, "rows": usage.taught}
+    if cfg.peers.control == "off":
+        return Chosen(peers.choose(*given, **keys), usage, None)
+    plan, match = controls.choose(
+        *given,
+        **keys,
+        tokens=context.block_tokens(sampled.texts, run.tokenizer, cfg.context),
+        questions=[str(problem.messages) for problem in sampled.problems],
+    )
+    return Chosen(plan, usage, match)
 
 
-def batch(run: Run, sampled: Sampled, inputs, rewards, valid) -> Batch:
+def render(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Rendered:
+    """What the teachers read. Feedback is on the target itself, and only where it failed."""
+    cfg = run.cfg.context
+    advice, withheld = own_feedback(verdicts, success, chosen.usage.taught, cfg)
+    inputs, records, chats = context.teacher_inputs(
+        sampled.problems,
+        sampled.texts,
+        chosen.plan,
+        run.tokenizer,
+        cfg=cfg,
+        feedback=advice,
+        reasons=chosen.usage.reasons,
+    )
+    return Rendered(inputs, records, chats, withheld)
+
+
+def own_feedback(
+    verdicts, success: np.ndarray, taught: np.ndarray, cfg: ContextConfig
+) -> tuple[list[list[str]], int]:
+    """Feedback [P][G] on the row's own failed attempt, "" for none; and how many are withheld
+    because their verifier declares that they may contain gold.
+
+    Args:
+        verdicts: [P][G].
+        success, taught: bool[P, G]; rows that get no context need no feedback.
+    """
+    advice = [["" for _ in row] for row in verdicts]
+    withheld = 0
+    if cfg.feedback == "off":
+        return advice, withheld
+    for p, g in np.argwhere(taught & ~success).tolist():
+        verdict = verdicts[p][g]
+        if verdict.error or not verdict.feedback.strip():
+            continue
+        if verdict.feedback_has_gold and not cfg.feedback_with_gold:
+            withheld += 1
+        else:
+            advice[p][g] = verdict.feedback
+    return advice, withheld
+
+
+def batch(
+    run: Run, sampled: Sampled, inputs: TeacherInputs, usage: peers.Usage, rewards, valid
+) -> Batch:
     """Rows of the update, laid over the mesh. Masked: pads, and rows that teach nothing."""
     cfg = run.cfg
     prompts, group, length = sampled.response.shape
     rows = prompts * group
     used = np.repeat(valid.reshape(rows)[:, None], length, axis=1)
     if cfg.loss.method == "distill":
-        used = np.ones((rows, length), bool)  # The teacher needs no verdict of its target.
+        # The teacher needs no verdict of its target.
+        trained = usage.left_out.reshape(rows) == ""
         if cfg.teacher.no_context == "mask":
-            used &= inputs.informed[:, None]
+            trained &= inputs.informed | usage.plain.reshape(rows)
+        used = np.repeat(trained[:, None], length, axis=1)
     if cfg.loss.method == "sft":
         success = groups.successes(rewards, threshold=cfg.peers.threshold)
         used &= success.reshape(rows)[:, None]
@@ -136,7 +209,8 @@ def batch(run: Run, sampled: Sampled, inputs, rewards, valid) -> Batch:
 
 def group_metrics(sampled, rewards, valid, success, contexts) -> dict[str, float]:
     """Metrics of a step that need no device. Rates are of all rows, truncated ones included."""
-    mixed = success.any(axis=1) & (valid & ~success).any(axis=1)
+    failed = valid & ~success
+    mixed = success.any(axis=1) & failed.any(axis=1)
     lengths = sampled.mask.sum(axis=2)
     prompt_tokens = [record.length for record in contexts]
     return {
@@ -144,6 +218,9 @@ def group_metrics(sampled, rewards, valid, success, contexts) -> dict[str, float
         "reward": float(rewards[valid].mean()) if valid.any() else float("nan"),
         "mixed_groups": float(mixed.mean()),
         "all_failed_groups": float((valid.any(axis=1) & ~success.any(axis=1)).mean()),
+        "all_solved_groups": float((success.any(axis=1) & ~failed.any(axis=1)).mean()),
+        "one_success_groups": float((success.sum(axis=1) == 1).mean()),
+        "one_failure_groups": float((failed.sum(axis=1) == 1).mean()),
         "verifier_errors": int((~valid).sum()),
         "truncated": float((~sampled.stopped).mean()),
         "response_tokens": float(lengths.mean()),
@@ -166,11 +243,14 @@ def _shares(contexts, texts) -> dict[str, float]:
     good = np.array([any(record.succeeded) for record in contexts])
     bad = np.array([not all(record.succeeded) for record in contexts])
     equal = [
-        any(texts[n // group][i] == texts[n // group][n % group] for i in record.shown)
+        any(
+            texts[q][i] == texts[n // group][n % group]
+            for q, i in zip(record.prompts, record.shown, strict=True)
+        )
         for n, record in enumerate(contexts)
     ]
     return {
-        "informed": float((good | bad).mean()),
+        "informed": float(np.mean([record.informed for record in contexts])),
         "shows_success": float(good.mean()),
         "shows_failure": float(bad.mean()),
         "shows_failures_only": float((bad & ~good).mean()),
@@ -179,13 +259,39 @@ def _shares(contexts, texts) -> dict[str, float]:
     }
 
 
-def readable(run, sampled, verdicts, contexts, chats) -> Iterator[dict[str, Any]]:
-    """One row a rollout for people and for offline use: what was said, seen and judged."""
+def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
+    """How the rows are used, and all that was withheld, cut, replaced or left empty."""
+    records = rendered.records
+    found = {
+        "rows_left_out": float((chosen.usage.left_out != "").mean()),
+        "rows_plain": float(chosen.usage.plain.mean()),
+        "shows_feedback": float(np.mean([r.feedback is not None for r in records])),
+        "feedback_tokens_cut": sum(r.feedback_cut for r in records),
+        "feedback_dropped": sum(r.feedback_dropped for r in records),
+        "feedback_withheld": rendered.withheld,
+        "summaries": sum(kind.startswith("summary") for r in records for kind in r.kinds),
+        "summary_fallbacks": sum(r.fallbacks for r in records),
+    }
+    return found if chosen.match is None else found | chosen.match.metrics()
+
+
+def readable(
+    run: Run, sampled: Sampled, verdicts, chosen: Chosen, rendered: Rendered
+) -> Iterator[dict[str, Any]]:
+    """One row a rollout for people and for offline use: what was said, seen and judged.
+
+    In `context`, `shown` are rollouts and `shown_uids` the numbers of their prompts.
+    """
     group = sampled.response.shape[1]
-    for n, (record, chat) in enumerate(zip(contexts, chats, strict=True)):
+    pairs = zip(rendered.records, rendered.chats, strict=True)
+    for n, (record, chat) in enumerate(pairs):
         p, g = divmod(n, group)
         keep = sampled.mask[p, g]
         verdict = verdicts[p][g]
+        seen = dataclasses.asdict(record)
+        seen["shown_uids"] = [int(sampled.uids[q]) for q in seen.pop("prompts")]
+        if chosen.match is not None:
+            seen["control"] = chosen.match.row(p, g)
         yield {
             "problem": sampled.problems[p].id,
             "uid": int(sampled.uids[p]),
@@ -194,10 +300,11 @@ def readable(run, sampled, verdicts, contexts, chats) -> Iterator[dict[str, Any]
             "response": sampled.texts[p][g],
             "reward": verdict.reward,
             "feedback": verdict.feedback,
+            "feedback_has_gold": verdict.feedback_has_gold,
             "error": verdict.error,
             "stopped": bool(sampled.stopped[p, g]),
-            "context": dataclasses.asdict(record),
-            "teacher_message": chat[-1]["content"] if record.shown else None,
+            "context": seen,
+            "teacher_message": chat[-1]["content"] if record.informed else None,
             "response_ids": sampled.response[p, g][keep].tolist(),
             "behaviour_logp": [round(float(x), 6) for x in sampled.behaviour_logp[p, g][keep]],
         }

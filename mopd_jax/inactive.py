@@ -44,6 +44,12 @@ def causes(
             found.append("every advantage is 0")
         elif values["informed"] > 0:
             found.append("no token carries a signal")
+        elif values["rows_left_out"] == 1.0:
+            found.append(
+                f"peers.targets={cfg.peers.targets!r}, groups={cfg.peers.groups!r}, no_success="
+                f"{cfg.peers.no_success!r} and all_success={cfg.peers.all_success!r} leave "
+                "every row out"
+            )
         elif values["peers_dropped"]:
             found.append(
                 f"{values['peers_dropped']} peers were chosen and none fits, so every row is "

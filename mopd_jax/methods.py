@@ -1,15 +1,18 @@
 """The methods as settings of one code path; the variants of every config file come from here.
 
-MOPD, its positive-only form, SDPO, OPD and the anchored control differ in peers and teacher
-only (arXiv 2605.12652; SDPO is arXiv 2601.20802). GRPO, DPO, SimPO and SFT have another loss
-and the same rollouts.
+MOPD, its positive-only form, SDPO, OPD and all controls differ in peers and teacher only
+(arXiv 2605.12652; SDPO is arXiv 2601.20802). GRPO, DPO, SimPO and SFT have another loss and the
+same rollouts.
 """
 
 from __future__ import annotations
 
+from typing import get_args
+
 from ml_collections import ConfigDict
 
 from mopd_jax.config import ConfigError, unknown
+from mopd_jax.config_contexts import Control
 
 
 def apply(cfg: ConfigDict, variant: str) -> ConfigDict:
@@ -41,9 +44,10 @@ def _anchored(cfg):
 
 
 def _sdpo(cfg):
-    """One successful peer. Environment feedback is not rendered yet."""
+    """One successful peer, and where there is none the feedback on the own failed attempt."""
     cfg.peers.successes = 1
     cfg.peers.failures = 0
+    cfg.context.feedback = "no_success"
 
 
 def _opd(cfg):
@@ -78,6 +82,15 @@ def _sft(cfg):
     cfg.loss.aggregation = "seq-mean-token-mean"
 
 
+def _control(name):
+    """MOPD with the peers of one control of `controls.py`."""
+
+    def control(cfg):
+        cfg.peers.control = name
+
+    return control
+
+
 def _no_contexts(cfg):
     cfg.peers.successes = 0
     cfg.peers.failures = 0
@@ -95,4 +108,5 @@ METHODS = {
     "dpo": _dpo,
     "simpo": _simpo,
     "sft": _sft,
+    **{f"control_{name}": _control(name) for name in get_args(Control) if name != "off"},
 }

@@ -94,13 +94,16 @@ class Verdict:
     """What a verifier says of one response.
 
     reward: in [0, 1]; success is `reward >= peers.threshold`.
-    feedback: gold-free text about the attempt, may be empty.
+    feedback: text about the attempt, may be empty.
+    feedback_has_gold: the feedback may contain gold answers or hidden tests. A verifier must
+        declare it: such feedback reaches a teacher only by `context.feedback_with_gold`.
     error: why no verdict was possible; such a row is neither success nor failure.
     """
 
     reward: float
     feedback: str = ""
     error: str = ""
+    feedback_has_gold: bool = False
 
 
 class Tokenizer(Protocol):

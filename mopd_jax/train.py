@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mopd_jax import checkpoint, console, context, evaluate, experience, inactive
+from mopd_jax import checkpoint, console, evaluate, experience, inactive
 from mopd_jax.config import Config
 from mopd_jax.logbook import Logbook, write_text
 from mopd_jax.records import TrainState
@@ -70,15 +70,18 @@ def train(
                 verdicts = experience.verify(sampled)
                 rewards, valid, success = experience.outcomes(verdicts, cfg)
             with clock.phase("context"):
-                plan = experience.choose_peers(run, sampled, success, valid, step)
-                inputs, contexts, chats = context.teacher_inputs(
-                    sampled.problems, sampled.texts, plan, run.tokenizer, cfg=cfg.context
+                chosen = experience.choose_peers(run, sampled, success, valid, step)
+                contexts = experience.render(run, sampled, chosen, verdicts, success)
+                batch = experience.batch(
+                    run, sampled, contexts.inputs, chosen.usage, rewards, valid
                 )
-                batch = experience.batch(run, sampled, inputs, rewards, valid)
             with clock.phase("update"):
                 state, logged = run.update(state, batch)
                 values = {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}
-            values |= experience.group_metrics(sampled, rewards, valid, success, contexts)
+            values |= experience.group_metrics(
+                sampled, rewards, valid, success, contexts.records
+            )
+            values |= experience.choice_metrics(chosen, contexts)
             values |= clock.seconds()
             values["tokens_per_second"] = float(sampled.mask.sum()) / values["seconds"]
             book.scalars(step, "train", values)
@@ -86,7 +89,7 @@ def train(
             inactive.warn(step, values, rewards, valid, success, cfg)
             if step % cfg.dump_every == 0:
                 book.rollouts(
-                    step, experience.readable(run, sampled, verdicts, contexts, chats)
+                    step, experience.readable(run, sampled, verdicts, chosen, contexts)
                 )
             if step % cfg.eval.every == 0 or step == cfg.steps:
                 _evaluate(run, state, book)

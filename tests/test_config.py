@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from mopd_jax import cli, config, methods
+from mopd_jax import cli, config, controls, methods
 from mopd_jax.config import Config, ConfigError, Method
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -127,6 +127,55 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         ({"context__peer_tokens": 1}, "at least 2"),
         ({"context__success": "no slot"}, r"no \{text\}"),
         ({"context__failure": "no slot"}, r"no \{text\}"),
+        ({"context__neutral": "no slot"}, r"no \{text\}"),
+        ({"context__summary_failure": "no slot"}, r"no \{text\}"),
+        ({"context__feedback_block": "no slot"}, r"no \{text\}"),
+        ({"context__feedback_tokens": 1}, "at least 2"),
+        ({"context__summary_chars": 0}, "at least 1"),
+        ({"context__summary_tag": "<summary>"}, "a name without brackets"),
+        ({"peers__summaries": -1}, "at least 0"),
+        ({"peers__summaries": 2}, "data.instruction does not ask"),
+        (
+            {"peers__summaries": 2, "data__instruction": "in <sum></sum>"},
+            "what to write inside <summary>",
+        ),
+        ({"peers__groups": "mixed", "peers__no_success": "mask"}, "set peers.groups='all'"),
+        (
+            {"peers__groups": "mixed", "peers__all_success": "plain_prompt"},
+            "set peers.groups='all'",
+        ),
+        (
+            {"peers__control": "random", "peers__successes": 0, "peers__failures": 0},
+            "set peers.successes or peers.failures",
+        ),
+        (
+            {
+                "peers__control": "random",
+                "peers__summaries": 1,
+                "data__instruction": "in <summary></summary>",
+            },
+            "set peers.summaries=0",
+        ),
+        (
+            {"peers__control": "random", "context__feedback": "always"},
+            "set context.feedback='off'",
+        ),
+        ({"peers__control_match": "token"}, "set peers.control_match='block'"),
+        (
+            {"peers__control": "shell", "peers__control_match": "token"},
+            "set peers.control_match='block'",
+        ),
+        ({"peers__control": "random", "peers__control_topup": False}, "leave it True"),
+        *[
+            ({"loss__method": "grpo", f"peers__{name}": value}, f"peers.{name}='{value}': only")
+            for name, value in [
+                ("targets", "failed"),
+                ("groups", "mixed"),
+                ("no_success", "mask"),
+                ("all_success", "plain_prompt"),
+                ("control", "shuffled"),
+            ]
+        ],
         ({"context__teacher_prompt_length": 2047}, "not even a plain prompt fits"),
         ({"teacher__rate": 0.0}, "teacher.kind='frozen'"),
         ({"teacher__rate": 1.1}, "lie in"),
@@ -162,6 +211,7 @@ def test_an_impossible_setting_has_a_remedy(changes, remedy):
 
 def test_grpo_needs_no_peers_and_opd_a_plain_prompt():
     off = {"peers__successes": 0, "peers__failures": 0}
+    assert built(**off, context__feedback="always").context.feedback == "always"
     assert built(**off, loss__method="grpo").peers.successes == 0
     assert built(**off, teacher__no_context="plain_prompt").peers.failures == 0
 
@@ -264,6 +314,12 @@ def test_variants_differ_in_what_their_names_say():
     for variant in methods.METHODS:
         cfg = config.from_config_dict(Config, methods.apply(config.defaults(), variant))
         got[variant] = (cfg.peers.successes, cfg.peers.failures, cfg.teacher.no_context)
+        feedback, control = cfg.context.feedback, cfg.peers.control
+        assert feedback == ("no_success" if variant == "sdpo" else "off")
+        assert control == (variant[8:] if variant.startswith("control_") else "off")
+    made = {name for name in got if name.startswith("control_")}
+    assert made == {f"control_{name}" for name in controls.CONTROLS}
+    assert {got.pop(name) for name in made} == {(2, 1, "mask")}
     assert got == {
         "mopd": (2, 1, "mask"),
         "positive": (2, 0, "mask"),

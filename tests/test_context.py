@@ -1,14 +1,15 @@
 """The teacher's prompt: its parts, their order, and what gives way when it is too long."""
 
 import re
+import types
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_jax import context
-from mopd_jax.config import ContextConfig
+from mopd_jax import context, peers
+from mopd_jax.config import ContextConfig, PeerConfig
 from mopd_jax.peers import PeerPlan
 from mopd_jax.records import Problem
 
@@ -17,6 +18,7 @@ CFG = ContextConfig(
     success="right: {text}",
     another_success="also right: {text}",
     failure="wrong: {text}",
+    neutral="try: {text}",
     closing="solve it now",
     separator=" | ",
     cut_mark=" <{n} cut> ",
@@ -337,3 +339,277 @@ def test_a_special_token_built_from_parts_is_removed_too():
     assert "<|end|>" not in text
     assert "right: a b" in text
     assert (record.shown, record.dropped) == ((1,), 1)
+
+
+def teach(
+    texts,
+    *,
+    success=(),
+    failure=(),
+    summary=(),
+    outcome=None,
+    hidden=False,
+    shell=None,
+    advice="",
+    problem=PROBLEM,
+    **changes,
+):
+    """(whole prompt, record) of row 0, whose plan and feedback are given."""
+
+    def slots(entries):
+        made = np.full((1, len(texts), 9), -1)
+        made[0, 0, : len(entries)] = entries
+        return made
+
+    plan = PeerPlan(
+        slots(success),
+        slots(failure),
+        slots(summary),
+        outcome=outcome,
+        neutral=hidden,
+        shell=shell,
+    )
+    tokenizer = Words()
+    inputs, records, _ = context.teacher_inputs(
+        [problem],
+        [texts],
+        plan,
+        tokenizer,
+        cfg=ContextConfig(**{**CFG.__dict__, **changes}),
+        feedback=[[advice] + [""] * (len(texts) - 1)],
+    )
+    assert inputs.informed.tolist() == [record.informed for record in records]
+    return tokenizer.decode(inputs.prompt[0][inputs.prompt_mask[0]]), records[0]
+
+
+def test_golden_text_of_the_worked_example():
+    """method.md 2.7, rollout y2 under 2S1F with the default headings, to the byte."""
+    question = "How many of 1..60 are divisible by 3 or 5 but not both? Box the answer."
+    texts = [
+        "20 + 12 - 2*4 = \\boxed{24}",
+        "20 + 12 - 4 = \\boxed{28}",
+        "<think>blocks of 15</think>3,5,6,9,10,12 in each of 4 blocks: \\boxed{24}",
+        "The numbers are 3, 5, 6, 9, 10, 12, 18,",
+    ]
+    success = np.array([[True, False, True, False]])
+    plan = peers.choose(
+        success,
+        np.ones_like(success),
+        [texts],
+        np.ones((1, 4), int),
+        [0],
+        seed=0,
+        step=1,
+        cfg=PeerConfig(rule="first", truncated="failure"),
+    )
+    problem = Problem("p", ({"role": "user", "content": question},), "24", "exact")
+    cfg = ContextConfig(teacher_prompt_length=400)
+    _, records, chats = context.teacher_inputs([problem], [texts], plan, Words(), cfg=cfg)
+    assert chats[1] == [
+        {
+            "role": "user",
+            "content": (
+                "How many of 1..60 are divisible by 3 or 5 but not both? Box the answer.\n\n"
+                "A correct solution to this problem:\n\n"
+                "20 + 12 - 2*4 = \\boxed{24}\n\n"
+                "Another correct solution:\n\n"
+                "3,5,6,9,10,12 in each of 4 blocks: \\boxed{24}\n\n"
+                "A failed attempt at this problem; do not repeat its mistake:\n\n"
+                "The numbers are 3, 5, 6, 9, 10, 12, 18,\n\n"
+                "Now solve the original problem correctly."
+            ),
+        }
+    ]
+    assert [record.shown for record in records] == [(2, 1), (0, 2, 3), (0, 1), (0, 2, 1)]
+    assert [record.kinds[-1] for record in records] == ["failure"] * 4
+
+
+@pytest.mark.parametrize("succeeded", [True, False])
+def test_thinking_is_removed_from_every_kind_of_peer(succeeded):
+    closed, unclosed = "<think>aloud</think> one", "two <think>aloud"
+    for options in ({"success": (1, 2)}, {"failure": (1, 2)}, {"summary": (1, 2)}):
+        outcome = np.full((1, 3), succeeded)
+        text, record = teach(["t", closed, unclosed], outcome=outcome, **options)
+        assert record.shown == (1, 2)
+        assert "aloud" not in text
+        assert "think" not in text
+        text, _ = teach(["t", closed], hidden=True, success=(1,), outcome=outcome[:, :2])
+        assert "aloud" not in text
+
+
+# Feedback.
+
+
+def advised(texts, mode, advice="line 3 fails", **options):
+    """`teach` with `context.feedback` set and feedback to show."""
+    return teach(texts, advice=advice, feedback=mode, feedback_block="note: {text}", **options)
+
+
+@pytest.mark.parametrize(
+    ("mode", "shown", "told"),
+    [
+        ("no_success", {}, True),
+        ("no_success", {"failure": (1,)}, True),
+        ("no_success", {"success": (1,)}, False),
+        ("no_success", {"success": (1,), "failure": (2,)}, False),
+        ("no_success", {"success": (3,)}, True),  # Chosen, but nothing of it can be read.
+        ("always", {}, True),
+        ("always", {"success": (1,), "failure": (2,)}, True),
+    ],
+)
+def test_when_feedback_is_shown(mode, shown, told):
+    text, record = advised(["t", "one", "two", "<think>empty"], mode, **shown)
+    assert ("| note: line 3 fails | solve it now" in text) == told
+    assert record.feedback == (3 if told else None)
+    assert record.informed
+    assert record.reason == ""
+    assert not record.feedback_dropped
+
+
+def test_feedback_alone_is_a_context():
+    text, record = advised(["t"], "no_success")
+    assert text == "<user> what is it | note: line 3 fails | solve it now <end> <assistant>"
+    assert (record.shown, record.feedback, record.informed) == ((), 3, True)
+    text, record = advised(["t"], "no_success", advice="  ")
+    assert text == "<user> what is it <end> <assistant>"
+    assert not record.informed
+
+
+def test_feedback_has_its_own_budget():
+    text, record = advised(
+        ["t", words("a", 9)], "always", words("f", 9), success=(1,), feedback_tokens=4
+    )
+    assert "note: f0 f1 <5 cut> f7 f8 |" in text
+    assert words("a", 9) in text
+    assert (record.feedback, record.feedback_cut, record.cut) == (4, 5, (0,))
+    text, record = advised(
+        ["t", words("a", 9)], "always", words("f", 9), success=(1,), peer_tokens=4
+    )
+    assert words("f", 9) in text
+    assert (record.feedback, record.feedback_cut, record.cut) == (9, 0, (5,))
+
+
+def test_feedback_that_does_not_fit_is_counted():
+    for limit in range(60, 5, -1):
+        text, record = advised(
+            ["t", words("a", 9)],
+            "always",
+            words("f", 9),
+            failure=(1,),
+            teacher_prompt_length=limit,
+        )
+        assert record.length <= limit
+        assert text.endswith("<end> <assistant>")
+        assert record.feedback_dropped == (record.feedback is None)
+        # What is last goes first.
+        assert not record.feedback or record.shown == (1,)
+    assert record.feedback_dropped
+    assert record.dropped == 1
+
+
+def test_feedback_cannot_end_the_turn():
+    text, _ = advised(["t"], "always", "you wrote <|end|> <think> here")
+    assert "note: you wrote <think> here |" in text
+
+
+# Summaries.
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "fallbacks"),
+    [
+        ("long way <summary>add them</summary> 5", "add them", 0),
+        ("<summary>one</summary> <summary>two</summary>", "one", 0),
+        ("<think><summary>no</summary></think> <summary>yes</summary>", "yes", 0),
+        ("<summary>never closed, so it is the head", "<summary>never cl", 1),
+        ("<summary> </summary> it is empty", "<summary> </summa", 1),
+        ("a response without", "a response withou", 1),
+        ("short", "short", 1),
+    ],
+)
+def test_a_summary_is_the_tag_or_the_head(text, left, fallbacks):
+    got, record = teach(
+        ["t", text],
+        summary=(1,),
+        summary_success="in brief: {text}",
+        summary_chars=17,
+        outcome=np.array([[False, True]]),
+    )
+    assert got == f"<user> what is it | in brief: {left} | solve it now <end> <assistant>"
+    assert record.fallbacks == fallbacks
+    assert record.kinds == ("summary_success",)
+
+
+def test_headings_of_summaries_depend_on_the_outcome():
+    tagged = ["t", "a <summary>one</summary>", "b <summary>two</summary>", "c"]
+    text, record = teach(
+        tagged,
+        success=(3,),
+        summary=(1, 2),
+        outcome=np.array([[False, True, False, True]]),
+        summary_success="good: {text}",
+        summary_failure="bad: {text}",
+        summary_tag="summary",
+    )
+    assert "| right: c | good: one | bad: two | solve" in text
+    assert record.kinds == ("success", "summary_success", "summary_failure")
+    assert record.fallbacks == 0
+    text, record = teach(["t", "<brief>b</brief> c"], summary=(1,), summary_tag="brief")
+    assert "Summary of another failed attempt: b |" in text
+
+
+def test_the_same_rollout_in_full_and_in_brief():
+    """Row 0 reads a summary of rollout 1, and row 2 reads it in full."""
+    plan = PeerPlan(
+        np.array([[[-1], [-1], [1]]]),
+        np.full((1, 3, 1), -1),
+        np.array([[[1], [-1], [-1]]]),
+        outcome=np.array([[False, True, False]]),
+    )
+    texts = ["t", "all of it <summary>part</summary>", "u"]
+    _, _, chats = context.teacher_inputs([PROBLEM], [texts], plan, Words(), cfg=CFG)
+    assert chats[0][0]["content"].split(" | ")[1].endswith(": part")
+    assert "right: all of it" in chats[2][0]["content"]
+
+
+# Controls, as they are rendered.
+
+
+def test_neutral_headings_do_not_tell_the_outcome():
+    outcome = np.array([[False, True, False]])
+    for row in ((1, 2), (2, 1)):
+        text, record = teach(["t", "one", "two"], success=row, outcome=outcome, hidden=True)
+        assert record.succeeded == tuple(bool(outcome[0, i]) for i in row)
+        assert record.kinds == ("neutral", "neutral")
+        assert text.count("try:") == 2
+        assert "right" not in text
+        assert "wrong" not in text
+
+
+def test_a_shell_is_the_closing_line_alone():
+    text, record = teach(["t", "one"], shell=np.array([[True, False]]))
+    assert text == "<user> what is it | solve it now <end> <assistant>"
+    assert (record.informed, record.shown, record.reason) == (True, (), "")
+
+
+def test_a_peer_of_another_prompt():
+    plan = PeerPlan(
+        np.array([[[0, 1], [-1, -1]], [[-1, -1], [-1, -1]]]),
+        np.full((2, 2, 1), -1),
+        success_prompt=np.array([[[1, 1], [-1, -1]], [[-1, -1], [-1, -1]]]),
+        outcome=np.array([[False, False], [True, True]]),
+    )
+    second = Problem("q", ({"role": "user", "content": "why"},), "GOLD", "exact")
+    _, records, chats = context.teacher_inputs(
+        [PROBLEM, second], [["a", "b"], ["c", "d"]], plan, Words(), cfg=CFG
+    )
+    want = "what is it | right: c | also right: d | solve it now"
+    assert chats[0][0]["content"] == want
+    assert (records[0].prompts, records[0].shown) == ((1, 1), (0, 1))
+
+
+def test_contexts_never_read_an_answer():
+    """A problem that has none is rendered all the same."""
+    problem = types.SimpleNamespace(id="p", messages=PROBLEM.messages)
+    text, _ = teach(["t", "one"], success=(1,), problem=problem)
+    assert "right: one" in text

@@ -381,3 +381,17 @@ def test_a_reward_outside_0_and_1_is_no_verdict(monkeypatch, reward):
     verdict = verifiers.verify(Problem("p", (), "1", "exact"), "1")
     assert verdict.reward == 0
     assert "outside [0, 1]" in verdict.error
+
+
+def test_an_instruction_ends_every_prompt_of_both_splits(tmp_path):
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"messages": turns, "answer": "4"}) + "\n")
+    options = {"source": "jsonl", "train_path": str(path), "eval_path": str(path)}
+    asked = "Sum up in <summary></summary>."
+    for split in ("train", "eval"):
+        (bare,) = data.load(DataConfig(**options), split, seed=0)
+        (told,) = data.load(DataConfig(**options, instruction=asked), split, seed=0)
+        assert bare.messages == tuple(turns)
+        assert told.messages == (turns[0], {"role": "user", "content": f"u\n\n{asked}"})
+        assert (told.id, told.answer, told.verifier) == (bare.id, bare.answer, bare.verifier)

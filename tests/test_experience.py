@@ -1,13 +1,35 @@
 """What is said of a step: shares of rows by what their contexts, as rendered, hold."""
 
+import dataclasses
+import json
+import pathlib
+import types
+
+import jax
 import numpy as np
+import pytest
 
-from mopd_jax import experience
+from mopd_jax import (
+    cli,
+    config,
+    controls,
+    experience,
+    logbook,
+    methods,
+    peers,
+    sharding,
+    tokenizer,
+)
+from mopd_jax.config import Config, ContextConfig, MeshConfig, PeerConfig, TeacherConfig
 from mopd_jax.context import ContextRecord
+from mopd_jax.records import Verdict
 
 
-def record(shown, succeeded):
-    return ContextRecord(shown, succeeded, (0,) * len(shown), 0, 10, "")
+def record(shown, succeeded, *, p=0, **fields):
+    """Of a row that is shown rollouts of prompt p."""
+    count = len(shown)
+    given = {"prompts": (p,) * count, "informed": count > 0, **fields}
+    return ContextRecord(shown, succeeded, (0,) * count, 0, 10, "", **given)
 
 
 def test_shares_by_hand():
@@ -17,8 +39,8 @@ def test_shares_by_hand():
         record((2,), (False,)),
         record((), ()),
         record((), ()),
-        record((2,), (True,)),  # Rollouts 1 and 2 of the second prompt say the same.
-        record((0,), (False,)),
+        record((2,), (True,), p=1),  # Rollouts 1 and 2 of the second prompt say the same.
+        record((0,), (False,), p=1),
     ]
     got = experience._shares(contexts, texts)
     assert got == {
@@ -49,4 +71,220 @@ def test_groups_without_a_verdict_are_neither_mixed_nor_failed():
     got = experience.group_metrics(sampled, success * 1.0, valid, success, contexts)
     assert got["mixed_groups"] == 1 / 3
     assert got["all_failed_groups"] == 0
+    assert got["all_solved_groups"] == 1 / 3
+    assert got["one_success_groups"] == 2 / 3
+    assert got["one_failure_groups"] == 1 / 3
     assert got["verifier_errors"] == 3
+
+
+# Three prompts of four rollouts: mixed, all failed, all succeeded. One response is cut at T.
+SUCCESS = np.array([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+VALID = np.ones((3, 4), bool)
+VALID[0, 3] = False
+STOPPED = np.ones((3, 4), bool)
+STOPPED[2, 3] = False
+TEXTS = [[f"r{p} {g} {g} {p}" for g in range(4)] for p in range(3)]
+
+
+@pytest.fixture(scope="module")
+def words():
+    return tokenizer.load("builtin:codebook")
+
+
+def made(words, *, feedback="r7", gold=False, teacher="mask", context=None, **choice):
+    """(run, sampled, verdicts, chosen, rendered, batch) of one step, without a device's model.
+
+    The problems have no answer, so that whatever reads one fails.
+    """
+    cfg = Config(
+        peers=PeerConfig(**choice),
+        context=ContextConfig(teacher_prompt_length=60, closing="r0", **(context or {})),
+        rollout=dataclasses.replace(Config().rollout, prompts=3, group=4, prompt_length=6),
+        teacher=TeacherConfig(no_context=teacher),
+    )
+    run = types.SimpleNamespace(
+        cfg=cfg, tokenizer=words, mesh=sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    )
+    problems = [
+        types.SimpleNamespace(id=f"p{p}", messages=({"role": "user", "content": f"d0{p}"},))
+        for p in range(3)
+    ]
+    sampled = experience.Sampled(
+        problems=problems,
+        uids=np.array([70, 5, 33], np.uint32),
+        prompt=np.zeros((3, 6), np.int32),
+        prompt_mask=np.ones((3, 6), bool),
+        response=np.ones((3, 4, 5), np.int32),
+        mask=np.ones((3, 4, 5), bool),
+        behaviour_logp=np.zeros((3, 4, 5), np.float32),
+        stopped=STOPPED,
+        texts=TEXTS,
+    )
+    verdicts = [
+        [
+            Verdict(float(ok), feedback, "" if judged else "crashed", feedback_has_gold=gold)
+            for ok, judged in zip(*rows, strict=True)
+        ]
+        for rows in zip(SUCCESS, VALID, strict=True)
+    ]
+    rewards, valid, success = experience.outcomes(verdicts, cfg)
+    chosen = experience.choose_peers(run, sampled, success, valid, 1)
+    rendered = experience.render(run, sampled, chosen, verdicts, success)
+    batch = experience.batch(run, sampled, rendered.inputs, chosen.usage, rewards, valid)
+    return run, sampled, verdicts, chosen, rendered, batch
+
+
+def trained(step):
+    """bool[P, G]: rows of which every token is trained on."""
+    mask = np.asarray(step[-1].mask).reshape(3, 4, 5)
+    assert (mask.all(axis=2) == mask.any(axis=2)).all()
+    return mask.all(axis=2)
+
+
+@pytest.mark.parametrize("teacher", ["mask", "plain_prompt"])
+@pytest.mark.parametrize(
+    ("peers", "rows"),
+    [
+        ({}, [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]),
+        ({"targets": "failed"}, [[0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]),
+        ({"groups": "mixed"}, [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]),
+        ({"no_success": "mask"}, [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]),
+        ({"all_success": "mask"}, [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]),
+        ({"all_success": "plain_prompt"}, [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]),
+    ],
+)
+def test_rows_that_are_trained(words, peers, rows, teacher):
+    step = made(words, teacher=teacher, **peers)
+    assert trained(step).tolist() == np.array(rows, bool).tolist()
+    chosen, rendered = step[3], step[4]
+    left_out = (chosen.usage.left_out != "").reshape(-1)
+    for record, out, reason in zip(
+        rendered.records, left_out, chosen.usage.reasons.reshape(-1), strict=True
+    ):
+        assert not (out and record.informed)
+        assert not reason or record.reason == reason
+    got = experience.choice_metrics(chosen, rendered)
+    assert got["rows_left_out"] == left_out.mean() == np.mean(np.array(rows) == 0)
+    assert got["rows_plain"] == (1 / 3 if peers.get("all_success") == "plain_prompt" else 0)
+
+
+def test_a_plain_row_is_trained_though_it_is_not_informed(words):
+    step = made(words, all_success="plain_prompt", failures=0)
+    informed = step[4].inputs.informed.reshape(3, 4)
+    assert not informed[1:].any()
+    # The failed group has no context either, and there the teacher's policy masks.
+    assert trained(step).tolist() == [[True] * 4, [False] * 4, [True] * 4]
+
+
+def test_feedback_is_of_the_own_failed_attempt(words):
+    shown = {}
+    for mode in ("off", "no_success", "always"):
+        step = made(words, failures=0, context={"feedback": mode})
+        records = step[4].records
+        shown[mode] = np.array([r.feedback is not None for r in records]).reshape(3, 4)
+        texts = [chat[-1]["content"] for chat in step[4].chats]
+        assert ["r7" in text for text in texts] == shown[mode].reshape(-1).tolist()
+        # Rows that read nothing but feedback are trained on.
+        assert (trained(step) == step[4].inputs.informed.reshape(3, 4)).all()
+        values = experience.choice_metrics(step[3], step[4])
+        assert values["shows_feedback"] == shown[mode].mean()
+    assert not shown["off"].any()
+    failed = VALID & ~SUCCESS  # Not a row without a verdict either.
+    assert (shown["always"] == failed).all()
+    # Prompt 0's failure is shown a success; the failed group has none to show.
+    assert (shown["no_success"] == (failed & (np.arange(3) == 1)[:, None])).all()
+
+
+def test_feedback_with_gold_is_withheld_and_counted(words):
+    options = {"feedback": "always"}
+    step = made(words, gold=True, context=options)
+    assert step[4].withheld == 5
+    assert experience.choice_metrics(step[3], step[4])["feedback_withheld"] == 5
+    assert not any("r7" in chat[-1]["content"] for chat in step[4].chats)
+    step = made(words, gold=True, context={**options, "feedback_with_gold": True})
+    assert step[4].withheld == 0
+    assert sum("r7" in chat[-1]["content"] for chat in step[4].chats) == 5
+    # Nothing is withheld where there is nothing, or nobody to read it.
+    assert made(words, gold=True, feedback=" ", context=options)[4].withheld == 0
+    assert made(words, gold=True, groups="mixed", context=options)[4].withheld == 1
+    assert made(words, gold=True)[4].withheld == 0
+
+
+@pytest.mark.parametrize("control", controls.CONTROLS)
+def test_a_control_trains_the_rows_of_its_run(words, control):
+    step, real = made(words, control=control), made(words)
+    run, sampled, verdicts, chosen, rendered, _ = step
+    if control not in ("unrelated", "success_only"):
+        assert (trained(step) == trained(real)).all()
+    values = experience.choice_metrics(chosen, rendered)
+    assert values["control_same_blocks"] == chosen.match.same.sum()
+    assert (values["control_relabelled"] > 0) == (control == "shuffled")
+    wanted = sum(sum(r.tokens) for r in real[4].records)
+    assert chosen.match.wanted.sum() == wanted
+    assert chosen.match.given.sum() == sum(sum(r.tokens) for r in rendered.records)
+    rows = list(experience.readable(run, sampled, verdicts, chosen, rendered))
+    for n, row in enumerate(rows):
+        json.loads(logbook._dumps(row))
+        seen, p = row["context"], n // 4
+        assert len(seen["shown"]) == len(seen["shown_uids"]) == len(seen["kinds"])
+        assert (row["uid"], row["rollout"]) not in zip(
+            seen["shown_uids"], seen["shown"], strict=True
+        )
+        for uid, i, ok in zip(
+            seen["shown_uids"], seen["shown"], seen["succeeded"], strict=True
+        ):
+            q = {70: 0, 5: 1, 33: 2}[uid]
+            assert q == p or control in ("unrelated", "cross_failures", "success_only")
+            assert TEXTS[q][i] in row["teacher_message"]
+            assert ok == (SUCCESS & STOPPED)[q, i]
+        # The own text is nowhere in what the teacher reads before it scores that text.
+        assert row["response"] not in (row["teacher_message"] or "")
+        assert seen["control"]["wanted"] == chosen.match.wanted[p, n % 4]
+
+
+def test_metrics_of_a_match_by_hand():
+    rows = np.array([[100, 100, 0, 50]])
+    match = controls.Match(
+        wanted=rows,
+        given=np.array([[100, 97, 0, 51]]),
+        topped_up=np.array([[0, 1, 0, 0]]),
+        empty=np.array([[2, 0, 0, 0]]),
+        same=np.array([[1, 1, 0, 0]]),
+        relabelled=np.array([[0, 0, 0, 3]]),
+    )
+    usage = peers.Usage(np.full((1, 4), "", object), np.zeros((1, 4), bool))
+    rendered = experience.Rendered(None, [record((), ())] * 4, [], 0)
+    got = experience.choice_metrics(experience.Chosen(None, usage, match), rendered)
+    assert got["control_match_error"] == pytest.approx((0 + 0.03 + 0.02) / 3)
+    assert got["control_match_error_max"] == pytest.approx(0.03)
+    assert got["control_matched"] == pytest.approx(2 / 3)
+    assert got["control_topped_up"] == 1
+    assert got["control_empty_slots"] == 2
+    assert got["control_same_blocks"] == 2
+    assert got["control_relabelled"] == 3
+    assert match.row(0, 3) == {
+        "wanted": 50,
+        "given": 51,
+        "topped_up": 0,
+        "empty": 0,
+        "same": 0,
+        "relabelled": 3,
+        "error": pytest.approx(0.02),
+    }
+    nothing = controls.Match(*[np.zeros((1, 2), int)] * 6).metrics()
+    assert np.isnan(nothing["control_match_error"])
+    assert np.isnan(nothing["control_matched"])
+    assert nothing["control_empty_slots"] == 0
+
+
+def test_the_students_prompt_is_the_same_for_every_method():
+    """Data, prompts and sampling of a config file do not depend on the variant."""
+    root = pathlib.Path(__file__).parents[1]
+    for name in ("quickstart", "smollm2"):
+        made = [
+            config.from_config_dict(Config, cli.load(root / f"configs/{name}.py", v))
+            for v in methods.METHODS
+        ]
+        assert {(str(cfg.data), str(cfg.rollout), str(cfg.eval)) for cfg in made} == {
+            (str(made[0].data), str(made[0].rollout), str(made[0].eval))
+        }

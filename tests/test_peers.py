@@ -1,5 +1,7 @@
 """Who is shown to whom: the case table of method.md 2.4 and properties of every plan."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from mopd_jax import peers
 from mopd_jax.config import PeerConfig
+from mopd_jax.config_contexts import Rule
 
 
 def choose(success, *, candidate=None, texts=None, lengths=None, uids=None, **options):
@@ -14,6 +17,7 @@ def choose(success, *, candidate=None, texts=None, lengths=None, uids=None, **op
     success = np.array(success, bool)
     prompts, group = success.shape
     seed, step = options.pop("seed", 0), options.pop("step", 1)
+    rows = options.pop("rows", None)
     return peers.choose(
         success,
         np.ones_like(success) if candidate is None else np.array(candidate, bool),
@@ -23,6 +27,7 @@ def choose(success, *, candidate=None, texts=None, lengths=None, uids=None, **op
         seed=seed,
         step=step,
         cfg=PeerConfig(**options),
+        rows=rows,
     )
 
 
@@ -52,7 +57,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("rule", ["first", "uniform", "shortest", "longest"])
+RULES = get_args(Rule)
+
+
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("wins", "group", "succeeded", "always", "no_success"), CASES)
 def test_case_table(wins, group, succeeded, always, no_success, rule):
     success = np.arange(group) < wins
@@ -98,7 +106,7 @@ def situations(draw):
         "successes": draw(st.integers(0, 3)),
         "failures": draw(st.integers(0, 3)),
         "slots": draw(st.none() | st.integers(1, 4)),
-        "rule": draw(st.sampled_from(["first", "uniform", "shortest", "longest"])),
+        "rule": draw(st.sampled_from(RULES)),
         "failures_when": draw(st.sampled_from(["always", "no_success"])),
     }
     return draw(bits), draw(bits), [str(t) for t in draw(rows)], draw(rows), cfg
@@ -215,3 +223,127 @@ def test_rows_do_not_depend_on_how_many_prompts_there_are():
     success = np.random.default_rng(2).random((6, 5)) < 0.5
     plan, part = choose(success), choose(success[:2])
     np.testing.assert_array_equal(plan.success[:2], part.success)
+
+
+def test_similarity_by_hand():
+    texts = ["a b c", "a b d", "a b c", "x", "x", ""]
+    got = peers.similarity(texts)
+    # {ab, bc} and {ab, bd} share one of three bigrams; one word stands for itself.
+    want = np.eye(6)
+    want[0, 1] = want[1, 0] = want[1, 2] = want[2, 1] = 1 / 3
+    want[0, 2] = want[2, 0] = want[3, 4] = want[4, 3] = 1
+    np.testing.assert_allclose(got, want)
+    assert peers.similarity(["", " "])[0, 1] == 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "want"), [("most_similar", [2, 0, 3, 1]), ("least_similar", [1, 0, 3, 2])]
+)
+def test_orders_by_similarity_to_the_target(rule, want):
+    # Target 4; 0 and 3 are equally like it and keep the order of the rollouts.
+    texts = [["a b x y", "p q", "a b c d e", "a b z w", "a b c d"]]
+    plan = choose([[True] * 5], texts=texts, rule=rule, successes=4)
+    assert plan.success[0, 4].tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("source", "want"),
+    [("success", [(2, True)]), ("failure", [(4, False)]), ("all", [(2, True), (4, False)])],
+)
+def test_summaries_are_of_peers_that_are_not_shown_in_full(source, want):
+    options = {"rule": "first", "successes": 1, "failures": 1, "summaries": 3}
+    plan = choose([[1, 1, 1, 0, 0, 0]], summary_source=source, **options)
+    entries = plan.entries(0, 5)
+    full = [e for e in entries if not e.kind.startswith("summary")]
+    assert [(e.rollout, e.kind) for e in full] == [(0, "success"), (3, "failure")]
+    brief = [e for e in entries if e.kind.startswith("summary")]
+    own = [(1, True), *want] if source != "failure" else want
+    assert [(e.rollout, e.succeeded) for e in brief] == own
+    assert all(e.kind == f"summary_{'success' if e.succeeded else 'failure'}" for e in brief)
+    # After the full successes, before the full failures.
+    assert entries == [full[0], *brief, full[1]]
+    assert plan.informed().all()
+
+
+@given(situations(), st.integers(1, 4), st.sampled_from(["success", "failure", "all"]))
+def test_every_summary(situation, count, source):
+    success, candidate, texts, lengths, cfg = situation
+    cfg = {**cfg, "summaries": count, "summary_source": source}
+    plan = choose([success], candidate=[candidate], texts=[texts], lengths=[lengths], **cfg)
+    bare = choose(
+        [success],
+        candidate=[candidate],
+        texts=[texts],
+        lengths=[lengths],
+        **{**cfg, "summaries": 0},
+    )
+    assert same(plan, bare)  # Summaries take no full peer's place.
+    labels = {"success": {True}, "failure": {False}, "all": {True, False}}[source]
+    for g in range(len(success)):
+        entries = plan.entries(0, g)
+        brief = [e for e in entries if e.kind.startswith("summary")]
+        shown = {texts[e.rollout] for e in entries if e not in brief}
+        pool = {
+            texts[i]
+            for i in range(len(success))
+            if i != g and candidate[i] and success[i] in labels and texts[i] not in shown
+        }
+        assert len(brief) == len({texts[e.rollout] for e in brief}) == min(count, len(pool))
+        for e in brief:
+            assert e.rollout != g
+            assert candidate[e.rollout]
+            assert texts[e.rollout] in pool
+            assert success[e.rollout] == e.succeeded
+            assert e.succeeded in labels
+
+
+# One group of each class: all failed, mixed, all succeeded, no verdict, one verdict missing.
+OUTCOMES = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0]], bool)
+VALID = np.array([[1, 1, 1], [1, 1, 1], [1, 1, 1], [0, 0, 0], [1, 1, 0]], bool)
+
+
+@pytest.mark.parametrize(
+    ("settings", "left_out", "plain"),
+    [
+        ({}, "... ... ... ... ...", "... ... ... ... ..."),
+        ({"targets": "failed"}, "... s.. sss vvv .sv", "... ... ... ... ..."),
+        ({"groups": "mixed"}, "mmm ... mmm mmm ...", "... ... ... ... ..."),
+        ({"no_success": "mask"}, "nnn ... ... ... ...", "... ... ... ... ..."),
+        ({"all_success": "mask"}, "... ... eee ... ...", "... ... ... ... ..."),
+        ({"no_success": "plain_prompt"}, "... ... ... ... ...", "ppp ... ... ... ..."),
+        ({"all_success": "plain_prompt"}, "... ... ... ... ...", "... ... ppp ... ..."),
+        (
+            {"targets": "failed", "all_success": "plain_prompt", "no_success": "plain_prompt"},
+            "... s.. sss vvv .sv",
+            "ppp ... ... ... ...",
+        ),
+        (
+            {"targets": "failed", "groups": "mixed"},
+            "mmm s.. mmm mmm .sv",
+            "... ... ... ... ...",
+        ),
+    ],
+)
+def test_usage(settings, left_out, plain):
+    use = peers.usage(OUTCOMES, VALID, PeerConfig(**settings))
+    reasons = {
+        "": ".",
+        "the target has no verdict": "v",
+        "the target succeeded": "s",
+        "no rollout of the group succeeded": "n",
+        "every rollout of the group succeeded": "e",
+        "the group is not mixed": "m",
+    }
+    assert " ".join("".join(reasons[x] for x in row) for row in use.left_out) == left_out
+    assert " ".join("".join(".p"[int(x)] for x in row) for row in use.plain) == plain
+    assert (use.taught == (use.reasons == "")).all()
+    assert set(use.reasons[use.plain]) <= {"held to the plain prompt"}
+
+
+def test_rows_that_are_left_out_draw_nothing_and_move_nothing():
+    rows = np.array([[True, False, True, False, True]])
+    success = [[1, 1, 0, 0, 1]]
+    some, every = choose(success, rows=rows), choose(success)
+    assert some.informed().tolist() == rows.tolist()
+    for g in (0, 2, 4):
+        assert some.entries(0, g) == every.entries(0, g)

@@ -10,22 +10,47 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import context, data, peers, rollout, sharding, tokenizer, train_step
-from mopd_jax.config import Config, ConfigError, ContextConfig, MeshConfig, RolloutConfig
+from mopd_jax import (
+    context,
+    controls,
+    data,
+    experience,
+    peers,
+    rollout,
+    sharding,
+    tokenizer,
+    train_step,
+)
+from mopd_jax.config import (
+    Config,
+    ConfigError,
+    ContextConfig,
+    DataConfig,
+    MeshConfig,
+    RolloutConfig,
+)
 from mopd_jax.models import decoder
 from mopd_jax.peers import PeerPlan
+from mopd_jax.records import Verdict
 from mopd_jax.testing import random_batch, tiny_decoder
 
 BASE = Config(
     rollout=RolloutConfig(prompts=2, group=4, prompt_length=6, response_length=4),
-    context=ContextConfig(teacher_prompt_length=30, success="<ok> {text}", closing="r0"),
+    context=ContextConfig(
+        teacher_prompt_length=60,
+        success="<ok> {text}",
+        summary_success="d01 {text}",
+        closing="r0",
+    ),
 )
 
 
 def changed(section, **fields):
-    return dataclasses.replace(
-        BASE, **{section: dataclasses.replace(getattr(BASE, section), **fields)}
-    )
+    """BASE with other values in one section."""
+    made = dataclasses.replace(getattr(BASE, section), **fields)
+    # Summaries need an instruction that asks for them; only `instructed` reads it.
+    asks = {"data": DataConfig(instruction="<summary>")} if section == "peers" else {}
+    return dataclasses.replace(BASE, **{**asks, section: made})
 
 
 def update(cfg):
@@ -63,30 +88,53 @@ def sampler(cfg, which):
 def plan(cfg):
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 9, (6, 8))
-    texts = [[f"{i}" for i in range(8)]] * 6
-    success = np.array([[g < p for g in range(8)] for p in range(6)])
-    made = peers.choose(
-        success,
-        np.ones_like(success),
-        texts,
-        lengths,
-        list(range(6)),
-        seed=cfg.seed,
-        step=1,
-        cfg=cfg.peers,
-    )
-    return made.success.tolist(), made.failure.tolist()
+    # Rollout i of prompt p shares i words with its neighbour, so that rules of likeness differ.
+    texts = [[f"p{p} r{i} " + "w " * (5 * i % 8) for i in range(8)] for p in range(6)]
+    success = np.array([[g < wins for g in range(8)] for wins in (0, 1, 2, 3, 4, 8)])
+    use = peers.usage(success, success | (lengths > 1), cfg.peers)
+    given = (success, np.ones_like(success), texts, lengths, list(range(6)))
+    options = {"seed": cfg.seed, "step": 1, "cfg": cfg.peers, "rows": use.taught}
+    match = None
+    if cfg.peers.control == "off":
+        made = peers.choose(*given, **options)
+    else:
+        asked = [f"{p}" for p in range(6)]
+        made, match = controls.choose(*given, **options, tokens=lengths, questions=asked)
+    shown = [[made.entries(p, g) for g in range(8)] for p in range(6)]
+    shell = None if made.shell is None else made.shell.tolist()
+    return shown, shell, str(match), use.reasons.tolist()
 
 
 def contexts(cfg):
     words = tokenizer.load("builtin:codebook")
     (problem, *_) = data.load(Config().data, "train", seed=0)
-    texts = [["r1 1 2 3 4 5", "r2 2 3 4 5 6", "<think> r3 </think> r3 4", "r4 1 2 3 4 5"]]
-    shown = PeerPlan(np.array([[[1, 2]] + [[-1, -1]] * 3]), np.array([[[3]] + [[-1]] * 3]))
-    inputs, records, chats = context.teacher_inputs(
-        [problem], texts, shown, words, cfg=cfg.context
+    brief = "<sum> r8 </sum> <summary> r9 </summary> r5 1 2 3 4 5"
+    texts = [["r1 1 2 3 4 5", "r2 2 3 4 5 6", "<think> r3 </think> r3 4", brief, "r6 7 8 9"]]
+    empty = [[-1, -1]] * 4
+    shown = PeerPlan(
+        np.array([[[1, 2], *empty]]),
+        np.array([[[4]] + [[-1]] * 4]),
+        summary=np.array([[[3], [4], [-1], [-1], [-1]]]),
+        outcome=np.array([[True, True, True, True, False]]),
+        neutral=cfg.peers.control == "random",
     )
-    return inputs.prompt.tolist(), records, chats
+    verdicts = [[Verdict(0.0, "r7 6 5 4", feedback_has_gold=i == 4) for i in range(5)]]
+    advice, withheld = experience.own_feedback(
+        verdicts, np.zeros((1, 5), bool), np.ones((1, 5), bool), cfg.context
+    )
+    inputs, records, chats = context.teacher_inputs(
+        [problem], texts, shown, words, cfg=cfg.context, feedback=advice
+    )
+    return inputs.prompt.tolist(), records, chats, withheld
+
+
+def neutral_contexts(cfg):
+    peers = dataclasses.replace(cfg.peers, control="random")
+    return contexts(dataclasses.replace(cfg, peers=peers))
+
+
+def instructed(cfg):
+    return [p.messages for s in ("train", "eval") for p in data.load(cfg.data, s, seed=0)[:3]]
 
 
 def rollout_and_update(cfg):
@@ -158,13 +206,26 @@ CASES = [
             {"failures": 3},
             {"slots": 2},
             {"rule": "longest"},
+            {"rule": "most_similar"},
+            {"rule": "least_similar"},
             {"failures_when": "no_success"},
+            {"summaries": 1},
+            {"targets": "failed"},
+            {"groups": "mixed"},
+            {"no_success": "mask"},
+            {"no_success": "plain_prompt"},
+            {"all_success": "mask"},
+            {"all_success": "plain_prompt"},
+            *[{"control": name} for name in controls.CONTROLS],
         ]
     ],
+    (plan, "peers", {"summary_source": "failure"}, {"summaries": 2}),
+    (plan, "peers", {"control_match": "token"}, {"control": "unrelated"}),
+    (plan, "peers", {"control_topup": False}, {"control": "success_only"}),
     *[
         (contexts, "context", change, {})
         for change in [
-            {"teacher_prompt_length": 25},
+            {"teacher_prompt_length": 35},
             {"peer_tokens": 3},
             {"success": "<bad> {text}"},
             {"another_success": "<ok> {text}"},
@@ -172,8 +233,24 @@ CASES = [
             {"closing": ""},
             {"separator": " <bad> "},
             {"strip_thinking": False},
+            {"summary_success": "<ok> {text}"},
+            {"summary_failure": "<bad> {text}"},
+            {"summary_tag": "sum"},
+            {"summary_chars": 5},
+            {"feedback": "no_success"},
+            {"feedback": "always"},
         ]
     ],
+    *[
+        (contexts, "context", change, {"feedback": "always"})
+        for change in [
+            {"feedback_block": "<bad> {text}"},
+            {"feedback_tokens": 2},
+            {"feedback_with_gold": True},
+        ]
+    ],
+    (neutral_contexts, "context", {"neutral": "<bad> {text}"}, {}),
+    (instructed, "data", {"instruction": "r0"}, {}),
     (contexts, "context", {"cut_mark": " <bad> "}, {"peer_tokens": 3}),
 ]
 

@@ -104,6 +104,10 @@ def test_rollouts_say_who_was_shown(finished):
         group = [r for r in rows if r["uid"] == row["uid"]]
         shown = row["context"]["shown"]
         assert row["rollout"] not in shown
+        assert row["context"]["shown_uids"] == [row["uid"]] * len(shown)
+        assert row["context"]["kinds"] == [
+            "success" if ok else "failure" for ok in row["context"]["succeeded"]
+        ]
         blocks = [
             f"{'<ok>' if ok else '<bad>'} {group[i]['response']}"
             for i, ok in zip(shown, row["context"]["succeeded"], strict=True)
@@ -188,6 +192,12 @@ def test_nothing_compiles_after_warm_up(tmp_path, monkeypatch):
         "opd",
         "grpo",
         *(pytest.param(v, marks=pytest.mark.slow) for v in ("positive", "anchored", "sdpo")),
+        "control_unrelated",
+        "control_shell",
+        *(
+            pytest.param(f"control_{v}", marks=pytest.mark.slow)
+            for v in ("random", "shuffled", "cross_failures", "success_only")
+        ),
     ],
 )
 def test_every_variant_trains(tmp_path, variant):
@@ -201,6 +211,11 @@ def test_every_variant_trains(tmp_path, variant):
         assert records[0]["divergence"] < 1e-6
     if variant == "positive":
         assert all(r["shows_failure"] == 0 for r in records)
+    if variant.startswith("control_"):
+        # Every answer has four tokens and the end, so equally many blocks match exactly.
+        assert variant == "control_shell" or records[0]["control_matched"] > 0.9
+        assert records[0]["informed"] > 0.9
+        assert records[0]["trained_tokens"] > 0
 
 
 def test_eight_devices_equal_one(tmp_path):
