@@ -215,6 +215,11 @@ class LossConfig:
             f"LossConfig.support is 'sampled', which estimates reverse_kl, and the divergence "
             f"{self.divergence}; set loss.divergence='reverse_kl' or another support",
         )
+        _require(
+            not self.continuous or self.divergence == "jsd",
+            f"LossConfig.continuous rescales a jsd, and the divergence is {self.divergence}; "
+            "set loss.continuous=False",
+        )
         _at_least(self, 1, "top_k")
         _at_least(self, 0, "margin")
         _require(

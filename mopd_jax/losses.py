@@ -37,15 +37,32 @@ class Totals(NamedTuple):
     sequences: jax.Array  # f32[], rows of the mean over sequences
 
 
-def batch_totals(mask: jax.Array, *, every_row: bool = False) -> Totals:
+def batch_totals(
+    mask: jax.Array, *, context_mask: jax.Array | None = None, every_row: bool = False
+) -> Totals:
     """Denominators of the batch with mask bool[N, T], to be made before any split.
 
+    `context_mask` bool[N] is that of `distill_loss`: rows it leaves out are not counted.
     `every_row` counts rows without a token as sequences too: what a sum divided by the size of
     the batch does (method.md 1.5).
     """
-    check_shapes(mask=(mask, "N T"))
+    mask = _both_masks(mask, context_mask)
     rows = jnp.ones(len(mask), bool) if every_row else jnp.any(mask, axis=1)
     return Totals(jnp.sum(mask, dtype=jnp.float32), jnp.sum(rows, dtype=jnp.float32))
+
+
+def _both_masks(mask, context_mask):
+    mask = jnp.asarray(mask)
+    check_shapes(mask=(mask, "N T"))
+    if mask.dtype != jnp.bool_:
+        raise ValueError(f"mask: expected bool, got {mask.dtype}; write mask != 0")
+    if context_mask is None:
+        return mask
+    context_mask = jnp.asarray(context_mask)
+    check_shapes(mask=(mask, "N T"), context_mask=(context_mask, "N"))
+    if context_mask.dtype != jnp.bool_:
+        raise ValueError(f"context_mask: expected bool, got {context_mask.dtype}")
+    return mask & context_mask[:, None]
 
 
 def token_weights(
@@ -72,7 +89,7 @@ def token_weights(
             whole, so that the parts add up to the loss of the batch.
         scale: of seq-mean-token-sum-norm only, by default T.
     """
-    check_shapes(mask=(mask, "N T"))
+    mask = _both_masks(mask, None)
     if aggregation not in get_args(Aggregation):
         raise ValueError(
             f"aggregation {aggregation!r} is none of {', '.join(get_args(Aggregation))}"
@@ -113,6 +130,7 @@ def distill_loss(
     weights: jax.Array | None = None,
     aggregation: Aggregation | None = None,
     totals: Totals | None = None,
+    scale: float | None = None,
     rollout_weights: jax.Array | None = None,
     behaviour_logp: jax.Array | None = None,
     importance_cap: float | None = None,
@@ -137,14 +155,17 @@ def distill_loss(
         student_hidden, teacher_hidden: [N, T, D] and [N, T, E], the states that predict each
             target. The teacher's may have read another prompt and have another width.
         student_head, teacher_head: [V, D] and [V, E]; logits are hidden @ head.T in float32.
-        targets: i32[N, T], the response tokens.
+        targets: i32[N, T], the response tokens. One that is no token, such as -100, under a
+            true mask has the log-prob NaN, and with an importance cap the loss is NaN.
         mask: bool[N, T]; elsewhere nothing is read, not even a NaN.
         context_mask: bool[N], rows whose teacher had something to read; the others are masked.
         weights: f32[N, T] with the whole normalisation in them. Instead of them:
         aggregation: how token losses become one number, see `token_weights`; "token-mean" if
             nothing is said.
-        totals: the denominators, by default of what is masked here; with gradient
+        totals: the denominators, by default of what both masks leave here; with gradient
             accumulation or rows split over devices, `batch_totals` of the whole batch.
+        scale: the divisor of "seq-mean-token-sum-norm", by default T; to be given with totals,
+            since a part of a batch may be cut shorter.
         rollout_weights: f32[N, T], constant factors, such as the truncated ratio of trainer to
             sampler.
         behaviour_logp: f32[N, T] nats of the targets when they were sampled; with
@@ -165,22 +186,31 @@ def distill_loss(
         )
     if importance_cap is not None and not importance_cap > 0:
         raise ValueError(f"importance_cap must be positive, got {importance_cap}")
-    if weights is not None and not aggregation is totals is None:
+    if weights is not None and not aggregation is totals is scale is None:
         raise ValueError(
-            "weights have the normalisation in them: give them, or aggregation and totals"
+            "weights have the normalisation in them: give them, or aggregation, totals, scale"
+        )
+    if totals is not None and not isinstance(totals, Totals):
+        raise ValueError(f"totals: expected `batch_totals(mask)`, got {type(totals).__name__}")
+    if totals is not None and aggregation == "seq-mean-token-sum-norm" and scale is None:
+        raise ValueError(
+            "seq-mean-token-sum-norm divides by scale, by default the length T of this part;"
+            " with totals of a whole batch give its length too, scale=..."
         )
     per_token = {
         "rollout_weights": rollout_weights,
         "behaviour_logp": behaviour_logp,
         "weights": weights,
     }
+    per_token = {k: x if x is None else jnp.asarray(x) for k, x in per_token.items()}
+    rollout_weights, behaviour_logp, weights = per_token.values()
     given = {name: (x, "N T") for name, x in per_token.items() if x is not None}
-    given |= {"context_mask": (context_mask, "N")} if context_mask is not None else {}
+    mask = _both_masks(mask, context_mask)
     check_shapes(mask=(mask, "N T"), **given)
-    if context_mask is not None:
-        mask = mask & context_mask[:, None]
     if weights is None:
-        weights = token_weights(mask, aggregation=aggregation or "token-mean", totals=totals)
+        weights = token_weights(
+            mask, aggregation=aggregation or "token-mean", totals=totals, scale=scale
+        )
     if rollout_weights is not None:
         weights = weights * jnp.where(mask, rollout_weights, 0.0)
     return linear_divergence_loss(

@@ -184,6 +184,10 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         ({"loss__importance_cap": 0.0}, "None to turn it off"),
         ({"loss__support": "sampled"}, "set loss.divergence='reverse_kl' or another support"),
         ({"loss__top_k": 0}, "at least 1"),
+        (
+            {"loss__continuous": True, "loss__divergence": "reverse_kl"},
+            "set loss.continuous=False",
+        ),
         ({"loss__beta": 0.0}, "must be positive, None is the method's own"),
         ({"loss__margin": -1.0}, "at least 0"),
         ({"loss__label_smoothing": 0.5}, r"must lie in \[0, 0.5\)"),

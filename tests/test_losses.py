@@ -109,6 +109,25 @@ def test_the_loss_is_the_weighted_sum_of_its_factors():
     assert np.all(np.asarray(stats.logp)[~mask] == 0)
 
 
+def test_totals_know_the_context_mask_and_parts_may_be_shorter():
+    arrays = make()
+    context = np.array([True, False, True, False])
+    for aggregation in AGGREGATIONS:
+        scale = T if aggregation == "seq-mean-token-sum-norm" else None
+        options = {"aggregation": aggregation, "scale": scale}
+        whole, _ = distill_loss(*arrays, context_mask=context, **options)
+        totals = batch_totals(MASK, context_mask=context)
+        parts = 0.0
+        for row, length in ((0, 6), (1, 1), (2, 2), (3, 4)):
+            hidden, head, other, other_head, targets, mask = arrays
+            cut = [x[row : row + 1, :length] for x in (hidden, other, targets, mask)]
+            arrays_of_part = (cut[0], head, cut[1], other_head, *cut[2:])
+            parts += distill_loss(
+                *arrays_of_part, context_mask=context[row : row + 1], totals=totals, **options
+            )[0]
+        np.testing.assert_allclose(parts, whole, rtol=1e-6)
+
+
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_do_not_change_the_loss(aggregation, parts):
@@ -119,7 +138,9 @@ def test_micro_batches_do_not_change_the_loss(aggregation, parts):
     def part(hidden, head, other, targets, mask):
         def loss(head):
             arrays = (hidden, head, other, other_head, targets, mask)
-            return distill_loss(*arrays, aggregation=aggregation, totals=totals)[0]
+            scale = T if aggregation == "seq-mean-token-sum-norm" else None
+            options = {"aggregation": aggregation, "totals": totals, "scale": scale}
+            return distill_loss(*arrays, **options)[0]
 
         return jax.value_and_grad(loss)(head)
 
@@ -223,11 +244,20 @@ def test_importance_weighs_tokens_and_is_constant():
         ({"weights": np.ones((N, T)), "aggregation": "token-mean"}, "have the normalisation"),
         ({"weights": np.ones((N, T)), "totals": batch_totals(MASK)}, "have the normalisation"),
         ({"context_mask": np.ones(3, bool)}, r"context_mask: N=3"),
+        ({"context_mask": np.ones(N, np.float32)}, "context_mask: expected bool, got float32"),
+        ({"mask": np.float32(MASK)}, "mask: expected bool, got float32; write mask != 0"),
+        ({"totals": 4.0}, r"totals: expected `batch_totals\(mask\)`, got float"),
+        (
+            {"totals": batch_totals(MASK), "aggregation": "seq-mean-token-sum-norm"},
+            "give its length too, scale=",
+        ),
         ({"rollout_weights": np.ones((N, 2))}, r"rollout_weights: T=2"),
         ({"weights": np.ones(N)}, r"weights: expected \[N T\]"),
         ({"importance_cap": 0.0, "behaviour_logp": np.zeros((N, T))}, "must be positive"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message):
+    names = ("student_hidden", "student_head", "teacher_hidden", "teacher_head", "targets")
+    arrays = dict(zip((*names, "mask"), make(), strict=True))
     with pytest.raises(ValueError, match=message):
-        distill_loss(*make(), **changes)
+        distill_loss(**(arrays | changes))

@@ -156,9 +156,9 @@ def stored_divergence(
     Returns:
         TokenStats. `teacher_logp` is NaN at a target that was not stored.
     """
-    check_k = TopK(stored.ids.shape[-1], of="teacher", tail=tail)
+    support = TopK(stored.ids.shape[-1], of="teacher", tail=tail)
     options = Options(
-        kind, alpha, continuous, check_k, temperature, soft_cap, vocab_size, chunk_tokens
+        kind, alpha, continuous, support, temperature, soft_cap, vocab_size, chunk_tokens
     )
     arrays = (student_hidden, student_head, Operands(stored, targets, mask))
     return _run(arrays, options, sharding, implementation)

@@ -35,6 +35,14 @@ class Options(NamedTuple):
     chunk_tokens: int | None
 
 
+_STATIC = {
+    "alpha": (float, int),
+    "temperature": (float, int),
+    "vocab_size": (int,),
+    "chunk_tokens": (int,),
+}
+
+
 def make_spec(hidden, head, operands, given: Options, sharding, implementation) -> Spec:
     """The options settled and checked against the arrays.
 
@@ -42,6 +50,13 @@ def make_spec(hidden, head, operands, given: Options, sharding, implementation) 
         ValueError: shapes, dtypes, sizes or options that do not fit.
     """
     teacher, targets, mask = operands
+    for name, kinds in _STATIC.items():
+        value = getattr(given, name)
+        if value is not None and not isinstance(value, kinds):
+            raise ValueError(
+                f"{name}={value!r} is a {type(value).__name__}; it is static, give a Python"
+                f" {kinds[0].__name__}, not an array and nothing traced"
+            )
     _check_arrays(hidden, head, teacher, targets, mask)
     if (teacher is None) != (given.kind is None):
         raise ValueError(
@@ -51,9 +66,11 @@ def make_spec(hidden, head, operands, given: Options, sharding, implementation) 
     measure = None
     if teacher is not None:
         measure = formulas.measure(given.kind, given.alpha, continuous=given.continuous)
-        stored = isinstance(teacher, StoredTeacher)
-        options.check_support(given.support, measure, stored=stored)
-    if not given.temperature > 0 or math.isinf(given.temperature):
+        stored = teacher if isinstance(teacher, StoredTeacher) else None
+        options.check_support(given.support, measure, stored)
+    elif isinstance(given.soft_cap, tuple | list):
+        raise ValueError(f"soft_cap={given.soft_cap!r}: one model has one cap, not a pair")
+    if not 0 < given.temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, got {given.temperature}")
     student_cap, teacher_cap = options.soft_caps(given.soft_cap)
     sizes = _vocab_sizes(hidden, head, teacher)
@@ -122,6 +139,11 @@ def _check_arrays(hidden, head, teacher, targets, mask):
     for name, array in floating.items():
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name}: expected a floating dtype, got {array.dtype}")
+        if array.dtype == jnp.float16:
+            raise ValueError(
+                f"{name}: float16 ends at 6e-8, where gradients of a mean over tokens lie; give"
+                " bfloat16 or float32"
+            )
     if not jnp.issubdtype(targets.dtype, jnp.integer):
         raise ValueError(f"targets: expected an integer dtype, got {targets.dtype}")
     if mask.dtype != jnp.bool_:

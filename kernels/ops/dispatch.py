@@ -13,12 +13,12 @@ from mopd_jax.kernels.linear_divergence.tuning import Blocks
 
 Implementation = Literal["reference", "chunked", "pallas_tpu", "pallas_gpu"]
 
-# f32 logits of a chunk: on a CPU they should stay in its caches, elsewhere the products must be
-# large, and about 5 arrays of this size are alive at once.
+# Logits of a chunk: the products must be large, and the logits of both models and their
+# gradient are alive at once.
 _CHUNK_LOGITS = {"cpu": 2**23}
 _CHUNK_LOGITS_ACCELERATOR = 2**28
 # Below this many tokens a product no longer pays for reading the head once.
-_LEAST_TOKENS = {"cpu": 128}
+_LEAST_TOKENS = {"cpu": 256}
 _LEAST_TOKENS_ACCELERATOR = 512
 
 

@@ -263,6 +263,29 @@ def test_an_id_stored_twice_counts_once():
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("pad_id, pad_logp", [(-1, -1.0), (19, -1.0), (0, -np.inf)])
+def test_a_shorter_list_is_padded_with_what_counts_for_nothing(
+    pad_id, pad_logp, implementation
+):
+    (hidden, head, *teacher), targets, mask = models()
+    short = kernels.linear_topk(*teacher, mask, 3)
+    ids = jnp.concatenate([jnp.full((2, 5, 1), pad_id), short.ids], axis=-1)
+    logp = jnp.concatenate([jnp.full((2, 5, 1), pad_logp), short.logp], axis=-1)
+
+    def run(stored):
+        def loss(hidden, head):
+            arrays = (hidden, head, stored, targets, mask)
+            stats = kernels.stored_divergence(*arrays, implementation=implementation)
+            return jnp.sum(stats.divergence), stats.teacher_logp
+
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
+
+    got, want = run(StoredTeacher(ids, logp)), run(short)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
 def test_union_counts_a_shared_token_once():
     logits = np.float32([[3.0, 2.0, 1.0, 0.0]])
     other = np.float32([[3.0, 1.0, 2.0, 0.0]])

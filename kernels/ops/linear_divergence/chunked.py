@@ -115,7 +115,8 @@ def weighted_sum(
         lambda x: shown(x).reshape(-1, *x.shape[mask.ndim :]), (stats, weights, aux)
     )
     each, *_ = _weighted(token_loss, flat[0], flat[2], flat[1])
-    return jnp.sum(jnp.where(mask.reshape(-1), flat[1] * each, 0))
+    dtype = jnp.result_type(stats.logp, weights)
+    return jnp.sum(jnp.where(mask.reshape(-1), flat[1] * each, 0)).astype(dtype)
 
 
 def _loss_forward(spec, rows, token_loss, hidden, head, operands, weights, aux):
@@ -135,7 +136,7 @@ def _loss_backward(spec, rows, token_loss, residuals, cotangents):
 
     leaves, tree = jax.tree.flatten(aux)
     floating = iter(grads.aux)
-    to_aux = [scaled(next(floating), x) if _is_floating(x) else None for x in leaves]
+    to_aux = [scaled(next(floating), x) if is_floating(x) else None for x in leaves]
     return (
         scaled(grads.hidden, hidden),
         scaled(grads.head, head),
@@ -217,7 +218,9 @@ def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
         logits = _logits(states, head)
         models = (logits, taught, targets)
         if token_loss is None:
-            found, _ = rows(*models, spec=spec, part=part)
+            found = _by_rows(
+                lambda *models: rows(*models, spec=spec, part=part)[0], models, part
+            )
             return _put_all(stats, places, found), sums
         valid = places < tokens
         narrow = jnp.result_type(states, *jax.tree.leaves(head))
@@ -239,7 +242,8 @@ def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
             weights=put(sums.grads.weights, places, each),
             aux=[put(x, places, new) for x, new in zip(sums.grads.aux, to_aux, strict=True)],
         )
-        return stats, _Sums(sums.loss + jnp.sum(jnp.where(valid, weight * each, 0)), grads)
+        loss = sums.loss + jnp.sum(jnp.where(valid, weight * each, 0))
+        return stats, _Sums(loss.astype(sums.loss.dtype), grads)
 
     carry = _start(spec, token_loss, arrays, head)
     carry = jax.tree.map(lambda x: sharded.varying(x, *jax.tree.leaves((arrays, head))), carry)
@@ -256,14 +260,48 @@ def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
     return sharded.sum_tokens(sums.loss, spec), stats, grads
 
 
-def _losses(rows, weighted, logits, taught, targets, weights, aux, valid, *, spec, part, dtype):
-    """Statistics and losses f32[C], gradients to floating aux [C, ...] and logits [C, V]."""
-    found, pull = rows(logits, taught, targets, spec=spec, part=part)
-    each, to_stats, to_aux = weighted(found, aux, weights)
-    # Where no token is, a loss of zeros need not have a derivative.
-    to_stats = {name: jnp.where(valid, x, 0) for name, x in vars(to_stats).items()}
-    grad = pull(*(to_stats.get(name) for name in _PULLED)).astype(dtype)
-    return found, each, to_aux, grad
+def _losses(rows, weighted, *arrays, spec, part, dtype):
+    """Statistics and losses f32[C], gradients to floating aux [C, ...] and logits [C, V].
+
+    Args:
+        weighted: `_weighted` of a token loss.
+        arrays: logits f32[C, V], the teacher's side, targets, weights, aux, and bool[C], where
+            a token is.
+    """
+
+    def whole(logits, taught, targets, weights, aux, valid):
+        found, pull = rows(logits, taught, targets, spec=spec, part=part)
+        each, to_stats, to_aux = weighted(found, aux, weights)
+        # Where no token is, a loss of zeros need not have a derivative.
+        to_stats = {name: jnp.where(valid, x, 0) for name, x in vars(to_stats).items()}
+        grad = pull(*(to_stats.get(name) for name in _PULLED)).astype(dtype)
+        return found, each, to_aux, grad
+
+    return _by_rows(whole, arrays, part)
+
+
+# f32 arrays of a block of tokens on a CPU: a dozen of them should lie in its caches.
+_BLOCK_LOGITS = 2**18
+
+
+def _by_rows(function, arrays, part):
+    """`function(*arrays)` of [C, ...], which treats tokens apart; on a CPU few at a time.
+
+    XLA's loops over a whole chunk would there be bound by memory, a dozen of them in turn.
+    """
+    tokens, columns = arrays[0].shape
+    most = max(_BLOCK_LOGITS // columns, 2)
+    size = max(n for n in range(1, min(most, tokens) + 1) if tokens % n == 0)
+    # A count without a fitting divisor is left whole: blocks that are too small cost more.
+    if part.axis is not None or size == tokens or 4 * size < most:
+        return function(*arrays)
+
+    def blocks(*arrays):
+        split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
+        found = jax.lax.map(lambda block: function(*block), split)
+        return jax.tree.map(lambda x: x.reshape(tokens, *x.shape[2:]), found)
+
+    return jax.lax.platform_dependent(*arrays, cpu=blocks, default=function)
 
 
 def _put_all(stats, places, new):
@@ -281,10 +319,10 @@ def _start(spec, token_loss, arrays, head):
     stats = kind(*[jnp.zeros(targets.shape, dtype) for _ in dataclasses.fields(kind)])
     if token_loss is None:
         return stats, None
-    aux = [jnp.zeros_like(x) for x in jax.tree.leaves(aux) if _is_floating(x)]
+    aux = [jnp.zeros_like(x) for x in jax.tree.leaves(aux) if is_floating(x)]
     to_head = None if head is None else jnp.zeros(head.shape, dtype)
     grads = Gradients(jnp.zeros_like(hidden), to_head, jnp.zeros_like(weights), aux)
-    return stats, _Sums(jnp.zeros((), dtype), grads)
+    return stats, _Sums(jnp.zeros((), jnp.result_type(dtype, weights)), grads)
 
 
 def _weighted(token_loss, stats, aux, weights):
@@ -293,10 +331,10 @@ def _weighted(token_loss, stats, aux, weights):
 
     def losses(stats, floating):
         floating = iter(floating)
-        both = [next(floating) if _is_floating(x) else x for x in leaves]
+        both = [next(floating) if is_floating(x) else x for x in leaves]
         return token_loss(stats, jax.tree.unflatten(tree, both))
 
-    each, back = jax.vjp(losses, stats, [x for x in leaves if _is_floating(x)])
+    each, back = jax.vjp(losses, stats, [x for x in leaves if is_floating(x)])
     if each.shape != weights.shape:
         raise ValueError(
             f"token_loss must return one number a token, of shape {weights.shape}, as the"
@@ -305,7 +343,7 @@ def _weighted(token_loss, stats, aux, weights):
     return each, *back(weights.astype(each.dtype))
 
 
-def _is_floating(x) -> bool:
+def is_floating(x) -> bool:
     return jnp.issubdtype(x.dtype, jnp.floating)
 
 

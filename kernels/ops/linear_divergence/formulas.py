@@ -72,6 +72,8 @@ def measure(
     if kind not in get_args(Divergence):
         raise ValueError(f"divergence kind {kind!r} is none of {get_args(Divergence)}")
     if kind != "jsd":
+        if continuous:
+            raise ValueError(f"continuous rescales a jsd, {kind} has no alpha; leave it False")
         if alpha is not None:
             raise ValueError(f"alpha={alpha} was given, but {kind} has none; leave it None")
         return Measure(kind)
@@ -189,7 +191,7 @@ def _jsd(s: jax.Array, t: jax.Array, alpha: float):
 # Where |log(q/p)| is below, series take the place of differences that would cancel; above, no
 # more than 4 bits are lost.
 _SMALL = 0.5
-# A ratio beyond exp(30) is held there: the smaller of the two weighs less than 1e-13 of the other.
+# A ratio beyond exp(30) is held there: the smaller of the two weighs 1e-13 of the other.
 _FAR = 30.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -24,8 +25,8 @@ class TopK:
     tail: bool = True
 
     def __post_init__(self):
-        if self.k < 1:
-            raise ValueError(f"TopK: k must be at least 1, got {self.k}")
+        if not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"TopK: k must be at least 1, an int, got {self.k!r}")
         if self.of not in ("student", "teacher", "union"):
             raise ValueError(f"TopK: of={self.of!r} is none of student, teacher, union")
 
@@ -40,7 +41,7 @@ class StoredTeacher:
     """What was kept of a teacher: its log-probs of K tokens at each position.
 
     The log-probs are under the full softmax at the temperature of the call, so that what they
-    leave over is the tail's.
+    leave over is the tail's. Where fewer are known, pad with id -1 or log-prob -inf.
     """
 
     ids: jax.Array  # i32[..., K]
@@ -71,6 +72,11 @@ class HeadSharding:
     mesh: Any = None  # None takes the mesh in context (`jax.set_mesh`).
 
     def __post_init__(self):
+        if not isinstance(self.tokens, tuple) or len(set(self.tokens)) < len(self.tokens):
+            raise ValueError(
+                f"HeadSharding: tokens={self.tokens!r} must be a tuple of different axes, such"
+                ' as ("data",)'
+            )
         if self.vocab in self.tokens:
             raise ValueError(f"HeadSharding: axis {self.vocab!r} is both in tokens and vocab")
         if self.embed is not None and self.embed not in self.tokens:
@@ -98,23 +104,26 @@ def soft_caps(soft_cap) -> tuple[float | None, float | None]:
     """(student's, teacher's) of one value for both or of a pair.
 
     Raises:
-        ValueError: a cap is not positive, or there are not two.
+        ValueError: a cap is not positive and finite, or there are not two.
     """
-    caps = soft_cap if isinstance(soft_cap, tuple) else (soft_cap, soft_cap)
-    if len(caps) != 2 or any(cap is not None and not cap > 0 for cap in caps):
+    caps = soft_cap if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
+    numbers = [cap for cap in caps if cap is not None]
+    if len(caps) != 2 or not all(
+        isinstance(cap, int | float) and 0 < cap < math.inf for cap in numbers
+    ):
         raise ValueError(
             f"soft_cap must be a positive number, None, or a pair (student's, teacher's) of"
             f" these, got {soft_cap!r}"
         )
-    return caps
+    return tuple(caps)
 
 
-def check_support(support: Support, measure: Measure, *, stored: bool) -> None:
+def check_support(support: Support, measure: Measure, stored: StoredTeacher | None) -> None:
     """Refuses supports that mean nothing.
 
     Raises:
-        ValueError: unknown, or "sampled" of something else than the reverse KL, or of a stored
-            teacher.
+        ValueError: unknown, "sampled" of something else than the reverse KL, or not that of a
+            stored teacher.
     """
     if not isinstance(support, TopK) and support not in ("full", "sampled"):
         raise ValueError(f"support={support!r} is none of 'full', 'sampled' or a TopK(...)")
@@ -123,8 +132,11 @@ def check_support(support: Support, measure: Measure, *, stored: bool) -> None:
             f"support='sampled' estimates the reverse KL only, got kind={measure.kind!r}; use"
             " kind='reverse_kl', or another support"
         )
-    if stored and not (isinstance(support, TopK) and support.of == "teacher"):
+    if stored is None:
+        return
+    own = TopK(stored.ids.shape[-1], of="teacher", tail=getattr(support, "tail", True))
+    if support != own:
         raise ValueError(
             f"a stored teacher knows its own tokens only, got support={support!r}; use"
-            " TopK(k, of='teacher'), k being how many are stored"
+            f" TopK({own.k}, of='teacher'), {own.k} being how many are stored"
         )

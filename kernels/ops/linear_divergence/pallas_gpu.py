@@ -24,15 +24,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mopd_jax.kernels.linear_divergence import pallas_gpu_kernels
+from mopd_jax.kernels.linear_divergence.chunked import is_floating
 from mopd_jax.kernels.linear_divergence.options import Spec, StoredTeacher
 from mopd_jax.kernels.linear_divergence.statistics import (
+    WHOLE,
     Part,
     Pull,
     TokenLogprob,
     TokenStats,
 )
-
-_WHOLE = Part()
 
 # (statistics f32[R], aux of the same tokens, weights f32[R]) -> losses f32[R] and the gradients
 # of their weighted sum: to the statistics, a record, and to the floating leaves of aux, a list.
@@ -65,7 +65,7 @@ class RowKernels:
         targets: jax.Array,
         *,
         spec: Spec,
-        part: Part = _WHOLE,
+        part: Part = WHOLE,
     ) -> tuple[TokenStats | TokenLogprob, Pull]:
         """Statistics of C tokens, and the way back to the logits, a launch each.
 
@@ -121,7 +121,7 @@ class RowKernels:
         *,
         spec: Spec,
         dtype: jnp.dtype,
-        part: Part = _WHOLE,
+        part: Part = WHOLE,
     ) -> tuple[TokenStats | TokenLogprob, jax.Array, list[jax.Array], jax.Array]:
         """Statistics, losses and all gradients of C tokens in one launch.
 
@@ -148,7 +148,7 @@ class RowKernels:
         outputs = (
             _record(teacher, each),
             each,
-            [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves if _is_floating(x)],
+            [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves if is_floating(x)],
             jax.ShapeDtypeStruct(logits.shape, dtype),
         )
         # Bits are no type of memory.
@@ -229,7 +229,3 @@ def _known(targets, logits):
 
 def _record(teacher, each):
     return TokenLogprob(each, each) if teacher is None else TokenStats(each, each, each, each)
-
-
-def _is_floating(x) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)

@@ -37,9 +37,7 @@ def token_statistics(
         at_teacher = at_targets(taught, targets)
     else:
         taught = teacher
-        hit = teacher.ids == targets[..., None]
-        found = jnp.sum(jnp.where(hit, teacher.logp, 0), axis=-1)
-        at_teacher = jnp.where(jnp.any(hit, axis=-1), found, jnp.nan)
+        at_teacher = statistics.stored_logp(teacher, targets, spec)
     if spec.support == "full":
         value = formulas.divergence(logp, taught, spec.measure)
     elif spec.support == "sampled":
@@ -90,7 +88,7 @@ def _chosen(logp, taught, spec):
         ]
         ids = jnp.concatenate(tops, axis=-1)
         logq = jnp.take_along_axis(taught, ids, axis=-1)
-    chosen = jnp.take_along_axis(logp, ids, axis=-1)
-    twice = statistics.repeated(ids)
-    chosen, logq = (jnp.where(twice, -jnp.inf, x) for x in (chosen, logq))
+    idle = statistics.unused(ids, logq, spec.vocab_size)
+    chosen = jnp.take_along_axis(logp, jnp.where(idle, 0, ids), axis=-1)
+    chosen, logq = (jnp.where(idle, -jnp.inf, x) for x in (chosen, logq))
     return statistics.coarse_divergence(chosen, logq, support.tail, spec.measure)

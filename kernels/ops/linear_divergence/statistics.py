@@ -2,8 +2,9 @@
 
 `token_statistics` reads the logits of some tokens, over the whole vocabulary or over one
 device's part of it, and returns the statistics with `pull`, which turns their cotangents into
-the gradient of the student's logits. `merge` puts together what was found on parts of the
-vocabulary apart.
+the gradient of the student's logits. It makes what has the size of the logits again, so that
+only logits are kept, except on a CPU (`_apart`). `merge` puts together what was found on parts
+of the vocabulary apart.
 
 With p the student, lp its log-probs, and D a function of the log-probs with derivatives a_j,
 the gradient to logit j of c_D D + c_y lp_y + c_H H is
@@ -107,9 +108,7 @@ def token_statistics(
         stats = TokenLogprob(of_target, entropy)
     elif isinstance(teacher, StoredTeacher):
         value, chosen = _chosen(logp, None, teacher, spec, part)
-        stored = jnp.sum(jnp.where(teacher.ids == targets[:, None], teacher.logp, 0), -1)
-        kept = jnp.any(teacher.ids == targets[:, None], axis=-1)
-        stats = TokenStats(value, of_target, jnp.where(kept, stored, jnp.nan), entropy)
+        stats = TokenStats(value, of_target, stored_logp(teacher, targets, spec), entropy)
     else:
         other = _side(teacher, spec.teacher_cap, spec, real, axis)
         taught, _ = other(teacher)
@@ -224,13 +223,13 @@ def _chosen(student, teacher, stored, spec, part):
     else:
         ids = _chosen_ids(student, teacher, support, part)
         logq = _take(teacher, ids, part)
-    twice = repeated(ids)
-    logp, logq = (jnp.where(twice, -jnp.inf, x) for x in (_take(student, ids, part), logq))
+    idle = unused(ids, logq, spec.vocab_size)
+    logp, logq = (jnp.where(idle, -jnp.inf, x) for x in (_take(student, ids, part), logq))
     value, pull = jax.vjp(
         lambda x: coarse_divergence(x, logq, support.tail, spec.measure), logp
     )
     (to_chosen,) = pull(jnp.ones_like(value))
-    return value, (ids, jnp.where(twice, 0, to_chosen))
+    return value, (ids, jnp.where(idle, 0, to_chosen))
 
 
 def _scatter(grad, ids, values, part):
@@ -266,10 +265,24 @@ def rest(logp: jax.Array) -> jax.Array:
     return jnp.where(near, first, jnp.log1p(-jnp.exp(jnp.where(near, -1, mass))))
 
 
-def repeated(ids: jax.Array) -> jax.Array:
-    """Where an id stands that stood before, bool[..., K]: chosen twice, it counts once."""
+def unused(ids: jax.Array, logq: jax.Array, vocab_size: int) -> jax.Array:
+    """Which of K places count for nothing, bool[..., K].
+
+    Those whose id is no token or whose log-prob is -inf, which is how a shorter list is padded,
+    and those whose id stood in a used place before: chosen twice, it counts once.
+    """
+    idle = (ids < 0) | (ids >= vocab_size) | (logq == -jnp.inf)
+    apart = jnp.where(idle, -1 - jnp.arange(ids.shape[-1]), ids)  # Equal to no other.
     before = jnp.tri(ids.shape[-1], k=-1, dtype=bool)
-    return jnp.any((ids[..., :, None] == ids[..., None, :]) & before, axis=-1)
+    return idle | jnp.any((apart[..., :, None] == apart[..., None, :]) & before, axis=-1)
+
+
+def stored_logp(stored: StoredTeacher, targets: jax.Array, spec: Spec) -> jax.Array:
+    """The stored log-prob of each target, f32[...]; NaN where it was not stored."""
+    idle = unused(stored.ids, stored.logp, spec.vocab_size)
+    hit = (stored.ids == targets[..., None]) & ~idle
+    found = jnp.sum(jnp.where(hit, stored.logp, 0), axis=-1)
+    return jnp.where(jnp.any(hit, axis=-1), found, jnp.nan)
 
 
 def _chosen_ids(student, teacher, support, part):
