@@ -184,7 +184,7 @@ def show_memory(chips, cases, chunks):
     show("chip", "N, D, V", "contestant", *(f"{name} GiB" for name in SIZES))
     show(*["---"] * 6)
     for chip, case in itertools.product(chips, cases):
-        default = [dispatch.default_chunk_tokens("tpu", case.shape[2])]
+        default = [dispatch.default_chunk_tokens("tpu", case.shape[2], case.shape[0])]
         for row in compile_for(chip, case, chunks or default):
             cells = [f"{row[x] / 2**30:.3f}" if x in row else "-" for x in SIZES]
             cells[0] = row.get("refused", cells[0])

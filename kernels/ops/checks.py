@@ -78,13 +78,14 @@ def make_spec(hidden, head, operands, given: Options, sharding, implementation) 
     k = getattr(given.support, "k", 1)
     if k > vocab_size:
         raise ValueError(f"support k={k} is more than the vocabulary of {vocab_size}")
-    chunk_tokens = given.chunk_tokens
-    if chunk_tokens is None:
-        chunk_tokens = dispatch.default_chunk_tokens(jax.default_backend(), vocab_size)
-    if chunk_tokens < 1:
-        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     if sharding is not None:
         _check_sharding(sharding, mask, head, implementation)
+    chunk_tokens = given.chunk_tokens
+    if chunk_tokens is None:
+        tokens = mask.size // (1 if sharding is None else _parts(sharding, sharding.tokens))
+        chunk_tokens = dispatch.default_chunk_tokens(jax.default_backend(), vocab_size, tokens)
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     return Spec(
         measure=measure,
         support=given.support,
@@ -185,14 +186,21 @@ def _vocab_size(sizes, given, sharding):
     return next(iter(sizes.values())) if given is None else given
 
 
+def _mesh(sharding):
+    return jax.sharding.get_abstract_mesh() if sharding.mesh is None else sharding.mesh
+
+
+def _parts(sharding, axes):
+    return math.prod(_mesh(sharding).shape[axis] for axis in axes)
+
+
 def _check_sharding(sharding: HeadSharding, mask, head, implementation):
     if implementation == "reference":
         raise ValueError(
             "sharding is given, but implementation='reference' materialises all logits wherever"
             " the arrays lie; leave out one of the two"
         )
-    mesh = sharding.mesh
-    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    mesh = _mesh(sharding)
     named = {*sharding.tokens, *filter(None, (sharding.vocab, sharding.embed))}
     if missing := named - set(mesh.axis_names):
         raise ValueError(
@@ -204,7 +212,7 @@ def _check_sharding(sharding: HeadSharding, mask, head, implementation):
         ("rows of the head", head.shape[0], filter(None, (sharding.vocab,))),
         ("columns of the head", head.shape[1], filter(None, (sharding.embed,))),
     ):
-        parts = math.prod(mesh.shape[axis] for axis in axes)
+        parts = _parts(sharding, axes)
         if size % parts:
             raise ValueError(
                 f"sharding: {size} {what} do not split over {parts} devices; pad them, or"

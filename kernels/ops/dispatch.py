@@ -13,13 +13,14 @@ from mopd_jax.kernels.linear_divergence.tuning import Blocks
 
 Implementation = Literal["reference", "chunked", "pallas_tpu", "pallas_gpu"]
 
-# Logits of a chunk: the products must be large, and the logits of both models and their
-# gradient are alive at once.
-_CHUNK_LOGITS = {"cpu": 2**23}
-_CHUNK_LOGITS_ACCELERATOR = 2**28
-# Below this many tokens a product no longer pays for reading the head once.
-_LEAST_TOKENS = {"cpu": 256}
-_LEAST_TOKENS_ACCELERATOR = 512
+# By platform, the last for accelerators. Logits of a chunk: the products must be large, and the
+# logits of both models and their gradient are alive at once.
+_LOGITS = {"cpu": 2**23, None: 2**28}
+# Tokens that a chunk has however large the vocabulary is: each chunk reads the head and adds to
+# its gradient.
+_USUAL_TOKENS = {"cpu": 256, None: 512}
+# Below these a chunk is not divided further for the sake of the last one.
+_LEAST = {"cpu": (128, 2**20), None: (512, 2**24)}  # tokens, logits
 
 
 def resolve(name: Implementation | None, platform: str) -> Implementation:
@@ -71,9 +72,18 @@ def settle(
     return name, RowKernels() if name == "pallas_gpu" else None
 
 
-def default_chunk_tokens(platform: str, vocab_size: int) -> int:
-    """Tokens a chunk, a power of two, such that its logits have a fitting size."""
-    logits = _CHUNK_LOGITS.get(platform, _CHUNK_LOGITS_ACCELERATOR)
-    least = _LEAST_TOKENS.get(platform, _LEAST_TOKENS_ACCELERATOR)
-    fitting = max(logits // vocab_size, 1)
-    return max(least, 2 ** (fitting.bit_length() - 1))
+def default_chunk_tokens(platform: str, vocab_size: int, tokens: int) -> int:
+    """Tokens a chunk, a power of two, for `tokens` on a device.
+
+    At most an eighth of them, so that the last chunk, which may be nearly empty, costs little.
+    """
+    key = platform if platform in _LOGITS else None
+    usual = max(_power_of_two(_LOGITS[key] // vocab_size), _USUAL_TOKENS[key])
+    least, logits = _LEAST[key]
+    least = max(_power_of_two(logits // vocab_size), least)
+    return max(min(usual, _power_of_two(tokens // 8)), least)
+
+
+def _power_of_two(number: int) -> int:
+    """The largest not above `number`, at least 1."""
+    return 2 ** (max(number, 1).bit_length() - 1)

@@ -167,7 +167,7 @@ def whole_loss(implementation, kind):
             lambda stats, old: stats.divergence - old * stats.logp,
             *(hidden, head, teacher, targets, mask, weights, weights),
             kind=kind,
-            chunk_tokens=dispatch.default_chunk_tokens("gpu", VOCABULARY),
+            chunk_tokens=dispatch.default_chunk_tokens("gpu", VOCABULARY, 65536),
             implementation=implementation,
         )[0]
 
@@ -192,7 +192,7 @@ def test_the_loss_of_65536_tokens_takes_4_gib(implementation, kind):
     shapes = re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[(\d[\d,]*)\]", text)
     assert max(math.prod(map(int, x.split(","))) for x in shapes) == VOCABULARY * WIDTH
     # Logits of both are float32 where the products write them, whichever instruction that is.
-    tokens = dispatch.default_chunk_tokens("gpu", VOCABULARY)
+    tokens = dispatch.default_chunk_tokens("gpu", VOCABULARY, 65536)
     logits = re.findall(
         rf"^.*= (\w+)\[{tokens},{VOCABULARY}\]\S* (?:fusion|custom-call|dot)\(.*cd,vd->cv.*$",
         text,

@@ -273,3 +273,18 @@ def replaced(**changes):
 def test_what_does_not_fit_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         replaced(**changes)
+
+
+@pytest.mark.parametrize(
+    "platform, vocab, tokens, chunk",
+    [
+        ("cpu", 49152, 2048, 256),
+        ("cpu", 151936, 1024, 128),  # An eighth.
+        ("cpu", 151936, 65536, 256),
+        ("cpu", 97, 1280, 8192),  # A small vocabulary: all at once.
+        ("tpu", 151936, 65536, 1024),
+        ("gpu", 151936, 4096, 512),
+    ],
+)
+def test_default_chunks(platform, vocab, tokens, chunk):
+    assert dispatch.default_chunk_tokens(platform, vocab, tokens) == chunk
