@@ -210,8 +210,13 @@ def _or(value, default):
 
 def _row_logp(params, batch, cfg, model):
     """Log-prob f32[N] in nats of each whole response."""
+    return jnp.sum(_student_logp(params, batch, cfg, model).logp, axis=1)
+
+
+def _student_logp(params, batch, cfg, model):
+    """Log-prob and entropy f32[N, T] of each response token after the plain prompt."""
     hidden = _student_states(params, batch, model)
-    stats = linear_logprob(
+    return linear_logprob(
         hidden,
         decoder.head(params).astype(hidden.dtype),
         batch.response,
@@ -220,7 +225,6 @@ def _row_logp(params, batch, cfg, model):
         chunk_tokens=cfg.model.head_chunk,
         sharding=sharding.head_sharding(),
     )
-    return jnp.sum(stats.logp, axis=1)
 
 
 def _likelihood(sign, params, teacher_params, batch, weights, cfg, model):
@@ -299,16 +303,7 @@ def _support(cfg: LossConfig) -> Support:
 
 def _grpo(params, teacher_params, batch, weights, cfg, model):
     del teacher_params
-    hidden = _student_states(params, batch, model)
-    stats = linear_logprob(
-        hidden,
-        decoder.head(params).astype(hidden.dtype),
-        batch.response,
-        batch.mask,
-        temperature=cfg.rollout.temperature,
-        chunk_tokens=cfg.model.head_chunk,
-        sharding=sharding.head_sharding(),
-    )
+    stats = _student_logp(params, batch, cfg, model)
     loss, clipped = losses.grpo_loss(
         stats.logp,
         batch.behaviour_logp,

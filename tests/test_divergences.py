@@ -254,6 +254,8 @@ def test_nan_is_not_hidden(kind, alpha, side):
     logp[side, 0, 1] = np.nan
     value = divergence(*logp, kind, alpha)
     assert np.isnan(value[0]) and value[1] == 0
+    each = formulas.terms(*logp, formulas.measure(kind, alpha))
+    assert np.all(np.isnan([x[0, 1] for x in each]))
 
 
 def test_entropy_matches_float64_with_an_impossible_token():

@@ -172,8 +172,9 @@ def _jsd(s: jax.Array, t: jax.Array, alpha: float):
     second = _expm1_minus(small)
     excess = small + second
     # Away from equality the quotient of the probabilities is as good as exp(d), and cheaper.
-    ratio = q / jnp.where(jnp.abs(d) < _FAR, p, 1)
-    ratio = jnp.where(d < _FAR, jnp.where(d > -_FAR, ratio, math.exp(-_FAR)), math.exp(_FAR))
+    # No comparison is true of NaN, which must come out.
+    ratio = q / jnp.where(jnp.abs(d) >= _FAR, 1, p)
+    ratio = jnp.where(d >= _FAR, math.exp(_FAR), jnp.where(d <= -_FAR, math.exp(-_FAR), ratio))
     excess = jnp.where(near, excess, ratio - 1)
     # u = log(m/p) = log(1 + z), of which z - u is wanted too; w = log(m/q) = u - d.
     z = alpha * excess
