@@ -439,7 +439,6 @@ def call(dtype="float32", implementation=BLOCKS, **options):
     [
         ({"kind": "reverse_kl", "support": "sampled"}, "support='sampled', only 'full'; use"),
         ({"support": TopK(3)}, r"support=TopK\(k=3.*only 'full'; use implementation='chunked'"),
-        ({"dtype": "float16"}, "float16 ends at 6e-8"),
         ({"implementation": Blocks(8, 128, 128, 2**24)}, r"blocks of \(8, 128, 128\); choose"),
     ],
 )
