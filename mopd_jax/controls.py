@@ -3,7 +3,7 @@
 A control first chooses the peers of the very run it controls, by the same draws, and then fills
 the same slots. Every row says how well its tokens match, which slots were topped up and which
 stayed empty: nothing is silent. Controls read responses and outcomes, never a gold answer
-(method.md 2.10; docs/contexts.md has the table). Pools of several prompts are ordered by the
+(docs/contexts.md has the table). Pools of several prompts are ordered by the
 prompts' numbers, so the order of the batch changes nothing.
 """
 

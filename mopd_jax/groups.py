@@ -13,7 +13,7 @@ def successes(rewards: np.ndarray, *, threshold: float) -> np.ndarray:
 
 
 def advantages(rewards: np.ndarray, valid: np.ndarray, *, scale_by_std: bool) -> np.ndarray:
-    """GRPO advantages f32[P, G]: reward minus the group's mean (method.md 3.8).
+    """GRPO advantages f32[P, G]: reward minus the group's mean (arXiv 2402.03300).
 
     Args:
         rewards: f64[P, G].

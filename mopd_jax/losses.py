@@ -44,7 +44,7 @@ def batch_totals(
 
     `context_mask` bool[N] is that of `distill_loss`: rows it leaves out are not counted.
     `every_row` counts rows without a token as sequences too: what a sum divided by the size of
-    the batch does (method.md 1.5).
+    the batch does.
     """
     mask = _both_masks(mask, context_mask)
     rows = jnp.ones(len(mask), bool) if every_row else jnp.any(mask, axis=1)
@@ -74,7 +74,7 @@ def token_weights(
 ) -> jax.Array:
     """Weights f32[N, T] that turn token losses into one number by a weighted sum.
 
-    With k the mask bool[N, T], and the totals those of the whole batch (method.md 3.7):
+    With k the mask bool[N, T], and the totals those of the whole batch:
 
         token-mean                k / tokens
         seq-mean-token-mean       k / (sequences * sum_t k)
@@ -251,7 +251,9 @@ def grpo_loss(
     clip_high: float,
     dual_clip: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Clipped policy-gradient loss of GRPO with clip-higher and dual clip (method.md 3.8).
+    """Clipped policy-gradient loss of GRPO with clip-higher and dual clip.
+
+    Sources: GRPO arXiv 2402.03300, clip-higher arXiv 2503.14476, dual clip arXiv 1912.09729.
 
     Per token, with r = p / p_behaviour: max(-A r, -A clip(r, 1 - low, 1 + high)), and where
     A < 0 at most -dual_clip * A.

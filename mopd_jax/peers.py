@@ -2,7 +2,7 @@
 
 Pure, seeded functions on the host. Self-exclusion is always on: no context contains its own
 target. Candidates with equal text are one candidate. The draw of a row depends on (seed, step,
-prompt, rollout) alone, not on the order of the batch (arXiv 2605.12652; method.md 2.4, 2.12).
+prompt, rollout) alone, not on the order of the batch (arXiv 2605.12652; docs/contexts.md).
 `controls.py` has the selectors that take one thing away from these.
 """
 

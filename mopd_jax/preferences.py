@@ -5,8 +5,7 @@ different micro-batches and on different devices, so the loss is differentiated 
 number per row, and the update then weighs each row's log-prob with that number. This is exact:
 a loss of the rows' scores has as gradient the sum of its slopes times the scores' gradients.
 
-Sources: DPO arXiv 2305.18290, label smoothing as in conservative DPO; SimPO arXiv 2405.14734;
-method.md 3.8.
+Sources: DPO arXiv 2305.18290, label smoothing as in conservative DPO; SimPO arXiv 2405.14734.
 """
 
 from __future__ import annotations

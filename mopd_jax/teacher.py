@@ -14,7 +14,7 @@ def ema(teacher: Params, student: Params, *, rate: float) -> Params:
 
 
 def update(teacher: Params, student: Params, cfg: TeacherConfig) -> Params:
-    """The teacher after a step whose update was applied (method.md 4.1)."""
+    """The teacher after a step whose update was applied."""
     if cfg.kind == "frozen":
         return teacher
     return ema(teacher, student, rate=cfg.rate)

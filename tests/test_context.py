@@ -383,7 +383,7 @@ def teach(
 
 
 def test_golden_text_of_the_worked_example():
-    """method.md 2.7, rollout y2 under 2S1F with the default headings, to the byte."""
+    """A worked example: rollout y2 under 2S1F with the default headings, to the byte."""
     question = "How many of 1..60 are divisible by 3 or 5 but not both? Box the answer."
     texts = [
         "20 + 12 - 2*4 = \\boxed{24}",

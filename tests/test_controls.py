@@ -274,7 +274,7 @@ def test_a_top_up_owes_what_the_own_successes_exceed():
 
 
 def lengths(prompts=24, group=8):
-    """Log-normal, log-sd 0.45 within a group: what method.md 2.3 simulates."""
+    """Log-normal, log-sd 0.45 within a group."""
     rng = np.random.default_rng(3)
     return np.ceil(400 * np.exp(0.45 * rng.normal(size=(prompts, group)))).astype(int)
 

@@ -22,7 +22,7 @@ def test_a_success_reaches_the_threshold():
 
 def test_advantages_by_hand():
     # Mean 2 / 8. Centred sum of squares 2 * 0.75**2 + 6 * 0.25**2 = 1.5, over 7, root 0.46291:
-    # 0.75 / 0.46291 = 1.62018 and -0.25 / 0.46291 = -0.54006 (method.md appendix B).
+    # 0.75 / 0.46291 = 1.62018 and -0.25 / 0.46291 = -0.54006.
     centred = groups.advantages(REWARDS, ALL, scale_by_std=False)
     np.testing.assert_array_equal(centred, np.where(REWARDS == 1, 0.75, -0.25))
     assert centred.dtype == np.float32

@@ -30,7 +30,7 @@ def make(seed=0):
 
 
 def by_hand(aggregation, every_row=False):
-    """Sums over rows in Python, from the definitions of method.md 3.7."""
+    """Sums over rows in Python, from the definitions."""
     rows = [VALUES[i][MASK[i]].astype(np.float64) for i in range(N)]
     count = N if every_row else sum(len(r) > 0 for r in rows)
     if aggregation == "token-mean":

@@ -1,4 +1,4 @@
-"""Who is shown to whom: the case table of method.md 2.4 and properties of every plan."""
+"""Who is shown to whom: a table of cases and properties of every plan."""
 
 from typing import get_args
 

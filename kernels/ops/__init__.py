@@ -247,7 +247,8 @@ def linear_divergence_loss(
     )
     operands = Operands(teacher, targets, mask)
     arrays = (student_hidden, student_head, operands)
-    arrays, weights, aux = jax.tree.map(jnp.asarray, (arrays, weights, aux))
+    arrays, weights = _arrays((arrays, weights))
+    aux = jax.tree.map(jnp.asarray, aux)
     checks.check_weights(weights, aux, arrays[2].mask)
     spec, name, settings = _settle(arrays, options, sharding, implementation)
     if name in ("chunked", "pallas_gpu"):
@@ -280,7 +281,7 @@ def linear_topk(
         StoredTeacher of i32[N, T, k] ids and f32[N, T, k] log-probs under the full softmax,
         largest first, zeros outside the mask. No gradient flows.
     """
-    hidden, head, mask = (jax.lax.stop_gradient(jnp.asarray(x)) for x in (hidden, head, mask))
+    hidden, head, mask = jax.lax.stop_gradient(_arrays((hidden, head, mask)))
     options = Options(
         None, None, False, TopK(k), temperature, soft_cap, vocab_size, chunk_tokens
     )
@@ -312,7 +313,7 @@ def logits_divergence(
     Returns:
         TokenStats of f32[N, T]; the gradient goes to `student_logits`.
     """
-    arrays = jax.tree.map(jnp.asarray, (student_logits, teacher_logits, targets, mask))
+    arrays = _arrays((student_logits, teacher_logits, targets, mask))
     student, teacher, targets, mask = arrays
     options = Options(
         kind, alpha, continuous, support, temperature, soft_cap, vocab_size, chunk_tokens
@@ -322,8 +323,13 @@ def logits_divergence(
     return chunked.statistics_first(spec, statistics.token_statistics, student, None, operands)
 
 
+def _arrays(tree):
+    """Arguments as arrays, nested lists of numbers too."""
+    return jax.tree.map(jnp.asarray, tree, is_leaf=lambda x: isinstance(x, list))
+
+
 def _run(arrays, options, sharding, implementation):
-    arrays = jax.tree.map(jnp.asarray, arrays)
+    arrays = _arrays(arrays)
     return _statistics(*_settle(arrays, options, sharding, implementation), arrays)
 
 

@@ -52,7 +52,8 @@ def make_spec(hidden, head, operands, given: Options, sharding, implementation) 
     teacher, targets, mask = operands
     for name, kinds in _STATIC.items():
         value = getattr(given, name)
-        if value is not None and not isinstance(value, kinds):
+        unset = value is None and name != "temperature"
+        if not unset and not isinstance(value, kinds):
             raise ValueError(
                 f"{name}={value!r} is a {type(value).__name__}; it is static, give a Python"
                 f" {kinds[0].__name__}, not an array and nothing traced"

@@ -229,7 +229,7 @@ def _chosen(student, teacher, stored, spec, part):
         lambda x: coarse_divergence(x, logq, support.tail, spec.measure), logp
     )
     (to_chosen,) = pull(jnp.ones_like(value))
-    return value, (ids, jnp.where(idle, 0, to_chosen))
+    return value, (ids, to_chosen)  # 0 at idle places, where both log-probs are -inf.
 
 
 def _scatter(grad, ids, values, part):
