@@ -2,7 +2,7 @@
 
 The order of an epoch is a pure function of (seed, epoch), so a position, one number, says all
 there is to resume from. Sources: `codebook` and `reasoning_gym` generate their rows, `jsonl`
-reads rows `{"id"?, "prompt" | "messages", "answer"}` from files.
+reads rows `{"id"?, "prompt" | "messages", "answer", "solution"?}` from files.
 """
 
 from __future__ import annotations
@@ -152,6 +152,11 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
     answer = row.get("answer")
     if not isinstance(answer, str) or not answer.strip():
         raise DataError(f"{where}: no 'answer'; give the gold answer as a non-empty string")
+    solution = row.get("solution", "")
+    if not isinstance(solution, str):
+        raise DataError(
+            f"{where}: 'solution' is a {type(solution).__name__}; give text, or leave it out"
+        )
     messages: Any = row.get("messages")
     if messages is None and isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
@@ -165,6 +170,7 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
         messages=tuple(messages),
         answer=answer,
         verifier="exact",
+        solution=solution,
     )
 
 

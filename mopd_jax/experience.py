@@ -98,8 +98,13 @@ def verify(sampled: Sampled) -> list[list[Verdict]]:
     """One typed verdict per rollout."""
     rows = tqdm(sampled.problems, desc="verify", leave=False, disable=None)
     return [
-        [verifiers.verify(problem, text) for text in texts]
-        for problem, texts in zip(rows, sampled.texts, strict=True)
+        [
+            verifiers.verify(problem, text, truncated=not whole)
+            for text, whole in zip(texts, stopped, strict=True)
+        ]
+        for problem, texts, stopped in zip(
+            rows, sampled.texts, sampled.stopped.tolist(), strict=True
+        )
     ]
 
 
@@ -299,6 +304,8 @@ def readable(
             "messages": list(sampled.problems[p].messages),
             "response": sampled.texts[p][g],
             "reward": verdict.reward,
+            "test_fraction": verdict.test_fraction,
+            "format_ok": verdict.format_ok,
             "feedback": verdict.feedback,
             "feedback_has_gold": verdict.feedback_has_gold,
             "error": verdict.error,

@@ -80,13 +80,15 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One verifiable task. `answer` and `meta` are for the verifier, never for a prompt."""
+    """One verifiable task. `answer`, `solution` and `meta` are for the verifier; a prompt has
+    them only where a config asks for gold by name."""
 
     id: str
     messages: tuple[Message, ...]
     answer: str
     verifier: str
     meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    solution: str = ""  # A worked gold solution, where the data has one.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +96,21 @@ class Verdict:
     """What a verifier says of one response.
 
     reward: in [0, 1]; success is `reward >= peers.threshold`.
+    test_fraction: share of the tests that passed, where the verifier runs tests.
     feedback: text about the attempt, may be empty.
     feedback_has_gold: the feedback may contain gold answers or hidden tests. A verifier must
         declare it: such feedback reaches a teacher only by `context.feedback_with_gold`.
     error: why no verdict was possible; such a row is neither success nor failure.
+    format_ok: the answer stands where and how it was asked for; None: there is no such format.
+    truncated: the response was cut before it ended.
     """
 
     reward: float
+    test_fraction: float | None = None
     feedback: str = ""
     error: str = ""
+    format_ok: bool | None = None
+    truncated: bool = False
     feedback_has_gold: bool = False
 
 

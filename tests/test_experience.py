@@ -122,7 +122,12 @@ def made(words, *, feedback="r7", gold=False, teacher="mask", context=None, **ch
     )
     verdicts = [
         [
-            Verdict(float(ok), feedback, "" if judged else "crashed", feedback_has_gold=gold)
+            Verdict(
+                float(ok),
+                feedback=feedback,
+                error="" if judged else "crashed",
+                feedback_has_gold=gold,
+            )
             for ok, judged in zip(*rows, strict=True)
         ]
         for rows in zip(SUCCESS, VALID, strict=True)

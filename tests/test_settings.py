@@ -118,7 +118,7 @@ def contexts(cfg):
         outcome=np.array([[True, True, True, True, False]]),
         neutral=cfg.peers.control == "random",
     )
-    verdicts = [[Verdict(0.0, "r7 6 5 4", feedback_has_gold=i == 4) for i in range(5)]]
+    verdicts = [[Verdict(0.0, feedback="r7 6 5 4", feedback_has_gold=i == 4) for i in range(5)]]
     advice, withheld = experience.own_feedback(
         verdicts, np.zeros((1, 5), bool), np.ones((1, 5), bool), cfg.context
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from mopd_jax import codebook
@@ -15,11 +16,16 @@ VERIFIERS: dict[str, Callable[[Problem, str], Verdict]] = {
 }
 
 
-def verify(problem: Problem, response: str) -> Verdict:
+def verify(problem: Problem, response: str, *, truncated: bool = False) -> Verdict:
     """The verdict on a response. Never raises: a verifier's own failure is its `error`.
 
-    A row with an error is neither success nor failure, and the metrics count it.
+    A row with an error is neither success nor failure, and the metrics count it. `truncated`
+    says that the response was cut before it ended; it is noted, and changes no reward.
     """
+    return dataclasses.replace(_judge(problem, response), truncated=truncated)
+
+
+def _judge(problem: Problem, response: str) -> Verdict:
     try:
         verdict = VERIFIERS[problem.verifier](problem, response)
         if not 0.0 <= verdict.reward <= 1.0:  # False of nan too.
