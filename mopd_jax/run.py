@@ -20,8 +20,11 @@ from mopd_jax import (
     checkpoint,
     context,
     data,
+    drift,
+    external,
     rollout,
     sharding,
+    teacher,
     tokenizer,
     train_step,
     weights,
@@ -46,12 +49,14 @@ class Run:
     cfg: Config
     folder: pathlib.Path
     model: decoder.DecoderConfig
+    teacher_model: decoder.DecoderConfig
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     eval_problems: list[Problem]
     sample: Callable[..., Any]
     sample_eval: Callable[..., Any]
     update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    drift: Callable[[TrainState, Batch], dict]
 
 
 def open_run(
@@ -67,9 +72,11 @@ def open_run(
     _compare_with_folder(cfg, workdir)
     mesh = sharding.make_mesh(cfg.mesh, devices)
     shards = sharding.row_shards(mesh)
-    micro = cfg.rollout.prompts * cfg.rollout.group // cfg.optimizer.micro_batches
+    prompts = cfg.rollout.prompts // cfg.optimizer.mini_batches
+    micro = prompts * cfg.rollout.group // cfg.optimizer.micro_batches
     for name, size in (
         ("rollout.prompts", cfg.rollout.prompts),
+        ("prompts of a mini-batch", prompts),
         ("eval.batch", cfg.eval.batch),
         ("rows of a micro-batch", micro),
     ):
@@ -82,6 +89,10 @@ def open_run(
     model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
     words = tokenizer.load(source)
     tokenizer.check_vocabulary(words, model)
+    taught = cfg.rollout.policy == "teacher"
+    beside = model
+    if teacher.kept(cfg) == "external":
+        beside = external.check(cfg, model, words)
     train_problems = data.load(cfg.data, "train", seed=cfg.seed)
     eval_problems = data.load(cfg.data, "eval", seed=cfg.seed)
     if len(eval_problems) < cfg.eval.problems:
@@ -100,10 +111,12 @@ def open_run(
         )
     for problems in (train_problems, eval_problems):
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
+    if cfg.context.gold != "off":
+        for problem in train_problems:
+            context.gold(problem, cfg.context)
 
     sampler = functools.partial(
         rollout.make_rollout,
-        model=model,
         mesh=mesh,
         length=cfg.rollout.response_length,
         stop_ids=words.stop_ids,
@@ -113,12 +126,18 @@ def open_run(
         cfg=cfg,
         folder=workdir,
         model=model,
+        teacher_model=beside,
         mesh=mesh,
         tokenizer=words,
         eval_problems=eval_problems,
-        sample=sampler(sampling=cfg.rollout, group=cfg.rollout.group),
-        sample_eval=sampler(sampling=cfg.eval, group=cfg.eval.samples),
-        update=train_step.make_train_step(cfg, model, mesh),
+        sample=sampler(
+            sampling=cfg.rollout,
+            group=cfg.rollout.group,
+            model=beside if taught else model,
+        ),
+        sample_eval=sampler(sampling=cfg.eval, group=cfg.eval.samples, model=model),
+        update=train_step.make_train_step(cfg, model, mesh, beside),
+        drift=drift.make_drift(cfg, model, mesh, beside),
     )
     state, position = _state(run, source)
     _write_records(run, command)
@@ -183,9 +202,14 @@ def _write_records(run: Run, command: str) -> None:
 def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:
     """The newest checkpoint's state and data position, or the state before the first step."""
     cfg = run.cfg
-    shardings = train_step.state_shardings(cfg, run.model, run.mesh)
+    shardings = train_step.state_shardings(cfg, run.model, run.mesh, run.teacher_model)
     key = jax.random.key(cfg.seed)
-    start = functools.partial(train_step.init_state, cfg=cfg)
+    # An external teacher is in no checkpoint: its weights never move, and stay where they are.
+    outside = teacher.kept(cfg) == "external"
+    beside = external.load(cfg, run.teacher_model, run.mesh) if outside else {}
+    if outside:
+        shardings = dataclasses.replace(shardings, teacher={})
+    start = functools.partial(train_step.init_state, cfg=cfg, external={})
     saved = checkpoint.steps(run.folder / "checkpoints")
     if saved and saved[-1] > cfg.steps:
         raise ConfigError(
@@ -202,7 +226,9 @@ def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:
         )
         state, meta = checkpoint.load(run.folder / "checkpoints", saved[-1], like)
         log.info("going on from the checkpoint of step %d", saved[-1])
-        return state, meta["position"]
+        position = meta["position"]
+        return (dataclasses.replace(state, teacher=beside) if outside else state), position
     params = weights.load_params(source, run.model, shardings=shardings.params)
     # Donated: the loaded weights become the state's, so that they stand in memory once.
-    return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params, key), 0
+    state = jax.jit(start, out_shardings=shardings, donate_argnums=0)(params, key)
+    return (dataclasses.replace(state, teacher=beside) if outside else state), 0

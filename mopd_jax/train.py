@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mopd_jax import checkpoint, console, evaluate, experience, inactive
+from mopd_jax import checkpoint, console, evaluate, experience, inactive, teacher
 from mopd_jax.config import Config
 from mopd_jax.logbook import Logbook, write_text
 from mopd_jax.records import TrainState
@@ -77,6 +77,8 @@ def train(
                 )
             with clock.phase("update"):
                 state, logged = run.update(state, batch)
+                if cfg.teacher.drift_every and step % cfg.teacher.drift_every == 0:
+                    logged |= run.drift(state, batch)
                 values = {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}
             values |= experience.group_metrics(
                 sampled, rewards, valid, success, contexts.records
@@ -95,7 +97,12 @@ def train(
                 _evaluate(run, state, book)
             if step % cfg.checkpoint.every == 0 or step == cfg.steps:
                 meta = {"position": stream.position}
-                checkpoint.save(workdir / "checkpoints", state, meta, keep=cfg.checkpoint.keep)
+                checkpoint.save(
+                    workdir / "checkpoints",
+                    teacher.without_external(state, cfg),
+                    meta,
+                    keep=cfg.checkpoint.keep,
+                )
     book.close()
     log.info("%s", console.final_table(workdir))
     return state
