@@ -155,6 +155,7 @@ def distill_loss(
     aggregation: Aggregation | None = None,
     totals: Totals | None = None,
     scale: float | None = None,
+    steps: jax.Array | None = None,
     rollout_weights: jax.Array | None = None,
     behaviour_logp: jax.Array | None = None,
     importance_cap: float | None = None,
@@ -193,6 +194,7 @@ def distill_loss(
             accumulation or rows split over devices, `batch_totals` of the whole batch.
         scale: the divisor of "seq-mean-token-sum-norm", by default T; to be given with totals,
             since a part of a batch may be cut shorter.
+        steps: i32[N, T] of "seq-mean-step-mean", see `token_weights`.
         rollout_weights: f32[N, T], constant factors, such as the truncated ratio of trainer to
             sampler.
         behaviour_logp: f32[N, T] nats of the targets when they were sampled; with
@@ -214,16 +216,10 @@ def distill_loss(
         )
     if importance_cap is not None and not importance_cap > 0:
         raise ValueError(f"importance_cap must be positive, got {importance_cap}")
-    if weights is not None and not aggregation is totals is scale is None:
+    if weights is not None and not aggregation is totals is scale is steps is None:
         raise ValueError(
-            "weights have the normalisation in them: give them, or aggregation, totals, scale"
-        )
-    if totals is not None and not isinstance(totals, Totals):
-        raise ValueError(f"totals: expected `batch_totals(mask)`, got {type(totals).__name__}")
-    if totals is not None and aggregation == "seq-mean-token-sum-norm" and scale is None:
-        raise ValueError(
-            "seq-mean-token-sum-norm divides by scale, by default the length T of this part;"
-            " with totals of a whole batch give its length too, scale=..."
+            "weights have the normalisation in them: give them, or aggregation, totals, scale,"
+            " steps"
         )
     per_token = {
         "rollout_weights": rollout_weights,
@@ -236,9 +232,7 @@ def distill_loss(
     mask = _both_masks(mask, context_mask)
     check_shapes(mask=(mask, "N T"), **given)
     if weights is None:
-        weights = token_weights(
-            mask, aggregation=aggregation or "token-mean", totals=totals, scale=scale
-        )
+        weights = _part_weights(mask, aggregation or "token-mean", totals, scale, steps)
     if rollout_weights is not None:
         weights = weights * jnp.where(mask, rollout_weights, 0.0)
     return linear_divergence_loss(
@@ -261,6 +255,18 @@ def distill_loss(
         sharding=sharding,
         implementation=implementation,
     )
+
+
+def _part_weights(mask, aggregation, totals, scale, steps):
+    """`token_weights` of what may be a part of a batch."""
+    if totals is not None and not isinstance(totals, Totals):
+        raise ValueError(f"totals: expected `batch_totals(mask)`, got {type(totals).__name__}")
+    if totals is not None and aggregation == "seq-mean-token-sum-norm" and scale is None:
+        raise ValueError(
+            "seq-mean-token-sum-norm divides by scale, by default the length T of this part;"
+            " with totals of a whole batch give its length too, scale=..."
+        )
+    return token_weights(mask, aggregation=aggregation, totals=totals, scale=scale, steps=steps)
 
 
 def _teacher(hidden, head):

@@ -71,20 +71,7 @@ def open_run(
     begun = time.perf_counter()
     _compare_with_folder(cfg, workdir)
     mesh = sharding.make_mesh(cfg.mesh, devices)
-    shards = sharding.row_shards(mesh)
-    prompts = cfg.rollout.prompts // cfg.optimizer.mini_batches
-    micro = prompts * cfg.rollout.group // cfg.optimizer.micro_batches
-    for name, size in (
-        ("rollout.prompts", cfg.rollout.prompts),
-        ("prompts of a mini-batch", prompts),
-        ("eval.batch", cfg.eval.batch),
-        ("rows of a micro-batch", micro),
-    ):
-        if size % shards:
-            raise ConfigError(
-                f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
-                f"use a multiple of {shards}, or give devices to mesh.tensor"
-            )
+    _check_split(cfg, sharding.row_shards(mesh))
     source = weights.resolve(cfg.model.path)
     model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
     words = tokenizer.load(source)
@@ -152,6 +139,23 @@ def open_run(
         time.perf_counter() - begun,
     )
     return run, state, stream
+
+
+def _check_split(cfg: Config, shards: int) -> None:
+    """Every set of rows that is computed at once must split over the devices."""
+    prompts = cfg.rollout.prompts // cfg.optimizer.mini_batches
+    micro = prompts * cfg.rollout.group // cfg.optimizer.micro_batches
+    for name, size in (
+        ("rollout.prompts", cfg.rollout.prompts),
+        ("prompts of a mini-batch", prompts),
+        ("eval.batch", cfg.eval.batch),
+        ("rows of a micro-batch", micro),
+    ):
+        if size % shards:
+            raise ConfigError(
+                f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
+                f"use a multiple of {shards}, or give devices to mesh.tensor"
+            )
 
 
 def _question(problem: Problem) -> str:

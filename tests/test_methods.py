@@ -3,10 +3,9 @@
 import jax
 import numpy as np
 import pytest
-from test_train import CONFIG, flags
+from test_train import flags
 
-from mopd_jax import cli, config, logbook, methods, train
-from mopd_jax.config import ConfigError
+from mopd_jax import cli, logbook, methods, train
 
 TRAINS_LITTLE = {  # By design: few rows of the warm start have what they need.
     "positive": "rows without a successful peer are masked",
