@@ -53,6 +53,27 @@ class Rows(NamedTuple):
 Objective = Callable[[Params, Params, Rows, Config, Models], tuple[jax.Array, dict[str, Ratio]]]
 
 
+def token_weights(batch: Batch, cfg: LossConfig) -> jax.Array:
+    """Weights f32[N, T] of the tokens of an update, all its rows together."""
+    totals = losses.batch_totals(batch.mask, every_row=cfg.every_row)
+    weights = losses.token_weights(
+        batch.mask, aggregation=cfg.aggregation, totals=totals, steps=batch.steps
+    )
+    return weights if batch.row_weight is None else weights * batch.row_weight[:, None]
+
+
+def distill_options(cfg: Config) -> dict[str, Any]:
+    """What a run's settings are to `losses.distill_loss`, the ratios and weights apart."""
+    return {
+        "divergence": cfg.loss.divergence,
+        "alpha": cfg.loss.alpha,
+        "continuous": cfg.loss.continuous,
+        "clip": cfg.loss.pointwise_clip,
+        "support": _support(cfg.loss),
+        "temperature": cfg.rollout.temperature,
+    }
+
+
 def student_logp(params: Params, batch: Batch, cfg: Config, model: DecoderConfig):
     """TokenLogprob f32[N, T] of each response token after the plain prompt."""
     hidden = _student_states(params, batch, model)
@@ -106,16 +127,11 @@ def _distill(params, state_teacher, rows, cfg, models):
         batch.mask,
         weights=rows.weights,
         rollout_weights=constant,
-        divergence=cfg.loss.divergence,
-        alpha=cfg.loss.alpha,
-        continuous=cfg.loss.continuous,
-        clip=cfg.loss.pointwise_clip,
-        support=_support(cfg.loss),
-        temperature=cfg.rollout.temperature,
         behaviour_logp=None if cap is None else base,
         importance_cap=cap,
         chunk_tokens=cfg.model.head_chunk,
         sharding=sharding.head_sharding(),
+        **distill_options(cfg),
     )
     logged = _common_metrics(loss, stats, batch) | _ratio_metrics(stats, rows, cfg)
     logged["divergence"] = metrics.masked(stats.divergence, batch.mask)

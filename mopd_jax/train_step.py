@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mopd_jax import losses, metrics, objectives, preferences, sharding, teacher
+from mopd_jax import metrics, objectives, preferences, sharding, teacher
 from mopd_jax.config import Config, OptimizerConfig
 from mopd_jax.metrics import Ratio
 from mopd_jax.models import decoder
@@ -231,12 +231,7 @@ def _weighed(params, state_teacher, rows, cfg, models):
     if cfg.loss.method in ("dpo", "simpo"):
         weights, extra = _preference_weights(params, state_teacher, batch, cfg, models)
     else:
-        totals = losses.batch_totals(batch.mask, every_row=cfg.loss.every_row)
-        weights = losses.token_weights(
-            batch.mask, aggregation=cfg.loss.aggregation, totals=totals, steps=batch.steps
-        )
-        if batch.row_weight is not None:
-            weights = weights * batch.row_weight[:, None]
+        weights = objectives.token_weights(batch, cfg.loss)
     trained = batch.mask & (weights != 0)
     if cfg.loss.method == "grpo" and not cfg.loss.kl_coef:
         # Tokens without advantage stay in the denominator, but do not count as training.
