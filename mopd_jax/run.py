@@ -21,6 +21,7 @@ from mopd_jax import (
     context,
     data,
     rollout,
+    rollout_file,
     sharding,
     tokenizer,
     train_step,
@@ -30,7 +31,9 @@ from mopd_jax import config as configs
 from mopd_jax.config import Config, ConfigError
 from mopd_jax.logbook import write_text
 from mopd_jax.models import decoder
-from mopd_jax.records import Batch, Problem, Tokenizer, TrainState
+from mopd_jax.records import Batch, Params, Problem, Tokenizer, TrainState
+from mopd_jax.rollout_file import Saved
+from mopd_jax.solved import Solved
 
 log = logging.getLogger("mopd")
 
@@ -52,12 +55,15 @@ class Run:
     sample: Callable[..., Any]
     sample_eval: Callable[..., Any]
     update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    saved: Saved | None = None  # The rollouts that are trained from, where none are sampled.
 
 
 def open_run(
     cfg: Config, workdir: pathlib.Path, *, command: str, devices: list[jax.Device] | None
-) -> tuple[Run, TrainState, data.ProblemStream]:
+) -> tuple[Run, TrainState, data.ProblemStream, Solved]:
     """The run in `workdir`, its state (new, or the newest checkpoint's), and its problems.
+
+    Also which problems it has solved so far.
 
     Raises:
         ConfigError, data.DataError, context.PromptTooLong, checkpoint.CheckpointError,
@@ -65,6 +71,29 @@ def open_run(
     """
     begun = time.perf_counter()
     _compare_with_folder(cfg, workdir)
+    run, train_problems, source = prepare(cfg, workdir, devices=devices)
+    state, meta = _state(run, source)
+    _write_records(run, command)
+    stream = data.ProblemStream(train_problems, seed=cfg.seed, position=meta["position"])
+    log.info(
+        "%s: %.1f M parameters, %d train and %d eval problems, %d devices, ready in %.1f s",
+        cfg.name,
+        sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
+        len(train_problems),
+        len(run.eval_problems),
+        run.mesh.size,
+        time.perf_counter() - begun,
+    )
+    return run, state, stream, Solved.from_json(meta["solved"])
+
+
+def prepare(
+    cfg: Config, workdir: pathlib.Path, *, devices: list[jax.Device] | None
+) -> tuple[Run, list[Problem], pathlib.Path]:
+    """All of a run but its weights: the run, the problems to train on, the weights' path.
+
+    Nothing is written. Raises as `open_run` does.
+    """
     mesh = sharding.make_mesh(cfg.mesh, devices)
     shards = sharding.row_shards(mesh)
     micro = cfg.rollout.prompts * cfg.rollout.group // cfg.optimizer.micro_batches
@@ -82,7 +111,11 @@ def open_run(
     model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
     words = tokenizer.load(source)
     tokenizer.check_vocabulary(words, model)
-    train_problems = data.load(cfg.data, "train", seed=cfg.seed)
+    saved = _saved(cfg, words, model)
+    if saved is None:
+        train_problems = data.load(cfg.data, "train", seed=cfg.seed)
+    else:
+        train_problems = list(saved.problems)
     eval_problems = data.load(cfg.data, "eval", seed=cfg.seed)
     if len(eval_problems) < cfg.eval.problems:
         raise ConfigError(
@@ -119,20 +152,28 @@ def open_run(
         sample=sampler(sampling=cfg.rollout, group=cfg.rollout.group),
         sample_eval=sampler(sampling=cfg.eval, group=cfg.eval.samples),
         update=train_step.make_train_step(cfg, model, mesh),
+        saved=saved,
     )
-    state, position = _state(run, source)
-    _write_records(run, command)
-    stream = data.ProblemStream(train_problems, seed=cfg.seed, position=position)
+    return run, train_problems, source
+
+
+def _saved(cfg: Config, words: Tokenizer, model: decoder.DecoderConfig) -> Saved | None:
+    """The file of rollouts that the config names, checked from its first line to its last."""
+    if cfg.rollout.file is None:
+        return None
+    path = pathlib.Path(cfg.rollout.file)
+    header = rollout_file.read_header(path)
+    rollout_file.check_fit(header, path, cfg, words)
+    saved = rollout_file.read(path, words, vocab_size=model.vocab_size)
     log.info(
-        "%s: %.1f M parameters, %d train and %d eval problems, %d devices, ready in %.1f s",
-        cfg.name,
-        sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
-        len(train_problems),
-        len(eval_problems),
-        mesh.size,
-        time.perf_counter() - begun,
+        "rollouts from %s: %d steps of %s after %d updates, seed %d",
+        path,
+        len(saved.steps),
+        header.model,
+        header.updates,
+        header.seed,
     )
-    return run, state, stream
+    return saved
 
 
 def _question(problem: Problem) -> str:
@@ -180,12 +221,9 @@ def _write_records(run: Run, command: str) -> None:
     write_text(run.folder / "environment.json", json.dumps(record, indent=2) + "\n")
 
 
-def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and data position, or the state before the first step."""
+def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint's state and what belongs to it, or those before the first step."""
     cfg = run.cfg
-    shardings = train_step.state_shardings(cfg, run.model, run.mesh)
-    key = jax.random.key(cfg.seed)
-    start = functools.partial(train_step.init_state, cfg=cfg)
     saved = checkpoint.steps(run.folder / "checkpoints")
     if saved and saved[-1] > cfg.steps:
         raise ConfigError(
@@ -194,15 +232,74 @@ def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:
         )
     checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
     if saved:
-        params, _ = decoder.abstract(run.model)
-        like = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            jax.eval_shape(start, params, key),
-            shardings,
-        )
-        state, meta = checkpoint.load(run.folder / "checkpoints", saved[-1], like)
+        state, meta = _restore(run.folder, saved[-1], cfg, run)
+        if meta["rollouts"] != _checksum(run):
+            raise ConfigError(
+                f"rollout.file={cfg.rollout.file} is not the file that the first {saved[-1]} "
+                f"steps of {run.folder} were trained from; put that one back, or choose "
+                "another --workdir"
+            )
         log.info("going on from the checkpoint of step %d", saved[-1])
-        return state, meta["position"]
+        return state, meta
+    start = functools.partial(train_step.init_state, cfg=cfg)
+    shardings = train_step.state_shardings(cfg, run.model, run.mesh)
     params = weights.load_params(source, run.model, shardings=shardings.params)
     # Donated: the loaded weights become the state's, so that they stand in memory once.
-    return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params, key), 0
+    made = jax.jit(start, out_shardings=shardings, donate_argnums=0)
+    return made(params, jax.random.key(cfg.seed)), meta_of(run, 0, Solved())
+
+
+def meta_of(run: Run, position: int, solved: Solved) -> dict[str, Any]:
+    """What a checkpoint holds beside the state."""
+    return {"position": position, "solved": solved.to_json(), "rollouts": _checksum(run)}
+
+
+def _checksum(run: Run) -> int | None:
+    return None if run.saved is None else run.saved.checksum
+
+
+def _restore(
+    folder: pathlib.Path, step: int, cfg: Config, run: Run
+) -> tuple[TrainState, dict[str, Any]]:
+    """A checkpoint of the run in `folder`, whose config is `cfg`, on the mesh of `run`."""
+    shardings = train_step.state_shardings(cfg, run.model, run.mesh)
+    params, _ = decoder.abstract(run.model)
+    start = functools.partial(train_step.init_state, cfg=cfg)
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(start, params, jax.random.key(cfg.seed)),
+        shardings,
+    )
+    return checkpoint.load(folder / "checkpoints", step, like)
+
+
+def student(run: Run, source: pathlib.Path, folder: pathlib.Path | None) -> tuple[Params, int]:
+    """The student's weights without an optimizer, and the updates they have had.
+
+    Args:
+        source: of the initial weights, taken without `folder`.
+        folder: of a run, whose newest checkpoint is taken.
+
+    Raises:
+        ConfigError: `folder` is none of a run with the same model, or has no checkpoint.
+    """
+    if folder is None:
+        shardings = train_step.state_shardings(run.cfg, run.model, run.mesh)
+        return weights.load_params(source, run.model, shardings=shardings.params), 0
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not the folder of a run: it has no config.json")
+    cfg = configs.from_config_dict(Config, json.loads(path.read_text(encoding="utf-8")))
+    if cfg.model.path != run.cfg.model.path:
+        raise ConfigError(
+            f"{folder} trains model.path={cfg.model.path}, and the config has "
+            f"{run.cfg.model.path}; set model.path={cfg.model.path}"
+        )
+    found = checkpoint.steps(folder / "checkpoints")
+    if not found:
+        raise ConfigError(
+            f"{folder} has no finished checkpoint yet; without it the student has its initial "
+            "weights"
+        )
+    state, _ = _restore(folder, found[-1], cfg, run)
+    return state.params, found[-1]

@@ -275,7 +275,7 @@ def test_every_field_is_in_the_table_or_the_loop():
         "mesh": {"data", "fsdp", "tensor"},
         "model": {"path"},
         "peers": {"truncated", "threshold"},
-        "rollout": {"prompts"},
+        "rollout": {"prompts", "file"},
         "teacher": {"no_context"},
     }
     for section in dataclasses.fields(Config):
