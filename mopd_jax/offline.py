@@ -30,6 +30,7 @@ def header(run: Run, *, steps: int, updates: int) -> Header:
         model=cfg.model.path,
         updates=updates,
         seed=cfg.seed,
+        instruction=cfg.data.instruction,
         steps=steps,
         prompts=cfg.rollout.prompts,
         group=cfg.rollout.group,

@@ -104,12 +104,16 @@ def check_fit(header: Header, path: pathlib.Path, cfg: Config, tokenizer: Tokeni
     Raises:
         ConfigError: with the setting to change.
     """
-    for name in ("prompts", "group", "response_length", "temperature"):
-        want, have = getattr(header, name), getattr(cfg.rollout, name)
+    same = ("prompts", "group", "response_length", "temperature")
+    settings = {f"rollout.{name}": (getattr(header, name), cfg.rollout) for name in same}
+    # What is trained on and what is evaluated must read the same.
+    settings["data.instruction"] = (header.instruction, cfg.data)
+    for name, (want, section) in settings.items():
+        have = getattr(section, name.split(".")[1])
         if want != have:
             raise ConfigError(
-                f"rollout.file={path} was written with rollout.{name}={want}, and the config "
-                f"has {have}; set rollout.{name}={want}, or write a file with {have}"
+                f"rollout.file={path} was written with {name}={want!r}, and the config has "
+                f"{have!r}; set {name}={want!r}, or write a file with the other"
             )
     wrote = (header.tokenizer, list(header.stop_ids))
     reads = (tokenizer.fingerprint, list(tokenizer.stop_ids))

@@ -30,6 +30,7 @@ class Header:
     tokenizer: its fingerprint; stop_ids are its end tokens, vocab_size is the model's.
     model, updates: `model.path` of the student, and the updates it had had before.
     seed, temperature, top_p, top_k, prompt_length, response_length: of the sampling.
+    instruction: `data.instruction`, which the messages end with.
     steps, prompts, group: the file has steps * prompts * group rows.
     config: fingerprint of the config that wrote the file.
     """
@@ -40,6 +41,7 @@ class Header:
     model: str
     updates: int
     seed: int
+    instruction: str
     steps: int
     prompts: int
     group: int
@@ -139,6 +141,7 @@ _HEADER: dict[str, _Rule] = {
     "model": _NAME,
     "updates": _whole(0),
     "seed": _whole(0),
+    "instruction": _TEXT,
     "steps": _whole(1),
     "prompts": _whole(1),
     "group": _whole(1),

@@ -173,6 +173,13 @@ def _saved(cfg: Config, words: Tokenizer, model: decoder.DecoderConfig) -> Saved
         header.updates,
         header.seed,
     )
+    if header.seed != cfg.seed:
+        log.warning(
+            "WARNING seed=%d, and the rollouts are of seed %d: peers are drawn anew, and a "
+            "data.source that makes its problems from the seed evaluates on others",
+            cfg.seed,
+            header.seed,
+        )
     return saved
 
 

@@ -175,6 +175,7 @@ def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
         ({"rollout__group": 8}, "rollout.group=4, and the config has 8; set rollout.group=4"),
         ({"rollout__response_length": 6}, "set rollout.response_length=5"),
         ({"rollout__temperature": 0.5}, "set rollout.temperature=1.0"),
+        ({"data__instruction": "r0"}, "set data.instruction=''"),
         ({"rollout__prompt_length": 5}, "more than rollout.prompt_length=5"),
         ({"rollout__file": "/no/such.jsonl"}, "/no/such.jsonl is no file; `mopd rollout"),
         ({"rollout__file": ""}, "RolloutConfig.file is empty"),

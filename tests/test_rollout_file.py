@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mopd_jax import logbook, rollout_file, rollout_rows
-from mopd_jax.config import Config, ConfigError, RolloutConfig
+from mopd_jax.config import Config, ConfigError, DataConfig, RolloutConfig
 from mopd_jax.records import Verdict
 from mopd_jax.rollout_rows import Header, RolloutFileError, Row
 
@@ -24,6 +24,7 @@ HEADER = Header(
     model="some/model",
     updates=3,
     seed=7,
+    instruction="Please.",
     steps=2,
     prompts=2,
     group=3,
@@ -335,10 +336,13 @@ def test_settings_that_must_fit(path, name):
     fits |= {"temperature": HEADER.temperature, "prompt_length": 9, "top_p": 0.5}
 
     def check(words, **changes):
-        cfg = Config(rollout=RolloutConfig(**fits | changes))
+        data = DataConfig(instruction=changes.pop("instruction", "Please."))
+        cfg = Config(rollout=RolloutConfig(**fits | changes), data=data)
         rollout_file.check_fit(HEADER, path, cfg, words)
 
     check(words_of())
+    with pytest.raises(ConfigError, match="set data.instruction='Please.', or"):
+        check(words_of(), instruction="")
     with pytest.raises(ConfigError, match=f"set rollout.{name}={getattr(HEADER, name)}, or"):
         check(words_of(), **{name: 6})
     for other in ({"fingerprint": "abd"}, {"stop_ids": (STOP,)}):
