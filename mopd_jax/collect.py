@@ -13,7 +13,7 @@ from mopd_jax import console, data, experience, offline, rollout_file
 from mopd_jax.config import Config, ConfigError
 from mopd_jax.records import Problem, TrainState
 from mopd_jax.rollout_rows import RolloutFileError, Row
-from mopd_jax.run import Run, prepare, student
+from mopd_jax.run import Run, newest, prepare, student
 
 log = logging.getLogger("mopd")
 
@@ -45,11 +45,11 @@ def collect(
         )
     if out.exists():
         raise ConfigError(f"{out} is there already; remove it, or choose another --out")
+    origin = None if start is None else newest(start, cfg)
     run, problems, source = prepare(cfg, out.parent, devices=devices)
-    params, updates = student(run, source, start)
     zero = np.int32(0)
     state = TrainState(
-        params=params,
+        params=student(run, source, origin),
         teacher={},
         optimizer=None,
         step=zero,
@@ -57,6 +57,7 @@ def collect(
         key=jax.random.key(cfg.seed),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
+    updates = 0 if origin is None else origin.step
     header = offline.header(run, steps=cfg.steps, updates=updates)
     with jax.set_mesh(run.mesh):
         rollout_file.write(out, header, _rows(run, state, problems))

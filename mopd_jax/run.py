@@ -280,33 +280,42 @@ def _restore(
     return checkpoint.load(folder / "checkpoints", step, like)
 
 
-def student(run: Run, source: pathlib.Path, folder: pathlib.Path | None) -> tuple[Params, int]:
-    """The student's weights without an optimizer, and the updates they have had.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A checkpoint that a student is taken from: of which run, and after how many updates."""
 
-    Args:
-        source: of the initial weights, taken without `folder`.
-        folder: of a run, whose newest checkpoint is taken.
+    folder: pathlib.Path
+    cfg: Config
+    step: int
+
+
+def newest(folder: pathlib.Path, cfg: Config) -> Origin:
+    """The newest checkpoint of the run in `folder`, whose model must be that of `cfg`.
 
     Raises:
-        ConfigError: `folder` is none of a run with the same model, or has no checkpoint.
+        ConfigError: it holds no run, one of another model, or one without a checkpoint.
     """
-    if folder is None:
-        shardings = train_step.state_shardings(run.cfg, run.model, run.mesh)
-        return weights.load_params(source, run.model, shardings=shardings.params), 0
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no config.json")
-    cfg = configs.from_config_dict(Config, json.loads(path.read_text(encoding="utf-8")))
-    if cfg.model.path != run.cfg.model.path:
+    theirs = configs.from_config_dict(Config, json.loads(path.read_text(encoding="utf-8")))
+    if theirs.model.path != cfg.model.path:
         raise ConfigError(
-            f"{folder} trains model.path={cfg.model.path}, and the config has "
-            f"{run.cfg.model.path}; set model.path={cfg.model.path}"
+            f"{folder} trains model.path={theirs.model.path}, and the config has "
+            f"{cfg.model.path}; set model.path={theirs.model.path}"
         )
     found = checkpoint.steps(folder / "checkpoints")
     if not found:
         raise ConfigError(
-            f"{folder} has no finished checkpoint yet; without it the student has its initial "
-            "weights"
+            f"{folder} has no finished checkpoint yet; without --from the student has its "
+            "initial weights"
         )
-    state, _ = _restore(folder, found[-1], cfg, run)
-    return state.params, found[-1]
+    return Origin(folder, theirs, found[-1])
+
+
+def student(run: Run, source: pathlib.Path, origin: Origin | None) -> Params:
+    """A student's weights without an optimizer: a checkpoint's, or the initial ones."""
+    if origin is not None:
+        return _restore(origin.folder, origin.step, origin.cfg, run)[0].params
+    shardings = train_step.state_shardings(run.cfg, run.model, run.mesh)
+    return weights.load_params(source, run.model, shardings=shardings.params)
