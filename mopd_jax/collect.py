@@ -13,7 +13,7 @@ from mopd_jax import console, data, experience, offline, rollout_file
 from mopd_jax.config import Config, ConfigError
 from mopd_jax.records import Problem, TrainState
 from mopd_jax.rollout_rows import RolloutFileError, Row
-from mopd_jax.run import Run, newest, prepare, student
+from mopd_jax.run import Run, newest, policy, prepare
 
 log = logging.getLogger("mopd")
 
@@ -43,22 +43,27 @@ def collect(
             f"rollout.file={cfg.rollout.file} is for training; `mopd rollout` samples: set "
             "rollout.file=None"
         )
+    if start is not None and cfg.rollout.policy == "teacher":
+        raise ConfigError(
+            f"--from={start} is for a student, and rollout.policy='teacher' samples a teacher "
+            "that stays as it is; leave --from out"
+        )
     if out.exists():
         raise ConfigError(f"{out} is there already; remove it, or choose another --out")
     origin = None if start is None else newest(start, cfg)
     run, problems, source = prepare(cfg, out.parent, devices=devices)
-    zero = np.int32(0)
+    weights, zero = policy(run, source, origin), np.int32(0)
     state = TrainState(
-        params=student(run, source, origin),
-        teacher={},
+        params=weights,
+        teacher=weights,  # Whoever samples, these are its weights.
         optimizer=None,
         step=zero,
         skipped=zero,
         key=jax.random.key(cfg.seed),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    updates = 0 if origin is None else origin.step
-    header = offline.header(run, steps=cfg.steps, updates=updates)
+    trained = 0 if origin is None else origin.step
+    header = offline.header(run, steps=cfg.steps, trained=trained)
     with jax.set_mesh(run.mesh):
         rollout_file.write(out, header, _rows(run, state, problems))
     rows = cfg.steps * cfg.rollout.prompts * cfg.rollout.group

@@ -8,27 +8,31 @@ from collections.abc import Iterator
 import numpy as np
 
 from mopd_jax import config as configs
-from mopd_jax import context
+from mopd_jax import context, rollout_file
 from mopd_jax.experience import Chosen, Rendered, Sampled
 from mopd_jax.records import Verdict
 from mopd_jax.rollout_rows import Header, Row
 from mopd_jax.run import Run
 
 
-def header(run: Run, *, steps: int, updates: int) -> Header:
+def header(run: Run, *, steps: int, trained: int) -> Header:
     """The header of a file that this run writes.
 
     Args:
         steps: that the file will have.
-        updates: the student has had. Rollouts that came from a file keep that file's student.
+        trained: steps that the student has been trained for. Rollouts that came from a file
+            keep what that file says of who sampled them.
     """
     cfg, words = run.cfg, run.tokenizer
+    taught = cfg.rollout.policy == "teacher"  # It never moves.
+    outside = taught and cfg.teacher.kind == "external"
     made = Header(
         tokenizer=words.fingerprint,
         vocab_size=run.model.vocab_size,
         stop_ids=tuple(words.stop_ids),
-        model=cfg.model.path,
-        updates=updates,
+        policy=cfg.rollout.policy,
+        model=cfg.teacher.path if outside else cfg.model.path,
+        trained=0 if taught else trained,
         seed=cfg.seed,
         instruction=cfg.data.instruction,
         steps=steps,
@@ -44,7 +48,7 @@ def header(run: Run, *, steps: int, updates: int) -> Header:
     if run.saved is None:
         return made
     old = run.saved.header
-    kept = {name: getattr(old, name) for name in ("model", "updates", "top_p", "top_k")}
+    kept = {name: getattr(old, name) for name in ("model", "trained", "top_p", "top_k")}
     return dataclasses.replace(made, **kept)
 
 
@@ -101,7 +105,7 @@ def take(run: Run, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
     cfg, words = run.cfg.rollout, run.tokenizer
     shape = (cfg.prompts, cfg.group, cfg.response_length)
     firsts = found[:: cfg.group]
-    problems = [row.asked for row in firsts]
+    problems = [run.saved.problems[rollout_file.key(row.asked)] for row in firsts]
     prompt, prompt_mask = context.student_prompts(problems, words, length=cfg.prompt_length)
     response = np.full(shape, words.pad_id, np.int32)
     mask = np.zeros(shape, bool)

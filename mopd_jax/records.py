@@ -75,6 +75,8 @@ class Batch:
     teacher_prompt: jax.Array  # i32[N, Q]
     teacher_prompt_mask: jax.Array  # bool[N, Q]
     advantage: jax.Array  # f32[N], read by GRPO; DPO and SimPO read its order in a group
+    row_weight: jax.Array | None = None  # f32[N], factor of the row's tokens; None: 1
+    steps: jax.Array | None = None  # i32[N, T], of `loss.aggregation` seq-mean-step-mean
 
 
 @record
@@ -82,10 +84,10 @@ class TrainState:
     """All that a checkpoint must hold, beside the data position; replaced, never mutated."""
 
     params: Params
-    teacher: Params  # The EMA or frozen copy, or DPO's reference; else an empty dict.
+    teacher: Params  # What stands beside the student (`teacher.kept`), or an empty dict.
     optimizer: Any
-    step: jax.Array  # i32[], updates tried so far, skipped ones included
-    skipped: jax.Array  # i32[], those skipped: gradient not finite, or no token to train on
+    step: jax.Array  # i32[], steps done so far, of one update or of several
+    skipped: jax.Array  # i32[], updates skipped: gradient not finite, or no token trained on
     key: jax.Array  # typed key; the root, never changed
 
 

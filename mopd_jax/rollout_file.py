@@ -36,7 +36,7 @@ class Saved:
 
     steps: the numbers of its steps, ascending.
     places: line and byte at which each begins.
-    problems: each once.
+    problems: each once, by `key`.
     checksum: of all bytes.
     """
 
@@ -44,7 +44,7 @@ class Saved:
     header: Header
     steps: tuple[int, ...]
     places: tuple[tuple[int, int], ...]
-    problems: tuple[Problem, ...]
+    problems: dict[str, Problem]
     checksum: int
 
     def turn(self, step: int) -> tuple[int, int]:
@@ -104,7 +104,7 @@ def check_fit(header: Header, path: pathlib.Path, cfg: Config, tokenizer: Tokeni
     Raises:
         ConfigError: with the setting to change.
     """
-    same = ("prompts", "group", "response_length", "temperature")
+    same = ("prompts", "group", "response_length", "temperature", "policy")
     settings = {f"rollout.{name}": (getattr(header, name), cfg.rollout) for name in same}
     # What is trained on and what is evaluated must read the same.
     settings["data.instruction"] = (header.instruction, cfg.data)
@@ -149,15 +149,18 @@ def read(
             steps.append(rows[0].step)
             places.append((number, offset))
             for row in rows[:: header.group]:
-                problems.setdefault(json.dumps([row.problem, row.messages]), row.asked)
+                problems.setdefault(key(row.asked), row.asked)
     if len(steps) != header.steps:
         raise RolloutFileError(
             f"{path} has {len(steps)} steps, and its header says {header.steps}; it was not "
             "written or copied whole"
         )
-    return Saved(
-        path, header, tuple(steps), tuple(places), tuple(problems.values()), _checksum(path)
-    )
+    return Saved(path, header, tuple(steps), tuple(places), problems, _checksum(path))
+
+
+def key(problem: Problem) -> str:
+    """What tells problems apart: id and messages."""
+    return json.dumps([problem.id, *(dict(message) for message in problem.messages)])
 
 
 def _checksum(path: pathlib.Path) -> int:

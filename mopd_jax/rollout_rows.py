@@ -28,7 +28,8 @@ class Header:
     """What holds for every row.
 
     tokenizer: its fingerprint; stop_ids are its end tokens, vocab_size is the model's.
-    model, updates: `model.path` of the student, and the updates it had had before.
+    policy: who sampled, the student or the teacher (`rollout.policy`).
+    model, trained: the path of its weights, and the steps it had been trained for.
     seed, temperature, top_p, top_k, prompt_length, response_length: of the sampling.
     instruction: `data.instruction`, which the messages end with.
     steps, prompts, group: the file has steps * prompts * group rows.
@@ -38,8 +39,9 @@ class Header:
     tokenizer: str
     vocab_size: int
     stop_ids: tuple[int, ...]
+    policy: str
     model: str
-    updates: int
+    trained: int
     seed: int
     instruction: str
     steps: int
@@ -81,7 +83,7 @@ class Row:
 
     @property
     def asked(self) -> Problem:
-        """The problem without answer and so without a verifier: the verdict is known."""
+        """The problem without gold and without a verifier: the verdict is known."""
         return Problem(id=self.problem, messages=self.messages, answer="", verifier="")
 
 
@@ -138,8 +140,9 @@ _HEADER: dict[str, _Rule] = {
     "tokenizer": _NAME,
     "vocab_size": _whole(1),
     "stop_ids": _list_of(_whole(0), "a list of token ids"),
+    "policy": (lambda v: v in ("student", "teacher"), '"student" or "teacher"'),
     "model": _NAME,
-    "updates": _whole(0),
+    "trained": _whole(0),
     "seed": _whole(0),
     "instruction": _TEXT,
     "steps": _whole(1),

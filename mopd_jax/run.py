@@ -20,9 +20,12 @@ from mopd_jax import (
     checkpoint,
     context,
     data,
+    drift,
+    external,
     rollout,
     rollout_file,
     sharding,
+    teacher,
     tokenizer,
     train_step,
     weights,
@@ -49,12 +52,14 @@ class Run:
     cfg: Config
     folder: pathlib.Path
     model: decoder.DecoderConfig
+    teacher_model: decoder.DecoderConfig
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     eval_problems: list[Problem]
     sample: Callable[..., Any]
     sample_eval: Callable[..., Any]
     update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    drift: Callable[[TrainState, Batch], dict]
     saved: Saved | None = None  # The rollouts that are trained from, where none are sampled.
 
 
@@ -95,27 +100,20 @@ def prepare(
     Nothing is written. Raises as `open_run` does.
     """
     mesh = sharding.make_mesh(cfg.mesh, devices)
-    shards = sharding.row_shards(mesh)
-    micro = cfg.rollout.prompts * cfg.rollout.group // cfg.optimizer.micro_batches
-    for name, size in (
-        ("rollout.prompts", cfg.rollout.prompts),
-        ("eval.batch", cfg.eval.batch),
-        ("rows of a micro-batch", micro),
-    ):
-        if size % shards:
-            raise ConfigError(
-                f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
-                f"use a multiple of {shards}, or give devices to mesh.tensor"
-            )
+    _check_split(cfg, sharding.row_shards(mesh))
     source = weights.resolve(cfg.model.path)
     model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
     words = tokenizer.load(source)
     tokenizer.check_vocabulary(words, model)
+    taught = cfg.rollout.policy == "teacher"
+    beside = model
+    if teacher.kept(cfg) == "external":
+        beside = external.check(cfg, model, words)
     saved = _saved(cfg, words, model)
     if saved is None:
         train_problems = data.load(cfg.data, "train", seed=cfg.seed)
     else:
-        train_problems = list(saved.problems)
+        train_problems = list(saved.problems.values())
     eval_problems = data.load(cfg.data, "eval", seed=cfg.seed)
     if len(eval_problems) < cfg.eval.problems:
         raise ConfigError(
@@ -133,10 +131,12 @@ def prepare(
         )
     for problems in (train_problems, eval_problems):
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
+    if cfg.context.gold != "off":
+        for problem in train_problems:
+            context.gold(problem, cfg.context)
 
     sampler = functools.partial(
         rollout.make_rollout,
-        model=model,
         mesh=mesh,
         length=cfg.rollout.response_length,
         stop_ids=words.stop_ids,
@@ -146,12 +146,18 @@ def prepare(
         cfg=cfg,
         folder=workdir,
         model=model,
+        teacher_model=beside,
         mesh=mesh,
         tokenizer=words,
         eval_problems=eval_problems,
-        sample=sampler(sampling=cfg.rollout, group=cfg.rollout.group),
-        sample_eval=sampler(sampling=cfg.eval, group=cfg.eval.samples),
-        update=train_step.make_train_step(cfg, model, mesh),
+        sample=sampler(
+            sampling=cfg.rollout,
+            group=cfg.rollout.group,
+            model=beside if taught else model,
+        ),
+        sample_eval=sampler(sampling=cfg.eval, group=cfg.eval.samples, model=model),
+        update=train_step.make_train_step(cfg, model, mesh, beside),
+        drift=drift.make_drift(cfg, model, mesh, beside),
         saved=saved,
     )
     return run, train_problems, source
@@ -166,11 +172,11 @@ def _saved(cfg: Config, words: Tokenizer, model: decoder.DecoderConfig) -> Saved
     rollout_file.check_fit(header, path, cfg, words)
     saved = rollout_file.read(path, words, vocab_size=model.vocab_size)
     log.info(
-        "rollouts from %s: %d steps of %s after %d updates, seed %d",
+        "rollouts from %s: %d steps of %s after %d steps of training, seed %d",
         path,
         len(saved.steps),
         header.model,
-        header.updates,
+        header.trained,
         header.seed,
     )
     if header.seed != cfg.seed:
@@ -180,7 +186,30 @@ def _saved(cfg: Config, words: Tokenizer, model: decoder.DecoderConfig) -> Saved
             cfg.seed,
             header.seed,
         )
-    return saved
+    if cfg.context.gold == "off":
+        return saved
+    # Answers are not in the file. Problems that the seed makes must be those of its seed.
+    known = {rollout_file.key(p): p for p in data.load(cfg.data, "train", seed=header.seed)}
+    return dataclasses.replace(
+        saved, problems={name: known.get(name, p) for name, p in saved.problems.items()}
+    )
+
+
+def _check_split(cfg: Config, shards: int) -> None:
+    """Every set of rows that is computed at once must split over the devices."""
+    prompts = cfg.rollout.prompts // cfg.optimizer.mini_batches
+    micro = prompts * cfg.rollout.group // cfg.optimizer.micro_batches
+    for name, size in (
+        ("rollout.prompts", cfg.rollout.prompts),
+        ("prompts of a mini-batch", prompts),
+        ("eval.batch", cfg.eval.batch),
+        ("rows of a micro-batch", micro),
+    ):
+        if size % shards:
+            raise ConfigError(
+                f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
+                f"use a multiple of {shards}, or give devices to mesh.tensor"
+            )
 
 
 def _question(problem: Problem) -> str:
@@ -231,6 +260,9 @@ def _write_records(run: Run, command: str) -> None:
 def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
     """The newest checkpoint's state and what belongs to it, or those before the first step."""
     cfg = run.cfg
+    # An external teacher is in no checkpoint: its weights never move, and stay where they are.
+    outside = teacher.kept(cfg) == "external"
+    beside = external.load(cfg, run.teacher_model, run.mesh) if outside else {}
     saved = checkpoint.steps(run.folder / "checkpoints")
     if saved and saved[-1] > cfg.steps:
         raise ConfigError(
@@ -247,13 +279,21 @@ def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
                 "another --workdir"
             )
         log.info("going on from the checkpoint of step %d", saved[-1])
-        return state, meta
-    start = functools.partial(train_step.init_state, cfg=cfg)
-    shardings = train_step.state_shardings(cfg, run.model, run.mesh)
-    params = weights.load_params(source, run.model, shardings=shardings.params)
-    # Donated: the loaded weights become the state's, so that they stand in memory once.
-    made = jax.jit(start, out_shardings=shardings, donate_argnums=0)
-    return made(params, jax.random.key(cfg.seed)), meta_of(run, 0, Solved())
+    else:
+        start, shardings = _start(run, cfg)
+        params = weights.load_params(source, run.model, shardings=shardings.params)
+        # Donated: the loaded weights become the state's, so that they stand in memory once.
+        made = jax.jit(start, out_shardings=shardings, donate_argnums=0)
+        state = made(params, jax.random.key(cfg.seed))
+        meta = meta_of(run, 0, Solved())
+    return (dataclasses.replace(state, teacher=beside) if outside else state), meta
+
+
+def _start(run: Run, cfg: Config) -> tuple[Callable[..., TrainState], TrainState]:
+    """The function that makes the first state, without an external teacher; its shardings."""
+    shardings = train_step.state_shardings(cfg, run.model, run.mesh, run.teacher_model)
+    shardings = teacher.without_external(shardings, cfg)
+    return functools.partial(train_step.init_state, cfg=cfg, external={}), shardings
 
 
 def meta_of(run: Run, position: int, solved: Solved) -> dict[str, Any]:
@@ -269,9 +309,8 @@ def _restore(
     folder: pathlib.Path, step: int, cfg: Config, run: Run
 ) -> tuple[TrainState, dict[str, Any]]:
     """A checkpoint of the run in `folder`, whose config is `cfg`, on the mesh of `run`."""
-    shardings = train_step.state_shardings(cfg, run.model, run.mesh)
+    start, shardings = _start(run, cfg)
     params, _ = decoder.abstract(run.model)
-    start = functools.partial(train_step.init_state, cfg=cfg)
     like = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(start, params, jax.random.key(cfg.seed)),
@@ -313,9 +352,15 @@ def newest(folder: pathlib.Path, cfg: Config) -> Origin:
     return Origin(folder, theirs, found[-1])
 
 
-def student(run: Run, source: pathlib.Path, origin: Origin | None) -> Params:
-    """A student's weights without an optimizer: a checkpoint's, or the initial ones."""
+def policy(run: Run, source: pathlib.Path, origin: Origin | None) -> Params:
+    """The weights that sample while training, without an optimizer.
+
+    Args:
+        source: of the initial weights.
+        origin: the student is this checkpoint's.
+    """
+    if run.cfg.rollout.policy == "teacher" and teacher.kept(run.cfg) == "external":
+        return external.load(run.cfg, run.teacher_model, run.mesh)
     if origin is not None:
         return _restore(origin.folder, origin.step, origin.cfg, run)[0].params
-    shardings = train_step.state_shardings(run.cfg, run.model, run.mesh)
-    return weights.load_params(source, run.model, shardings=shardings.params)
+    return weights.load_params(source, run.model, shardings=_start(run, run.cfg)[1].params)

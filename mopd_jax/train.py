@@ -32,6 +32,7 @@ from mopd_jax import (
     inactive,
     offline,
     rollout_file,
+    teacher,
 )
 from mopd_jax.config import Config
 from mopd_jax.logbook import ROLLOUTS, Logbook, write_text
@@ -92,6 +93,8 @@ def train(
                 )
             with clock.phase("update"):
                 state, logged = run.update(state, batch)
+                if cfg.teacher.drift_every and step % cfg.teacher.drift_every == 0:
+                    logged |= run.drift(state, batch)
                 values = {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}
             values |= experience.group_metrics(
                 sampled, rewards, valid, success, contexts.records
@@ -107,14 +110,19 @@ def train(
             if step % cfg.dump_every == 0:
                 rollout_file.write(
                     workdir / ROLLOUTS / f"step_{step:06d}.jsonl",
-                    offline.header(run, steps=1, updates=step - 1),
+                    offline.header(run, steps=1, trained=step - 1),
                     offline.rows(sampled, verdicts, chosen, contexts, step=draw),
                 )
             if step % cfg.eval.every == 0 or step == cfg.steps:
                 _evaluate(run, state, book)
             if step % cfg.checkpoint.every == 0 or step == cfg.steps:
                 meta = meta_of(run, stream.position, solved)
-                checkpoint.save(workdir / "checkpoints", state, meta, keep=cfg.checkpoint.keep)
+                checkpoint.save(
+                    workdir / "checkpoints",
+                    teacher.without_external(state, cfg),
+                    meta,
+                    keep=cfg.checkpoint.keep,
+                )
     book.close()
     log.info("%s", console.final_table(workdir))
     return state

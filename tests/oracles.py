@@ -108,3 +108,19 @@ def relative(got, want):
     """Euclidean norm of the difference over that of what is wanted."""
     want = np.float64(want)
     return np.linalg.norm(np.float64(got) - want) / np.linalg.norm(want)
+
+
+def clipped(student, teacher, kind, alpha, clip):
+    """The divergence whose addends are bounded by `clip`, and its gradient to the logits."""
+    p, q = np.exp(student), np.exp(teacher)
+    if kind == "forward_kl":
+        added, slope = q * (teacher - student), -q
+    elif kind == "reverse_kl":
+        added, slope = p * (student - teacher), p * (student - teacher + 1)
+    else:
+        m = mixture(student, teacher, alpha)
+        added = (1 - alpha) * p * (student - m) + alpha * q * (teacher - m)
+        slope = (1 - alpha) * p * (student - m)
+    slope = np.where(added > clip, 0.0, slope)
+    grad = slope - p * np.sum(slope, axis=-1, keepdims=True)
+    return np.sum(np.minimum(added, clip), axis=-1), grad

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import cli, collect, logbook, offline, rollout_file, train
+from mopd_jax import cli, collect, logbook, offline, rollout_file, train, verifiers
 from mopd_jax.config_dict import InputError
+from mopd_jax.run import prepare
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
 SMALL = {
@@ -117,7 +118,7 @@ def test_the_files_own_peers_are_shown_again(file, replayed):
     saved = rollout_file.read(file)
     for step in (1, 2):
         dump = rollout_file.read(replayed[0] / f"rollouts/step_{step:06d}.jsonl")
-        assert dump.header.updates == saved.header.updates == 0
+        assert dump.header.trained == saved.header.trained == 0
         assert dump.steps == (step,)
         for a, b in zip(dump.batch(0), saved.batch(step - 1), strict=True):
             for name in ("uid", "rollout", "problem", "messages", "context", "verdict"):
@@ -168,7 +169,7 @@ def test_another_method_trains_from_it(file, tmp_path, replayed):
 def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
     path = write(tmp_path / "later.jsonl", "grpo", start=sampled[0], steps=1)
     later, first = rollout_file.read(path), rollout_file.read(file)
-    assert later.header.updates == 2
+    assert later.header.trained == 2
     # The same prompts and random numbers, of another student: probabilities have moved.
     pairs = list(zip(later.batch(0), first.batch(0), strict=True))
     assert all(a.messages == b.messages for a, b in pairs)
@@ -224,9 +225,38 @@ def test_a_corrupt_row_stops_the_run_before_it_begins(file, tmp_path):
     assert not folder.exists()
 
 
+def test_gold_comes_from_the_data_of_the_files_seed(file):
+    """The hidden table depends on the seed, and so do the answers that the verdicts are of."""
+    for seed in (0, 1):
+        cfg = config("opsd", rollout__file=file, seed=seed, context__gold="answer")
+        made, problems, _ = prepare(cfg, pathlib.Path("none"), devices=jax.devices()[:1])
+        sampled, verdicts, _ = offline.take(made, 1)
+        assert {p.id for p in sampled.problems} < {p.id for p in problems}
+        for problem, texts, judged in zip(
+            sampled.problems, sampled.texts, verdicts, strict=True
+        ):
+            assert problem.answer
+            for text, verdict in zip(texts, judged, strict=True):
+                assert verifiers.verify(problem, text).reward == verdict.reward
+
+
+def test_who_sampled_must_be_who_the_config_says(file, tmp_path):
+    path = write(tmp_path / "taught.jsonl", "gkd", steps=1)
+    saved = rollout_file.read(path)
+    assert (saved.header.policy, saved.header.trained) == ("teacher", 0)
+    # The frozen teacher is the initial student.
+    for a, b in zip(saved.batch(0), rollout_file.read(file).batch(0), strict=True):
+        np.testing.assert_array_equal(a.response_ids, b.response_ids)
+    for variant, given, want in (("gkd", file, "student"), ("sft", path, "teacher")):
+        error = refused(run, tmp_path / "run", variant, rollout__file=given)
+        assert f"set rollout.policy='{want}'" in error
+    error = refused(write, tmp_path / "new.jsonl", "gkd", start=tmp_path)
+    assert "leave --from out" in error
+
+
 def test_evaluation_problems_may_not_be_in_the_file(file, tmp_path):
     held_out = tmp_path / "eval.jsonl"
-    problem = rollout_file.read(file).problems[3]
+    problem = list(rollout_file.read(file).problems.values())[3]
     held_out.write_text(
         json.dumps({"messages": list(problem.messages), "answer": "r0"})
         + '\n{"prompt": "d00 1 2 3", "answer": "r0"}\n'

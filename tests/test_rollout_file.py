@@ -21,8 +21,9 @@ HEADER = Header(
     tokenizer="abc",
     vocab_size=10,
     stop_ids=(STOP, 8),
+    policy="student",
     model="some/model",
-    updates=3,
+    trained=3,
     seed=7,
     instruction="Please.",
     steps=2,
@@ -126,8 +127,8 @@ def test_round_trip(path):
     back = [r for i in range(2) for r in saved.batch(i)]
     for a, b in zip(back, rows(), strict=True):
         equal(a, b)
-    assert [p.id for p in saved.problems] == ["p4", "p5", "p8", "p9"]
-    assert all(p.answer == p.solution == "" for p in saved.problems)
+    assert [p.id for p in saved.problems.values()] == ["p4", "p5", "p8", "p9"]
+    assert all(p.answer == p.solution == "" for p in saved.problems.values())
     # A person can read it: one line a rollout, in UTF-8.
     lines = path.read_text(encoding="utf-8").split("\n")
     assert len(lines) == 1 + 12 + 1

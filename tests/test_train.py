@@ -102,7 +102,7 @@ def test_run_folder(finished):
 def test_rollouts_say_who_was_shown(finished):
     path = finished[0] / "rollouts" / "step_000002.jsonl"
     header, *rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert header["updates"] == 1
+    assert header["trained"] == 1
     assert [r.step for r in rollout_file.read(path).batch(0)] == [2] * 32
     assert len(rows) == 32
     for row in rows:

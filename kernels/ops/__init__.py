@@ -68,6 +68,7 @@ def linear_divergence(
     kind: Divergence = "jsd",
     alpha: float | None = None,
     continuous: bool = False,
+    clip: float | None = None,
     support: Support = "full",
     temperature: float = 1.0,
     soft_cap: checks.SoftCap = None,
@@ -98,6 +99,8 @@ def linear_divergence(
             there, and is the only choice for a KL. 0 is the forward KL, 1 the reverse.
         continuous: divide a jsd by alpha (1 - alpha), which makes the family continuous up to
             the KLs at its ends.
+        clip: static; the most nats that one token of the vocabulary may add (point-wise
+            clipping, arXiv 2601.18734), None for off; see `formulas.measure`.
         support: "full" vocabulary; a `TopK`; or "sampled", with kind "reverse_kl" only: the
             score-function estimator (logp - teacher_logp) logp of the target, the first factor
             constant. Its value means nothing.
@@ -121,7 +124,7 @@ def linear_divergence(
         ValueError: shapes, sizes of the vocabularies, dtypes or options that do not fit.
     """
     options = Options(
-        kind, alpha, continuous, support, temperature, soft_cap, vocab_size, chunk_tokens
+        kind, alpha, continuous, clip, support, temperature, soft_cap, vocab_size, chunk_tokens
     )
     teacher = HiddenTeacher(teacher_hidden, teacher_head)
     arrays = (student_hidden, student_head, Operands(teacher, targets, mask))
@@ -138,6 +141,7 @@ def stored_divergence(
     kind: Divergence = "jsd",
     alpha: float | None = None,
     continuous: bool = False,
+    clip: float | None = None,
     tail: bool = True,
     temperature: float = 1.0,
     soft_cap: checks.SoftCap = None,
@@ -158,7 +162,7 @@ def stored_divergence(
     """
     support = TopK(stored.ids.shape[-1], of="teacher", tail=tail)
     options = Options(
-        kind, alpha, continuous, support, temperature, soft_cap, vocab_size, chunk_tokens
+        kind, alpha, continuous, clip, support, temperature, soft_cap, vocab_size, chunk_tokens
     )
     arrays = (student_hidden, student_head, Operands(stored, targets, mask))
     return _run(arrays, options, sharding, implementation)
@@ -192,7 +196,7 @@ def linear_logprob(
         ValueError: shapes, dtypes or options that do not fit.
     """
     options = Options(
-        None, None, False, "full", temperature, soft_cap, vocab_size, chunk_tokens
+        None, None, False, None, "full", temperature, soft_cap, vocab_size, chunk_tokens
     )
     arrays = (hidden, head, Operands(None, targets, mask))
     return _run(arrays, options, sharding, implementation)
@@ -211,6 +215,7 @@ def linear_divergence_loss(
     kind: Divergence | None = None,
     alpha: float | None = None,
     continuous: bool = False,
+    clip: float | None = None,
     support: Support = "full",
     temperature: float = 1.0,
     soft_cap: checks.SoftCap = None,
@@ -243,7 +248,7 @@ def linear_divergence_loss(
         ValueError: as `linear_divergence`, and for a `token_loss` of another shape.
     """
     options = Options(
-        kind, alpha, continuous, support, temperature, soft_cap, vocab_size, chunk_tokens
+        kind, alpha, continuous, clip, support, temperature, soft_cap, vocab_size, chunk_tokens
     )
     operands = Operands(teacher, targets, mask)
     arrays = (student_hidden, student_head, operands)
@@ -283,7 +288,7 @@ def linear_topk(
     """
     hidden, head, mask = jax.lax.stop_gradient(_arrays((hidden, head, mask)))
     options = Options(
-        None, None, False, TopK(k), temperature, soft_cap, vocab_size, chunk_tokens
+        None, None, False, None, TopK(k), temperature, soft_cap, vocab_size, chunk_tokens
     )
     operands = Operands(None, jnp.zeros(mask.shape, jnp.int32), mask)
     spec = checks.make_spec(hidden, head, operands, options, sharding, "chunked")
@@ -299,6 +304,7 @@ def logits_divergence(
     kind: Divergence = "jsd",
     alpha: float | None = None,
     continuous: bool = False,
+    clip: float | None = None,
     support: Support = "full",
     temperature: float = 1.0,
     soft_cap: checks.SoftCap = None,
@@ -316,7 +322,7 @@ def logits_divergence(
     arrays = _arrays((student_logits, teacher_logits, targets, mask))
     student, teacher, targets, mask = arrays
     options = Options(
-        kind, alpha, continuous, support, temperature, soft_cap, vocab_size, chunk_tokens
+        kind, alpha, continuous, clip, support, temperature, soft_cap, vocab_size, chunk_tokens
     )
     operands = Operands(HiddenTeacher(teacher, None), targets, mask)
     spec = checks.make_spec(student, None, operands, options, None, "chunked")

@@ -28,6 +28,7 @@ class Options(NamedTuple):
     kind: formulas.Divergence | None
     alpha: float | None
     continuous: bool
+    clip: float | None
     support: Support
     temperature: float
     soft_cap: SoftCap
@@ -37,6 +38,7 @@ class Options(NamedTuple):
 
 _STATIC = {
     "alpha": (float, int),
+    "clip": (float, int),
     "temperature": (float, int),
     "vocab_size": (int,),
     "chunk_tokens": (int,),
@@ -66,7 +68,9 @@ def make_spec(hidden, head, operands, given: Options, sharding, implementation) 
         )
     measure = None
     if teacher is not None:
-        measure = formulas.measure(given.kind, given.alpha, continuous=given.continuous)
+        measure = formulas.measure(
+            given.kind, given.alpha, continuous=given.continuous, clip=given.clip
+        )
         stored = teacher if isinstance(teacher, StoredTeacher) else None
         options.check_support(given.support, measure, stored)
     elif isinstance(given.soft_cap, tuple | list):

@@ -40,6 +40,12 @@ class Measure:
     kind: Divergence
     alpha: float | None = None  # The weight of the teacher, inside (0, 1); None for a KL.
     scale: float = 1.0  # Multiplies value and gradient.
+    clip: float | None = None  # The most that one token of the vocabulary may add, in nats.
+
+    @property
+    def merges(self) -> bool:
+        """Its sums over parts of the vocabulary, each under its own softmax, can be merged."""
+        return self.kind != "jsd" and self.clip is None
 
 
 class Terms(NamedTuple):
@@ -51,7 +57,11 @@ class Terms(NamedTuple):
 
 
 def measure(
-    kind: Divergence, alpha: float | None = None, *, continuous: bool = False
+    kind: Divergence,
+    alpha: float | None = None,
+    *,
+    continuous: bool = False,
+    clip: float | None = None,
 ) -> Measure:
     """Settles what a kind and an alpha mean.
 
@@ -65,10 +75,21 @@ def measure(
         alpha: weight of the teacher in a jsd, 0 <= alpha <= 1; None means 0.5 there, and is the
             only choice for a KL.
         continuous: divide a jsd by alpha (1 - alpha).
+        clip: the most that one token may add (point-wise clipping, arXiv 2601.18734): the sum
+            is that of min(p log(p/q), clip) for a KL, of the two terms of m together for a jsd.
+            Where it acts the token has no gradient of its own. What is left of a KL may be
+            negative, with its minimum away from the teacher; a jsd stays a divergence.
 
     Raises:
-        ValueError: `kind` is unknown, a KL is given an alpha, or alpha is outside [0, 1].
+        ValueError: `kind` is unknown, a KL is given an alpha, or alpha or clip has no meaning.
     """
+    if clip is not None and not 0 < clip < math.inf:
+        raise ValueError(f"clip must be positive and finite, or None for off, got {clip}")
+    whole = _measure(kind, alpha, continuous)
+    return dataclasses.replace(whole, clip=None if clip is None else float(clip))
+
+
+def _measure(kind, alpha, continuous) -> Measure:
     if kind not in get_args(Divergence):
         raise ValueError(f"divergence kind {kind!r} is none of {get_args(Divergence)}")
     if kind != "jsd":
@@ -122,7 +143,30 @@ def terms(student_logp: jax.Array, teacher_logp: jax.Array, measure: Measure) ->
         value, to_student, to_teacher = (
             measure.scale * x for x in (value, to_student, to_teacher)
         )
-    return Terms(value, to_student, to_teacher)
+    found = Terms(value, to_student, to_teacher)
+    return (
+        found if measure.clip is None else _clipped(found, student_logp, teacher_logp, measure)
+    )
+
+
+def _clipped(each: Terms, student_logp, teacher_logp, measure: Measure) -> Terms:
+    """Terms of which none adds more than `measure.clip`.
+
+    What is bounded is p log(p/q), without the centring; that stays, for it has no sum.
+    """
+    if measure.kind == "jsd":
+        bare, (value, to_student, to_teacher) = each.value, (measure.clip, 0.0, 0.0)
+    else:
+        p, q = jnp.exp(student_logp), jnp.exp(teacher_logp)
+        sign = 1 if measure.kind == "reverse_kl" else -1
+        bare = each.value + sign * (p - q)
+        value, to_student, to_teacher = measure.clip + sign * (q - p), -sign * p, sign * q
+    over = bare > measure.clip
+    return Terms(
+        jnp.where(over, value, each.value),
+        jnp.where(over, to_student, each.to_student),
+        jnp.where(over, to_teacher, each.to_teacher),
+    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -132,6 +132,11 @@ def check_support(support: Support, measure: Measure, stored: StoredTeacher | No
             f"support='sampled' estimates the reverse KL only, got kind={measure.kind!r}; use"
             " kind='reverse_kl', or another support"
         )
+    if support == "sampled" and measure.clip is not None:
+        raise ValueError(
+            f"clip={measure.clip} bounds what a token of the vocabulary adds, and"
+            " support='sampled' has no such terms; leave it None, or use another support"
+        )
     if stored is None:
         return
     own = TopK(stored.ids.shape[-1], of="teacher", tail=getattr(support, "tail", True))

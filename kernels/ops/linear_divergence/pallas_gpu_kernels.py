@@ -240,7 +240,7 @@ def _nothing(rows, measure):
     empty = zero + _EMPTY
     if measure is None:
         return _Walk(empty, zero, zero, zero)
-    kl = None if measure.kind == "jsd" else zero
+    kl = zero if measure.merges else None
     return _Walk(empty, zero, zero, zero, empty, zero, zero, kl, kl)
 
 
@@ -255,7 +255,7 @@ def _block(window, spec, j, logits, teacher, targets):
         return found
     top, total, other, logit = _block_softmax(window, spec, j, teacher, spec.teacher_cap, hit)
     found = found._replace(teacher_top=top, teacher_total=total, teacher_logit=logit)
-    if spec.measure.kind == "jsd":
+    if not spec.measure.merges:
         return found
     each = formulas.terms(logp, other, spec.measure)
     value, slopes = (jnp.sum(x, axis=1) for x in (each.value, each.to_student))
@@ -301,7 +301,7 @@ def _merge(first: _Walk, second: _Walk, measure: Measure | None) -> _Walk:
     found = found._replace(
         teacher_top=taught_top, teacher_total=taught_total, teacher_logit=logit
     )
-    if measure.kind == "jsd":
+    if not measure.merges:
         return found
     slopes = zero
     for x, a, b in zip(parts, sums, taught, strict=True):

@@ -182,7 +182,7 @@ def _sweeps(spec, blocks, hidden, head, operands):
     found = _merged(found, inputs.part, spec)
     kind = None if spec.measure is None else spec.measure.kind
     value, slopes = found[kernels.VALUE], jnp.zeros_like(found[0])
-    if kind == "jsd":
+    if kind is not None and not spec.measure.merges:
         second = _call(
             *(kernels.second_sweep, spec, blocks, inputs, (found,)),
             rows=kernels.ROWS,
@@ -227,7 +227,9 @@ def _merged(found, part, spec):
         lses.append(parts[:, top] - rows[top] + parts[:, rest])
         rows[rest] = jnp.log(jnp.sum(jnp.exp(lses[-1]), axis=0))
     kind = None if spec.measure is None else spec.measure.kind
-    online = {} if kind in (None, "jsd") else {kind: parts[:, kernels.VALUE]}
+    online = {}
+    if kind is not None and spec.measure.merges:
+        online = {kind: parts[:, kernels.VALUE]}
     if kind is None:
         lses = lses[:1]
     each = kernels.moments(lses, entropy=parts[:, kernels.ENTROPY], **online)

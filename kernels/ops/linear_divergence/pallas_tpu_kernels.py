@@ -250,7 +250,7 @@ def _fold(state, student, teacher, hit, spec):
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=0, keepdims=True)
     old = {"entropy": _read(state, ENTROPY)}
     new = {"entropy": entropy}
-    online = spec.measure is not None and spec.measure.kind != "jsd"
+    online = spec.measure is not None and spec.measure.merges
     if online:
         # A scale would not be that of the shares which `merge` adds; it multiplies the result.
         measure = dataclasses.replace(spec.measure, scale=1.0)
