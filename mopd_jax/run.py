@@ -321,7 +321,7 @@ def _restore(
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """A checkpoint that a student is taken from: of which run, and after how many updates."""
+    """A checkpoint that a student is taken from: of which run, and after how many steps."""
 
     folder: pathlib.Path
     cfg: Config
@@ -337,7 +337,11 @@ def newest(folder: pathlib.Path, cfg: Config) -> Origin:
     path = folder / "config.json"
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a run: it has no config.json")
-    theirs = configs.from_config_dict(Config, json.loads(path.read_text(encoding="utf-8")))
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON in UTF-8 ({error})") from error
+    theirs = configs.from_config_dict(Config, fields)
     if theirs.model.path != cfg.model.path:
         raise ConfigError(
             f"{folder} trains model.path={theirs.model.path}, and the config has "

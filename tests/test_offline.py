@@ -183,6 +183,8 @@ def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
     shutil.copy(sampled[0] / "config.json", empty)
     assert "no finished checkpoint yet" in refused(write, new, start=empty)
     other = {"start": sampled[0], "model__path": "some/model"}
+    (empty / "config.json").write_text("{")
+    assert "config.json is no JSON" in refused(write, new, start=empty)
     assert "set model.path=builtin:codebook" in refused(write, new, **other)
     assert not new.exists()
 
