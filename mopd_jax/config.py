@@ -126,6 +126,8 @@ class RolloutConfig:
     prompts, group: P prompts a step, G rollouts of each.
     prompt_length, response_length: S and T in tokens; a longer prompt is an error, a response
         that has not ended after T tokens is cut there and counted as truncated.
+    file: train from the rollouts of this file (docs/rollouts.md) in place of sampling; the
+        other settings must be those it was written with. After its last step comes the first.
     """
 
     prompts: int = 32
@@ -136,9 +138,11 @@ class RolloutConfig:
     top_p: float | None = None
     top_k: int | None = None
     policy: Policy = "student"
+    file: str | None = None
 
     def __post_init__(self):
         _at_least(self, 1, "prompts", "prompt_length", "response_length", "top_k")
+        _require(self.file != "", "RolloutConfig.file is empty; None samples")
         _require(
             self.group >= 2,
             f"RolloutConfig.group is {self.group}: a rollout without a group has no peers and "

@@ -18,7 +18,7 @@ import numpy as np
 from mopd_jax import codebook
 from mopd_jax.config import ConfigError, DataConfig, unknown
 from mopd_jax.config_dict import InputError
-from mopd_jax.records import Problem
+from mopd_jax.records import Problem, is_chat
 
 _EPOCH_ORDER = 0xDA7A  # Separates this use of the seed from others.
 
@@ -160,7 +160,7 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
     messages: Any = row.get("messages")
     if messages is None and isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
-    if not _is_chat(messages):
+    if not is_chat(messages):
         raise DataError(
             f"{where}: no 'prompt' string, and no 'messages' list of roles and contents that "
             "ends with the user"
@@ -172,17 +172,6 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
         verifier="exact",
         solution=solution,
     )
-
-
-def _is_chat(messages: Any) -> bool:
-    """A list of messages with role and content, the last from the user."""
-    whole = isinstance(messages, list) and all(
-        isinstance(m, dict)
-        and isinstance(m.get("role"), str)
-        and isinstance(m.get("content"), str)
-        for m in messages
-    )
-    return whole and bool(messages) and messages[-1]["role"] == "user"
 
 
 def _check_options(cfg: DataConfig, known: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -304,40 +304,3 @@ def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
         "summary_fallbacks": sum(r.fallbacks for r in records),
     }
     return found if chosen.match is None else found | chosen.match.metrics()
-
-
-def readable(
-    run: Run, sampled: Sampled, verdicts, chosen: Chosen, rendered: Rendered
-) -> Iterator[dict[str, Any]]:
-    """One row a rollout for people and for offline use: what was said, seen and judged.
-
-    In `context`, `shown` are rollouts and `shown_uids` the numbers of their prompts.
-    """
-    group = sampled.response.shape[1]
-    pairs = zip(rendered.records, rendered.chats, strict=True)
-    for n, (record, chat) in enumerate(pairs):
-        p, g = divmod(n, group)
-        keep = sampled.mask[p, g]
-        verdict = verdicts[p][g]
-        seen = dataclasses.asdict(record)
-        seen["shown_uids"] = [int(sampled.uids[q]) for q in seen.pop("prompts")]
-        if chosen.match is not None:
-            seen["control"] = chosen.match.row(p, g)
-        yield {
-            "problem": sampled.problems[p].id,
-            "uid": int(sampled.uids[p]),
-            "rollout": g,
-            "messages": list(sampled.problems[p].messages),
-            "response": sampled.texts[p][g],
-            "reward": verdict.reward,
-            "test_fraction": verdict.test_fraction,
-            "format_ok": verdict.format_ok,
-            "feedback": verdict.feedback,
-            "feedback_has_gold": verdict.feedback_has_gold,
-            "error": verdict.error,
-            "stopped": bool(sampled.stopped[p, g]),
-            "context": seen,
-            "teacher_message": chat[-1]["content"] if record.informed else None,
-            "response_ids": sampled.response[p, g][keep].tolist(),
-            "behaviour_logp": [round(float(x), 6) for x in sampled.behaviour_logp[p, g][keep]],
-        }

@@ -26,6 +26,17 @@ Params = Any  # A pytree of f32 arrays, as `models.decoder.init` makes it.
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
+def is_chat(messages: Any) -> bool:
+    """A list of messages with role and content, the last from the user."""
+    whole = isinstance(messages, list) and all(
+        isinstance(m, dict)
+        and isinstance(m.get("role"), str)
+        and isinstance(m.get("content"), str)
+        for m in messages
+    )
+    return whole and bool(messages) and messages[-1]["role"] == "user"
+
+
 def record(cls):
     """Frozen dataclass that is also a pytree; every field is a child."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))

@@ -16,7 +16,9 @@ from mopd_jax import (
     experience,
     logbook,
     methods,
+    offline,
     peers,
+    rollout_rows,
     sharding,
     tokenizer,
 )
@@ -228,7 +230,7 @@ def test_feedback_with_gold_is_withheld_and_counted(words):
 @pytest.mark.parametrize("control", controls.CONTROLS)
 def test_a_control_trains_the_rows_of_its_run(words, control):
     step, real = made(words, control=control), made(words)
-    run, sampled, verdicts, chosen, rendered, _ = step
+    _, sampled, verdicts, chosen, rendered, _ = step
     if control not in ("unrelated", "success_only"):
         assert (trained(step) == trained(real)).all()
     values = experience.choice_metrics(chosen, rendered)
@@ -237,9 +239,9 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
     wanted = sum(sum(r.tokens) for r in real[4].records)
     assert chosen.match.wanted.sum() == wanted
     assert chosen.match.given.sum() == sum(sum(r.tokens) for r in rendered.records)
-    rows = list(experience.readable(run, sampled, verdicts, chosen, rendered))
+    rows = list(offline.rows(sampled, verdicts, chosen, rendered, step=1))
     for n, row in enumerate(rows):
-        json.loads(logbook._dumps(row))
+        row = json.loads(logbook.dumps(rollout_rows.row_fields(row)))
         seen, p = row["context"], n // 4
         assert len(seen["shown"]) == len(seen["shown_uids"]) == len(seen["kinds"])
         assert (row["uid"], row["rollout"]) not in zip(

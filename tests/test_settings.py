@@ -309,7 +309,7 @@ def test_every_field_is_in_the_table_or_the_loop():
         "mesh": {"data", "fsdp", "tensor"},
         "model": {"path"},
         "peers": {"truncated", "threshold"},
-        "rollout": {"prompts", "policy"},
+        "rollout": {"prompts", "policy", "file"},
         "teacher": {"no_context", "path", "drift_every", "cache"},
     }
     for section in dataclasses.fields(Config):
