@@ -24,6 +24,7 @@ from mopd_jax import (
     sharding,
     tokenizer,
     train_step,
+    verifiers,
     weights,
 )
 from mopd_jax import config as configs
@@ -99,6 +100,7 @@ def open_run(
             f"{both[0]!r} for one: they are not held out; remove them from one of the splits"
         )
     for problems in (train_problems, eval_problems):
+        verifiers.check(problems)
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
 
     sampler = functools.partial(
