@@ -1,22 +1,23 @@
 """Multiple choice: the letter in the last <answer> tag against the gold letter.
 
-    the response says                  policy
-    ---------------------------------  -----------------------------------------------------------
-    several answer tags                the last opening tag counts, up to its closing tag
-    a tag that is not closed           read up to the end of the response; not the asked format
-    text behind the closing tag        ignored
-    no tag                             read where the response is nothing but the answer, else its
-                                       last `Answer: B` line, else its last \\boxed{}; not the asked
-                                       format, unless `meta["format"]` is "line"
-    b, B., (B), [B], **B**, `B`, $B$   the letter, in either case
-    B. text, (B) text, B: text         the letter, unless the text is that of another option, or
-                                       names another letter
-    the answer is B, option B          the letter
-    the text of one option alone       its letter, where `meta["options"]` has the texts
-    a value, A value                   no answer: an article is no letter
-    A and B, A or B, A/B, AB           no answer
-    the same letter twice              the letter
-    anything else                      no answer
+    the response says                policy
+    -------------------------------  -----------------------------------------------------------
+    several answer tags              the last opening tag counts, up to its closing tag
+    a tag that is not closed         read up to the end of the response; not the asked format
+    text behind the closing tag      ignored
+    no tag                           its last line `Answer: B` or `The answer is B`, else all of
+                                     it where it is nothing but the answer, else its last
+                                     \\boxed{}; not the asked format, but the first is where
+                                     `meta["format"]` is "line"
+    b, B., (B), [B], **B**, `B`      the letter, in either case
+    B. text, (B) text, B: text       the letter, unless the text is that of another option, or
+                                     names another letter
+    the answer is B, option B        the letter
+    the text of one option alone     its letter, where `meta["options"]` has the texts
+    a value, A value                 no answer: an article is no letter
+    A and B, A or B, A/B, AB         no answer
+    the same letter twice            the letter
+    anything else                    no answer
 
 `meta`, all optional: "options", a mapping from letter to text; "format", "tag" (default) or
 "line", the form that the prompt asks for, on which `format_ok` depends. Gold is the letter in
@@ -126,11 +127,10 @@ def _find(response: str, options: Mapping[str, str]) -> tuple[str | None, str]:
         close = _CLOSE.search(response, start)
         text = response[start : close.start() if close else len(response)]
         return read(text, options), "tag" if close else ""
+    if lines := _LINE.findall(response):
+        return read("answer " + lines[-1].strip(), options), "line"
     if letter := read(response, options):
         return letter, ""
-    lines = _LINE.findall(response)
-    if lines:
-        return read("answer " + lines[-1].strip(), options), "line"
     boxes = _BOXED.findall(response)
     return (read(boxes[-1], options) if boxes else None), ""
 

@@ -1,33 +1,34 @@
 r"""Mathematical answers: the last \boxed{} against the gold answer, by exact rules.
 
-    asked                       policy
-    --------------------------  ------------------------------------------------------------------
-    where the answer stands     last \boxed{...} that stands in no other box; \boxed 5 and \fbox{5}
-                                are read but are not the asked format; no box, an empty box or one
-                                whose braces do not balance: no answer
-    integers, decimals          exact rational numbers: 3.0 = 3, 0.5 = 1/2, .5 = 0.5, 2e3 = 2000
-    fractions                   1/2 = 2/4 = \frac12 = \dfrac{1}{2} = 0.5
-    mixed numbers               1\frac{1}{2} = 1 1/2 = 3/2; never 11/2
-    repeating decimals          0.\overline{3} = 1/3
-    rounded decimals            right if it has six decimals or more, the other side is no decimal,
-                                and both agree to six decimals and to one part in a million
-    thousands separators        1,000 = 1{,}000 = 1\,000 = 1000; with a blank, `1, 000` is a list
-    percent                     50\% = 1/2; 50\% = 50 only where the question speaks of percent
-    units, degrees, currency    may be missing on one side; where both have one they must agree by
-                                name; nothing is converted; a single bare letter is a variable
-    x = 5                       = 5, as f(x) = x^2 is x^2 and x \in S is S; x = 5 is not y = 5
-    equations                   equal if they differ by a constant factor, x^2+1=0 and x^2+2=0 not
-    lists and sets              {1,2} = {2,1} = 1,2 = "1 and 2"; \pm 2 = 2,-2; {5} = 5
-    tuples and intervals        in order, with the same brackets: (0,1) is not [0,1]; a bare list
-                                may stand for a tuple in its order
-    inequalities                x > 1 = (1,\infty)
-    letters                     case counts in single letters (r is not R), not in words (Yes = yes)
-    \log without a base         base 10 or base e, the same on both sides
-    i                           the imaginary unit, on both sides
-    everything else             math-verify decides: x^2+1 = 1+x^2, \sqrt8 = 2\sqrt2, matrices, ...
-    the checker cannot decide   `error`: a limit of CPU time, wall time or memory was met, or the
-                                gold answer is a formula that it cannot read; never "wrong"
-    an unreadable answer        wrong, where the gold answer can be read
+    question                   policy
+    -------------------------  -----------------------------------------------------------------
+    where the answer stands    last \boxed{...} that stands in no other box; \boxed 5 and
+                               \fbox{5} are read, but are not the asked format; no box, an empty
+                               box or one whose braces do not balance: no answer
+    integers, decimals         exact rational numbers: 3.0 = 3, 0.5 = 1/2, .5 = 0.5, 2e3 = 2000
+    fractions                  1/2 = 2/4 = \frac12 = \dfrac{1}{2} = 0.5
+    mixed numbers              1\frac{1}{2} = 1 1/2 = 3/2; never 11/2
+    repeating decimals         0.\overline{3} = 1/3
+    rounded decimals           right with six decimals or more, if the other side is no decimal
+                               and both agree to six decimals and to one part in a million
+    thousands separators       1,000 = 1{,}000 = 1\,000 = 1000; `1, 000` is a list
+    percent                    50\% = 1/2; 50\% = 50 only where the question speaks of percent
+    units, degrees, currency   may be missing on one side; where both have one, the names must
+                               agree; nothing is converted; a bare single letter is a variable
+    x = 5                      = 5, as f(x) = x^2 is x^2 and x \in S is S; x = 5 is not y = 5
+    equations                  equal if they differ by a constant factor: x^2+1=0 is 2x^2=-2,
+                               not x^2+2=0
+    lists and sets             {1,2} = {2,1} = 1,2 = "1 and 2"; \pm 2 = 2,-2; {5} = 5
+    tuples and intervals       in order, with the same brackets: (0,1) is not [0,1]; a bare list
+                               may stand for a tuple in its order
+    inequalities               x > 1 = (1,\infty)
+    letters                    case counts in single letters (r is not R), not in words
+    \log without a base        base 10 or base e, the same on both sides
+    i                          the imaginary unit, on both sides
+    everything else            math-verify decides: x^2+1 = 1+x^2, \sqrt8 = 2\sqrt2, matrices
+    what cannot be decided     `error`: a limit of CPU time, wall time or memory was met, or the
+                               gold answer is a formula that cannot be read; never "wrong"
+    an unreadable answer       wrong, where the gold answer can be read
 
 Numbers, words, lists of them and equal texts are decided here. Other formulas are decided in a
 worker process (`math_pool.py`), whose limit is real and holds in every thread. Feedback speaks
@@ -110,8 +111,9 @@ def mutated(problem: Problem) -> tuple[str, ...]:
     value, _ = math_text.take_unit(math_text.take_percent(gold)[0])
     wrong = ["", "0.123456789"]
     if number := math_text.number(value):
-        other = number.value + 1
-        wrong += [f"{other.numerator}/{other.denominator}", f"{value}{value}1"]
+        v = number.value
+        others = [x for x in (v + 1, v - 1, 2 * v + 3) if x != v]
+        wrong += [f"{x.numerator}/{x.denominator}" for x in others]
     elif math_text.words(gold):
         wrong.append(rf"\text{{not }}{gold}")
     elif math_text.squash(gold).lstrip("+-") != r"\infty":  # Plus one, it is what it was.
@@ -151,10 +153,17 @@ def _values(gold: str, answer: str) -> tuple[str, str]:
     (gold_name, gold_value), (answer_name, answer_value) = (
         math_text.assignment(text) for text in (gold, answer)
     )
-    if gold_name and answer_name and gold_name != answer_name:
+    if gold_name and answer_name:
+        same_name = gold_name == answer_name
+        return (gold_value, answer_value) if same_name else (gold, answer)
+    if gold_name:
+        # Of two equations neither is a value.
+        equation = answer_value == answer and math_text.is_relation(answer)
+        return (gold, answer) if equation else (gold_value, answer_value)
+    if answer_name and math_text.is_relation(gold):
         return gold, answer
     # Of `2 + 3 = 5` the value is an answer; a gold equation stays what it is.
-    return gold_value if gold_name else gold, answer_value
+    return gold, answer_value
 
 
 def _decompose(gold: str, answer: str):

@@ -1,6 +1,6 @@
-"""Mathematical answers as text: boxes, one way to write each thing, exact numbers, units, shapes.
+"""Mathematical answers as text: boxes, one spelling for each thing, numbers, units, shapes.
 
-Pure functions on strings, linear in their length. `math.py` has the rules that are made of them.
+Pure functions on strings. `math.py` has the rules that are made of them.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!;:]|~)(?=[0-9]{3}(?![0-9]))"
 _SPACE = re.compile(r"(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s+")
 _SYNONYMS = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r" ?\*\* ?"), "^"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\leq(?:slant)?(?![A-Za-z])"), r"\\le"),
     (re.compile(r"\\geq(?:slant)?(?![A-Za-z])"), r"\\ge"),
@@ -85,24 +86,22 @@ _WRAPPED = re.compile(rf"{_TEXT} ?\{{([^{{}}]*)\}}")
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _PLAIN = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
 _DECIMAL = re.compile(rf"({_PLAIN})(?:[eE]([+-]?[0-9]{{1,3}}))?")
+_HEX = re.compile(r"0[xX][0-9a-fA-F]+")
 _SLASH = re.compile(rf"({_PLAIN}) ?/ ?({_PLAIN})")
 _FRACTION = re.compile(r"\\frac ?\{ ?([^{}]*?) ?\} ?\{ ?([^{}]*?) ?\}")
-_MIXED = re.compile(rf"([0-9]+) ?(?:\\frac ?\{{ ?([0-9]+) ?\}} ?\{{ ?([0-9]+) ?\}}|{{}})")
+_MIXED = re.compile(r"([0-9]+) ?\\frac ?\{ ?([0-9]+) ?\} ?\{ ?([0-9]+) ?\}")
 _MIXED_SLASH = re.compile(r"([0-9]+) ([0-9]+) ?/ ?([0-9]+)")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline ?\{([0-9]+)\}")
 _LONGEST_NUMBER = 400
 
 _PERCENT = re.compile(rf" ?(?:\\?%|{_TEXT}\{{ ?percent ?\}}|percent)$")
 _CURRENCY = re.compile(r"^(-?) ?(?:\\\$|[\u20ac\u00a3\u00a5])(?= ?[-0-9.\\(])")
-_UNIT_WORDS = (
-    "mm cm dm km kg mg ml lb lbs ft yd mi hr hrs sec min mph inch inches foot feet yard yards "
-    "mile miles meter meters metre metres gram grams liter liters litre litres second seconds "
-    "minute minutes hour hours day days week weeks month months year years dollar dollars cent "
-    "cents degree degrees radian radians unit units square cubic sq"
-).split()
-_BARE_UNIT = re.compile(
-    rf"(?<=[0-9}}) ]) ?((?:(?:{'|'.join(_UNIT_WORDS)})(?![A-Za-z])\.? ?(?:\^ ?\{{?[0-9]\}}?)?)+)$"
+_UNIT_WORD = (
+    r"(?:mm|cm|dm|km|kg|mg|ml|lbs?|ft|yd|mi|hrs?|sec|min|mph|inch|inches|foot|feet|yards?|miles?|"
+    r"met(?:er|re)s?|grams?|lit(?:er|re)s?|seconds?|minutes?|hours?|days?|weeks?|months?|years?|"
+    r"dollars?|cents?|degrees?|radians?|units?|square|cubic|sq)(?![A-Za-z])\.?"
 )
+_BARE_UNIT = re.compile(rf"(?<=[0-9}}) ]) ?((?:{_UNIT_WORD} ?(?:\^ ?\{{?[0-9]\}}?)?)+)$")
 _WRAPPED_UNIT = re.compile(
     rf"((?:(?:/|\\cdot|\\times)? ?{_TEXT} ?\{{[^{{}}]*\}} ?(?:\^ ?\{{?-?[0-9]\}}? ?)?)+)$"
 )
@@ -121,6 +120,7 @@ _UNIT_NAMES = {
     "hr": "hour",
     "min": "minute",
 }
+_RELATION = re.compile(r"\\in(?![A-Za-z])|(?<![<>!:\\])=")
 _NAME = re.compile(r"[A-Za-z\\(|][A-Za-z0-9\\(),_{}' |]*")
 _MATRIX = re.compile(r"\\begin|\\frac|\\sqrt|\\int|\\sum")
 
@@ -273,6 +273,8 @@ def _unsigned(text: str) -> Number | None:
             Fraction(digits.rstrip(".")) * Fraction(10) ** exponent,
             max(0, len(digits.partition(".")[2]) - exponent),
         )
+    if _HEX.fullmatch(text):
+        return Number(Fraction(int(text, 16)))
     if match := _MIXED.fullmatch(text) or _MIXED_SLASH.fullmatch(text):
         whole, top, bottom = map(int, match.groups())
         return Number(whole + Fraction(top, bottom)) if bottom else None
@@ -333,7 +335,7 @@ def words(text: str) -> tuple[str, bool] | None:
 def assignment(text: str) -> tuple[str, str]:
     """(name, value) of `x = 5`, `f(x) = x^2`, `(x, y) = (1, 2)`, `x \\in S`; of `2+3 = 5` the
     name is ""; of all else, too. A chain `x = 2 + 3 = 5` has its last value."""
-    parts = re.split(r"\\in(?![A-Za-z])|(?<![<>!:\\])=", text)
+    parts = _RELATION.split(text)
     name, value = parts[0].strip(" "), parts[-1].strip(" ")
     if len(parts) == 1 or not value or (len(parts) > 2 and len(_split(text)) > 1):
         return "", text
@@ -342,6 +344,11 @@ def assignment(text: str) -> tuple[str, str]:
     if _NAME.fullmatch(name) and not _MATRIX.search(name) and _depth(name) == 0:
         return squash(name), value
     return "", text
+
+
+def is_relation(text: str) -> bool:
+    """Whether a cleaned text says that something equals, or is in, something."""
+    return _RELATION.search(text) is not None
 
 
 def _depth(text: str) -> int:

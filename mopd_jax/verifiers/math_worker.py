@@ -52,18 +52,19 @@ _REFUSED = (
 )
 # sympy compiles its own arithmetic of monomials, of text made of variable counts alone.
 _OWN_CODE = b"def monomial_"
-_NUMBER = re.compile(r"[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?")
+_NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # `\log` without a base.
 _LOG = re.compile(r"\\log(?![A-Za-z])(?!\s*_)")
-# Juxtaposed numbers, which the grammar would read as a sum.
-_TWO_NUMBERS = re.compile(r"[0-9] +[0-9]")
+# Numbers side by side, which the grammar would read as a sum (5 1) or a product (5.5.1).
+_TWO_NUMBERS = re.compile(r"[0-9] +[0-9]|\.[0-9]*\.")
+_UNREADABLE = ("gold unreadable", "answer unreadable")
 _CLOSE = {"exact": 1e-12, "decimal": 1e-6}
 
 
 def _refuse(event: str, args: tuple) -> None:
     """An audit hook; what it raises stops the refused act."""
     if event == "compile" and args[0] is not None:
-        # Modules that sympy imports late are compiled from files; text is compiled from "<...>".
+        # Modules that sympy imports late are compiled from files, text from "<...>".
         text = not isinstance(args[1], str) or args[1].startswith("<")
         own = isinstance(args[0], bytes) and args[0].startswith(_OWN_CODE)
         refused = text and not own
@@ -94,7 +95,7 @@ def _read_number(text: str, *args, **kwargs):
     import sympy
 
     del args, kwargs
-    if not _NUMBER.fullmatch(text) or not any(c.isdigit() for c in text):
+    if not _NUMBER.fullmatch(text):
         raise ValueError("not a number")
     return sympy.Integer(int(text)) if text.isdigit() else sympy.Float(text)
 
@@ -157,7 +158,7 @@ def _same_equation(gold, answer) -> bool:
 
 
 def _close(gold, answer) -> bool:
-    """Numbers that round to the same decimals may still differ by a factor, as 1e-7 and 2e-7."""
+    """Numbers that round to the same decimals may differ by a factor, as 1e-7 and 2e-7."""
     import sympy
 
     if gold.free_symbols or answer.free_symbols:
@@ -171,7 +172,7 @@ def _close(gold, answer) -> bool:
 
 
 def judge(gold: str, answer: str) -> str:
-    """ "equal", "different", "gold unreadable" or "answer unreadable". """
+    """One of "equal", "different", "gold unreadable", "answer unreadable"."""
     from math_verify.grader import should_treat_as_complex
 
     readings = [(gold, answer)]
@@ -183,7 +184,7 @@ def judge(gold: str, answer: str) -> str:
         # An assumption on one side alone would make its variables others than the gold's.
         real = None if any(map(should_treat_as_complex, pair)) else True
         parsed = []
-        for text, unreadable in zip(pair, ("gold unreadable", "answer unreadable")):
+        for text, unreadable in zip(pair, _UNREADABLE, strict=True):
             try:
                 parsed.append(_parse(text, real))
             except MemoryError:

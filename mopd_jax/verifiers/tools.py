@@ -5,14 +5,14 @@ stand at the start of a line (the second also behind the name), in any case, wit
 emphasis. Text up to a closing </think> is no call.
 
     question                     policy
-    ---------------------------  ----------------------------------------------------------------
+    ---------------------------  ---------------------------------------------------------------
     number of calls              as many as in the gold
     order                        any; exact where `meta["order"]` is "exact"
     what must be equal           name and arguments of the same call; calls are never merged
     names                        exact and case-sensitive, backquotes and emphasis removed; a
                                  bracket is part of a name
     arguments                    JSON values: same keys, equal values at every depth
-    types                        a string is no number, true is no number, null is no missing key
+    types                        a string is no number, nor is true; null is no missing key
     numbers                      by value: 1 = 1.0 = 1e0, 0.10 = 0.1, in exact decimals
     strings, arrays              exact; arrays in order
     key order, white space       mean nothing
@@ -23,8 +23,8 @@ emphasis. Text up to a closing </think> is no call.
     unreadable or missing input  the call counts, and is wrong
 
 Feedback says what could not be read and how many calls were read, never what the gold has.
-`meta["feedback"] = "gold"` adds the expected calls, and the verdict then declares it. Gold is in
-`problem.answer`: a JSON list of {"Action": name, "Action_Input": object, or object as a string}.
+`meta["feedback"] = "gold"` adds the expected calls, and the verdict then declares it. Gold is
+in `problem.answer`: a JSON list of {"Action": name, "Action_Input": an object, or its text}.
 """
 
 from __future__ import annotations
