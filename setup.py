@@ -23,6 +23,7 @@ EXTRAS["test"] = [
     "equinox>=0.13",
     "pytest",
     "hypothesis",
+    "psutil",
     "ruff",
     "nbformat",
     "nbclient",

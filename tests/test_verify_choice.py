@@ -86,6 +86,8 @@ def test_wrong_answers_that_other_graders_accept(case, response, gold):
         (r"so \boxed{B}", "B", False),
         (r"so \boxed{\text{(B)}}", "B", False),
         ("Answer: A\nNo.\nAnswer: B", "B", False),
+        ("B. 50 pC", "B", False),
+        ("A: this one is wrong, since the", None, False),
         ("", None, False),
     ],
 )

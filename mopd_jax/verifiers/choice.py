@@ -129,17 +129,19 @@ def _find(response: str, options: Mapping[str, str]) -> tuple[str | None, str]:
         return read(text, options), "tag" if close else ""
     if lines := _LINE.findall(response):
         return read("answer " + lines[-1].strip(), options), "line"
-    if letter := read(response, options):
+    if letter := read(response, options, labels=False):
         return letter, ""
     boxes = _BOXED.findall(response)
     return (read(boxes[-1], options) if boxes else None), ""
 
 
-def read(text: str, options: Mapping[str, str]) -> str | None:
+def read(text: str, options: Mapping[str, str], *, labels: bool = True) -> str | None:
     """The one letter that a text answers, or None.
 
     Args:
         options: letter -> text as `_plain` leaves it; may be empty.
+        labels: `B. any text` is an answer. A response that begins so may be a discussion of the
+            options that was cut; then only the option's own text may stand behind the letter.
     """
     # Full-width letters and brackets are read as plain ones.
     text = unicodedata.normalize("NFKC", text)
@@ -162,6 +164,8 @@ def read(text: str, options: Mapping[str, str]) -> str | None:
     bare = text.replace("**", "").replace("__", "").replace("`", "")
     if match := _LABELLED.match(bare):
         letter, rest = match[1].upper(), match[2]
+        if not labels:
+            return letter if options.get(letter) == _plain(rest) else None
         return letter if _agrees(letter, rest, options) else None
     if (match := _BARE_PREFIX.match(bare)) and options:
         letter = match[1].upper()

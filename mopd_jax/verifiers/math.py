@@ -9,8 +9,8 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     fractions                  1/2 = 2/4 = \frac12 = \dfrac{1}{2} = 0.5
     mixed numbers              1\frac{1}{2} = 1 1/2 = 3/2; never 11/2
     repeating decimals         0.\overline{3} = 1/3
-    rounded decimals           right with six decimals or more, if the other side is no decimal
-                               and both agree to six decimals and to one part in a million
+    rounded decimals           right with six decimals or more, if the other side can be no
+                               decimal and both agree to six and to one part in a million
     thousands separators       1,000 = 1{,}000 = 1\,000 = 1000; `1, 000` is a list
     percent                    50\% = 1/2; 50\% = 50 only where the question speaks of percent
     units, degrees, currency   may be missing on one side; where both have one, the names must
@@ -26,8 +26,8 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     \log without a base        base 10 or base e, the same on both sides
     i                          the imaginary unit, on both sides
     everything else            math-verify decides: x^2+1 = 1+x^2, \sqrt8 = 2\sqrt2, matrices
-    what cannot be decided     `error`: a limit of CPU time, wall time or memory was met, or the
-                               gold answer is a formula that cannot be read; never "wrong"
+    what cannot be decided     `error`: a limit of time or memory was met, or the gold answer is
+                               a formula that cannot be read
     an unreadable answer       wrong, where the gold answer can be read
 
 Numbers, words, lists of them and equal texts are decided here. Other formulas are decided in a
@@ -42,6 +42,7 @@ import os
 import pathlib
 import re
 from fractions import Fraction
+from typing import Literal
 
 from mopd_jax.config_dict import InputError
 from mopd_jax.records import Problem, Verdict
@@ -118,14 +119,15 @@ def mutated(problem: Problem) -> tuple[str, ...]:
         wrong.append(rf"\text{{not }}{gold}")
     elif math_text.squash(gold).lstrip("+-") != r"\infty":  # Plus one, it is what it was.
         wrong += [f"({gold})+1", gold + "17"]
-    return tuple(rf"\boxed{{{text}}}" for text in wrong) + (problem.answer,)
+    return (*(rf"\boxed{{{text}}}" for text in wrong), "It stands in no box.")
 
 
 def _percent(problem: Problem) -> bool:
     stated = problem.meta.get("percent")
     if isinstance(stated, bool):
         return stated
-    return any(_SPEAKS_OF_PERCENT.search(m["content"]) for m in problem.messages)
+    question = problem.messages[-1]["content"] if problem.messages else ""
+    return _SPEAKS_OF_PERCENT.search(question) is not None
 
 
 def same(gold: str, answer: str, *, percent: bool = False) -> bool:
@@ -166,7 +168,7 @@ def _values(gold: str, answer: str) -> tuple[str, str]:
     return gold, answer_value
 
 
-def _decompose(gold: str, answer: str):
+def _decompose(gold: str, answer: str) -> tuple[str, tuple, tuple] | Literal[False] | None:
     """("ordered" or "unordered", parts, parts), None for one thing against one, or False."""
     a, b = math_text.shape(gold), math_text.shape(answer)
     loose = {"list", "set"}
@@ -238,8 +240,6 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
         gold, answer = (_without_bare(text, unit) for text in (gold, answer))
     if gold_unit and answer_unit and gold_unit != answer_unit:
         return False
-    if math_text.squash(gold) == math_text.squash(answer):
-        return gold_percent == answer_percent or percent
     a, b = math_text.number(gold), math_text.number(answer)
     if a is not None and b is not None:
         if gold_percent == answer_percent:
@@ -248,6 +248,8 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
         scaled_a = _times(a, hundredth) if gold_percent else a
         scaled_b = _times(b, hundredth) if answer_percent else b
         return _equal(scaled_a, scaled_b) or (percent and _equal(a, b))
+    if math_text.squash(gold) == math_text.squash(answer):
+        return gold_percent == answer_percent or percent
     return _known_words(gold, answer)
 
 
@@ -263,11 +265,17 @@ def _times(a: math_text.Number, b: math_text.Number) -> math_text.Number:
 def _equal(a: math_text.Number, b: math_text.Number) -> bool:
     if a.value == b.value:
         return True
-    # Six decimals are a rounding where the other side cannot be written as a decimal.
-    if min(a.decimals, b.decimals) > 0 or max(a.decimals, b.decimals) < 6:
+    # Six decimals are a rounding only of what no decimal can be.
+    exact, rounded = sorted((a, b), key=lambda n: n.decimals)
+    if rounded.decimals < 6 or exact.decimals or _terminates(exact.value):
         return False
     near = abs(a.value - b.value) <= Fraction(1, 10**6) * max(abs(a.value), abs(b.value))
     return near and round(a.value, 6) == round(b.value, 6)
+
+
+def _terminates(value: Fraction) -> bool:
+    """Whether a finite decimal is this number."""
+    return 10 ** value.denominator.bit_length() % value.denominator == 0
 
 
 def _known_words(gold: str, answer: str) -> bool | None:
