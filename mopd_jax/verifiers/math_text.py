@@ -61,6 +61,7 @@ _SPACE = re.compile(r"(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s+")
 _SYNONYMS = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r" ?\*\* ?"), "^"),
+    (re.compile(r"\\mathrm ?\{ ?([eid]) ?\}"), r"\1"),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\leq(?:slant)?(?![A-Za-z])"), r"\\le"),
     (re.compile(r"\\geq(?:slant)?(?![A-Za-z])"), r"\\ge"),
@@ -102,9 +103,12 @@ _UNIT_WORD = (
     r"dollars?|cents?|degrees?|radians?|units?|square|cubic|sq)(?![A-Za-z])\.?"
 )
 _BARE_UNIT = re.compile(rf"(?<=[0-9}}) ]) ?((?:{_UNIT_WORD} ?(?:\^ ?\{{?[0-9]\}}?)?)+)$")
+# Bold and italic letters are vectors and variables.
 _WRAPPED_UNIT = re.compile(
-    rf"((?:(?:/|\\cdot|\\times)? ?{_TEXT} ?\{{[^{{}}]*\}} ?(?:\^ ?\{{?-?[0-9]\}}? ?)?)+)$"
+    r"((?:(?:/|\\cdot|\\times)? ?\\(?:text(?:rm)?|mathrm|mbox) ?\{[^{}]*\} ?"
+    r"(?:\^ ?\{?-?[0-9]\}? ?)?)+)$"
 )
+_NO_QUANTITY = ("^", "_", "+", "-", "*", "=", "<", ">")
 _DEGREES = re.compile(rf" ?\^ ?\\circ ?(?:(?:{_TEXT} ?)?\{{? ?([CF]) ?\}}?)?$")
 _UNIT_NAMES = {
     "dollar": "$",
@@ -307,7 +311,8 @@ def take_unit(text: str) -> tuple[str, str]:
         return (match[1] + text[match.end() :]).strip(" "), sign
     for pattern in (_DEGREES, _WRAPPED_UNIT, _BARE_UNIT):
         match = pattern.search(text)
-        if match and (rest := text[: match.start()].strip(" ")):
+        rest = text[: match.start()].strip(" ") if match else ""
+        if rest and not rest.endswith(_NO_QUANTITY):
             name = f"deg{match[1] or ''}" if pattern is _DEGREES else _unit_name(match[1])
             return rest, name
     return text, ""
@@ -323,8 +328,8 @@ def _unit_name(text: str) -> str:
 
 
 def words(text: str) -> tuple[str, bool] | None:
-    """A cleaned text as lower-case words, where it is nothing else, and whether it is bare
-    letters that might be a product of variables."""
+    """A cleaned text as words, where it is nothing else, and whether it is bare letters that
+    might be a product of variables."""
     unwrapped = _WRAPPED.sub(r" \1 ", text)
     plain = re.sub(r"[\s.,;:!?]+", " ", unwrapped).strip()
     if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", plain):
