@@ -28,6 +28,7 @@ from mopd_jax import (
     teacher,
     tokenizer,
     train_step,
+    verifiers,
     weights,
 )
 from mopd_jax import config as configs
@@ -130,6 +131,7 @@ def prepare(
             f"{both[0]!r} for one: they are not held out; remove them from one of the splits"
         )
     for problems in (train_problems, eval_problems):
+        verifiers.check(problems)
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
     if cfg.context.gold != "off":
         for problem in train_problems:
