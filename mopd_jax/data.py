@@ -2,7 +2,8 @@
 
 The order of an epoch is a pure function of (seed, epoch), so a position, one number, says all
 there is to resume from. Sources: `codebook` and `reasoning_gym` generate their rows, `jsonl`
-reads rows `{"id"?, "prompt" | "messages", "answer", "solution"?}` from files.
+reads rows `{"id"?, "prompt" | "messages", "answer", "solution"?, "verifier"?, "meta"?}` from
+files; the verifier is `exact` where none is named (docs/verifiers.md).
 """
 
 from __future__ import annotations
@@ -157,6 +158,12 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
         raise DataError(
             f"{where}: 'solution' is a {type(solution).__name__}; give text, or leave it out"
         )
+    verifier, meta = row.get("verifier", "exact"), row.get("meta", {})
+    if not isinstance(verifier, str) or not isinstance(meta, dict):
+        raise DataError(
+            f"{where}: 'verifier' is the name of one, such as \"math\", and 'meta' an object "
+            "with what it needs; give them so, or leave them out"
+        )
     messages: Any = row.get("messages")
     if messages is None and isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
@@ -169,7 +176,8 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
         id=str(row.get("id", f"{path.name}:{number}")),
         messages=tuple(messages),
         answer=answer,
-        verifier="exact",
+        verifier=verifier,
+        meta=meta,
         solution=solution,
     )
 
