@@ -106,6 +106,12 @@ def prepare(
     model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
     words = tokenizer.load(source)
     tokenizer.check_vocabulary(words, model)
+    chosen = cfg.loss.support in ("student", "teacher", "union")
+    if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
+        raise ConfigError(
+            f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
+            "model; lower it, or set loss.support='full'"
+        )
     taught = cfg.rollout.policy == "teacher"
     beside = model
     if teacher.kept(cfg) == "external":
@@ -130,8 +136,9 @@ def prepare(
             f"{len(both)} of {len(eval_problems)} evaluation problems are also trained on, "
             f"{both[0]!r} for one: they are not held out; remove them from one of the splits"
         )
+    # The verdicts of a file's rollouts are in the file.
+    verifiers.check(eval_problems if saved else [*train_problems, *eval_problems])
     for problems in (train_problems, eval_problems):
-        verifiers.check(problems)
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
     if cfg.context.gold != "off":
         for problem in train_problems:
@@ -274,12 +281,12 @@ def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
     checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
     if saved:
         state, meta = _restore(run.folder, saved[-1], cfg, run)
-        if meta["rollouts"] != _checksum(run):
-            raise ConfigError(
-                f"rollout.file={cfg.rollout.file} is not the file that the first {saved[-1]} "
-                f"steps of {run.folder} were trained from; put that one back, or choose "
-                "another --workdir"
-            )
+        for name, now in _outside(run).items():
+            if meta[name] != now:
+                raise ConfigError(
+                    f"{name} names other content than in the first {saved[-1]} steps of "
+                    f"{run.folder}; put that back, or choose another --workdir"
+                )
         log.info("going on from the checkpoint of step %d", saved[-1])
     else:
         start, shardings = _start(run, cfg)
@@ -300,11 +307,16 @@ def _start(run: Run, cfg: Config) -> tuple[Callable[..., TrainState], TrainState
 
 def meta_of(run: Run, position: int, solved: Solved) -> dict[str, Any]:
     """What a checkpoint holds beside the state."""
-    return {"position": position, "solved": solved.to_json(), "rollouts": _checksum(run)}
+    return {"position": position, "solved": solved.to_json(), **_outside(run)}
 
 
-def _checksum(run: Run) -> int | None:
-    return None if run.saved is None else run.saved.checksum
+def _outside(run: Run) -> dict[str, int | str | None]:
+    """Settings that name files which a checkpoint does not hold: what these have in them."""
+    external_teacher = teacher.kept(run.cfg) == "external"
+    return {
+        "rollout.file": None if run.saved is None else run.saved.checksum,
+        "teacher.path": external.fingerprint(run.cfg) if external_teacher else None,
+    }
 
 
 def _restore(
