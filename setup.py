@@ -11,12 +11,14 @@ EXTRAS = {
     "data": ["tensorflow-datasets", "importlib_resources"],
     "smollm2": ["gguf", "reasoning-gym"],
     "report": ["matplotlib"],
+    "eval": ["sacrebleu"],
     # Beside `test`, not in it: at 0.1.7 it holds transformers back by way of safetensors.
     "tunix": ["google-tunix>=0.1.7"],
 }
 EXTRAS["test"] = [
     *EXTRAS["smollm2"],
     *EXTRAS["report"],
+    *EXTRAS["eval"],
     "equinox>=0.13",
     "pytest",
     "hypothesis",

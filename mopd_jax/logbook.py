@@ -37,7 +37,7 @@ class Logbook:
     def scalars(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """One record {"step", "kind", ...values}; numbers go to TensorBoard as kind/name."""
         record = {"step": step, "kind": kind, **values}
-        self._metrics.write(_dumps(record) + "\n")
+        self._metrics.write(dumps(record) + "\n")
         self._metrics.flush()
         for name, value in values.items():
             if isinstance(value, int | float) and math.isfinite(value):
@@ -71,10 +71,10 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def _replace(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(_dumps(row) + "\n" for row in rows))
+    write_text(path, "".join(dumps(row) + "\n" for row in rows))
 
 
-def _dumps(record: Mapping[str, Any]) -> str:
+def dumps(record: Mapping[str, Any], *, indent: int | None = None) -> str:
     """JSON with null for what is not finite: nan is no JSON."""
 
     def clean(value):
@@ -86,4 +86,4 @@ def _dumps(record: Mapping[str, Any]) -> str:
             return [clean(v) for v in value]
         return value
 
-    return json.dumps(clean(record), ensure_ascii=False, allow_nan=False)
+    return json.dumps(clean(record), ensure_ascii=False, allow_nan=False, indent=indent)

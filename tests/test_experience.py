@@ -239,7 +239,7 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
     assert chosen.match.given.sum() == sum(sum(r.tokens) for r in rendered.records)
     rows = list(experience.readable(run, sampled, verdicts, chosen, rendered))
     for n, row in enumerate(rows):
-        json.loads(logbook._dumps(row))
+        json.loads(logbook.dumps(row))
         seen, p = row["context"], n // 4
         assert len(seen["shown"]) == len(seen["shown_uids"]) == len(seen["kinds"])
         assert (row["uid"], row["rollout"]) not in zip(
