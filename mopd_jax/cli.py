@@ -92,27 +92,28 @@ def _eval(args: Sequence[str]) -> int:
 def _compare(args: Sequence[str]) -> int:
     folders = [word for word in args if not word.startswith("--")]
     flags = [_flag(word) for word in args if word.startswith("--")]
+    known = ["metrics", "out", "bleu", "budget"]
     for name, _ in flags:
-        if name not in ("metrics", "out", "bleu", "budget"):
-            raise ConfigError(
-                configs.unknown(f"--{name}", name, ["metrics", "out", "bleu", "budget"])
-            )
+        if name not in known:
+            raise ConfigError(configs.unknown(f"--{name}", name, known))
     given = dict(flags)
     bleu, budget = _measures(given)
+    metrics = _names(given["metrics"]) if "metrics" in given else None
+    if metrics is not None:  # What is not asked for is not computed.
+        bleu = bleu and any("BLEU" in metric for metric in metrics)
+    out = pathlib.Path(_not_empty("out", given["out"])) if "out" in given else None
     from mopd_jax import diversity, responses, tables
 
     saved = [responses.read(pathlib.Path(folder)) for folder in folders]
-    metrics = given.get("metrics")
     result = tables.compare(
         [one.name for one in saved],
         [one.header for one in saved],
         [one.responses for one in saved],
-        metrics=None if metrics is None else _names(metrics),
+        metrics=metrics,
         bleu=diversity.bleu_scorer() if bleu else None,
         budget=budget,
     )
-    if "out" in given:
-        out = pathlib.Path(_not_empty("out", given["out"]))
+    if out is not None:
         responses.write_table(out, "comparison", result.markdown(), result.document())
     print(result.markdown())
     return 0
@@ -230,7 +231,12 @@ def _measures(flags: dict[str, str]) -> tuple[bool, int | None]:
 
 def _names(text: str) -> list[str]:
     """Names of metrics. Some have a comma themselves, always followed by a space."""
-    return [name for name in re.split(r",(?! )", text) if name]
+    names = [name for name in re.split(r",(?! )", text) if name]
+    if not names:
+        raise ConfigError(
+            "--metrics= names no metric; give names of the table, or leave it out"
+        )
+    return names
 
 
 def _not_empty(flag: str, value: str) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 
 from mopd_jax import diversity, evaluate, groups, statistics
 from mopd_jax.config_dict import InputError, unknown
-from mopd_jax.diversity import Bleu, Budgets
+from mopd_jax.diversity import Bleu, Budgets, Embed
 from mopd_jax.evaluate import Response
 from mopd_jax.statistics import Estimate, Paired
 
 # Settings that may differ between compared evaluations, and are told if they do.
-_TOLD = ("temperature", "top_p", "top_k", "response_length", "seed")
+_TOLD = ("temperature", "top_p", "top_k", "response_length", "seed", "tokenizer")
 
 
 class CompareError(InputError):
@@ -146,12 +146,13 @@ def measure(
     ks: Sequence[int],
     budget: Budgets | None = None,
     bleu: Bleu | None = None,
+    embed: Embed | None = None,
 ) -> Measured:
     """Every metric of responses [P][n]; a response without a verdict is unsolved, and counted.
 
     Args:
         ks: of pass@k, at most n.
-        budget, bleu: of the diversity measures (`diversity.measure`).
+        budget, bleu, embed: of the diversity measures (`diversity.measure`).
     """
     n = len(responses[0])
     result = evaluate.outcome(responses, threshold=threshold)
@@ -171,6 +172,7 @@ def measure(
         valid,
         budget=budget,
         bleu=bleu,
+        embed=embed,
     )
     values = {f"mean@{n}": statistics.mean(solved)}
     values |= {f"pass@{k}": groups.pass_at_k(result.success, k=k) for k in ks}
@@ -203,6 +205,7 @@ def table(
     responses: Sequence[Sequence[Response]],
     *,
     bleu: Bleu | None = None,
+    embed: Embed | None = None,
     budget: int | None = None,
 ) -> Table:
     """The table of one evaluation.
@@ -216,6 +219,7 @@ def table(
         ks=header["ks"],
         budget=_budgets([responses], header["threshold"], budget),
         bleu=bleu,
+        embed=embed,
     )
     metrics = {name: statistics.estimate(values) for name, values in found.values.items()}
     return Table(dict(header), metrics, found.counts)
@@ -228,6 +232,7 @@ def compare(
     *,
     metrics: Sequence[str] | None = None,
     bleu: Bleu | None = None,
+    embed: Embed | None = None,
     budget: int | None = None,
 ) -> Comparison:
     """Every run after the first, paired with the first problem by problem.
@@ -250,16 +255,16 @@ def compare(
     threshold = headers[0]["threshold"]
     common = _budgets(aligned, threshold, budget)
     ks = [k for k in headers[0]["ks"] if all(k in header["ks"] for header in headers)]
-    measured = [
-        measure(run, threshold=threshold, ks=ks, budget=common, bleu=bleu) for run in aligned
-    ]
+    options = {"ks": ks, "budget": common, "bleu": bleu, "embed": embed}
+    measured = [measure(run, threshold=threshold, **options) for run in aligned]
     known = list(measured[0].values)
-    for metric in metrics or ():
+    metrics = known if metrics is None else list(dict.fromkeys(metrics))
+    for metric in metrics:
         if metric not in known:
             raise CompareError(unknown(f"metric {metric!r}", metric, known))
     pairs = [
         (metric, name, statistics.paired(measured[0].values[metric], run.values[metric]))
-        for metric in metrics or known
+        for metric in metrics
         for name, run in zip(names[1:], measured[1:], strict=True)
     ]
     adjusted = statistics.holm(np.array([found.p_value for _, _, found in pairs]))

@@ -188,6 +188,7 @@ def fails(capsys, *words):
         (["compare", "nowhere"], "nowhere/responses.jsonl cannot be read"),
         (["compare", "a", "b", "--metric=x"], "did you mean metrics"),
         (["compare", "a", "b", "--budget=x"], "--budget=x is not a number"),
+        (["compare", "a", "b", "--metrics=,"], "--metrics= names no metric"),
     ],
 )
 def test_bad_flags(words, message, capsys, monkeypatch, tmp_path):

@@ -111,6 +111,16 @@ def test_bleu_is_in_the_table_where_it_is_asked_for():
     assert table.metrics["pairwise BLEU-4, success-failure"].problems == 1
 
 
+def test_embeddings_are_a_callable():
+    def embed(texts):
+        return np.array([[1.0, float(text == "one two")] for text in texts])
+
+    table = tables.table(HEADER, run(), embed=embed)
+    assert table.metrics["embedding cosine, all"].value == pytest.approx((0.5**0.5 + 2) / 3)
+    result = tables.compare(["x", "y"], [HEADER] * 2, [run(), run()], embed=embed)
+    assert "embedding cosine, success-failure" in {row.metric for row in result.rows}
+
+
 def test_a_comparison_is_paired_by_the_problem_whatever_the_order():
     better = changed(run(), "b", 0, reward=1.0)
     result = tables.compare(["x", "y"], [HEADER, HEADER], [run(), better[::-1]])
@@ -144,6 +154,8 @@ def test_the_family_is_the_table():
         in text
     )
     assert "all 4 tests" in text
+    twice = tables.compare(*runs, metrics=["pass@2", "pass@2"])
+    assert twice.family == 2
     document = json.loads(logbook.dumps(result.document()))
     assert [row["run"] for row in document["rows"]] == ["y", "z"] * 2
     assert document["rows"][0]["p_value"] == 1.0
@@ -165,7 +177,7 @@ def test_distinct_is_compared_at_one_budget():
 
 
 def test_settings_that_differ_are_told():
-    warm = {**HEADER, "temperature": 0.5, "ks": [2]}
+    warm = {**HEADER, "temperature": 0.5, "ks": [2], "weights": "runs/y", "step": 4}
     result = tables.compare(["x", "y"], [HEADER, warm], [run(), run()])
     assert result.differ == ["temperature differs: 1.0, 0.5"]
     assert "temperature differs" in result.markdown()
