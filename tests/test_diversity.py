@@ -35,6 +35,7 @@ def test_words():
         ([5, 5], 7, [4, 3]),
         ([1, 9, 9], 11, [1, 5, 5]),
         ([9, 1, 9], 12, [6, 1, 5]),
+        ([5, 9, 9], 16, [5, 6, 5]),
         ([0, 4], 4, [0, 4]),
         ([2, 3], 6, None),
         ([2, 3], 0, [0, 0]),
@@ -224,19 +225,19 @@ def test_pairs_by_outcome():
     alike = np.array(
         [[1, 0.1, 0.2, 0.3], [0.1, 1, 0.4, 0.5], [0.2, 0.4, 1, 0.6], [0.3, 0.5, 0.6, 1]]
     )
-    success = np.array([True, True, False, False])
+    success = np.array([True, False, True, False])
     got = diversity.by_outcome(alike, success, np.array([True, True, True, True]))
     assert got == pytest.approx(
         {
             "all": 2.1 / 6,
-            "success-success": 0.1,
-            "success-failure": (0.2 + 0.3 + 0.4 + 0.5) / 4,
-            "failure-failure": 0.6,
+            "success-success": 0.2,
+            "success-failure": (0.1 + 0.3 + 0.4 + 0.6) / 4,
+            "failure-failure": 0.5,
         }
     )
     got = diversity.by_outcome(alike, success, np.array([True, True, True, False]))
     assert got["all"] == pytest.approx(2.1 / 6)
-    assert got["success-failure"] == pytest.approx(0.3)
+    assert got["success-failure"] == pytest.approx((0.1 + 0.4) / 2)
     assert np.isnan(got["failure-failure"])
 
 
@@ -263,6 +264,8 @@ def test_measure(bleu):
     # Six of the first problem's tokens: four backticks and two heads more, "`" and "no".
     np.testing.assert_allclose(value["distinct-1"], [2 / 6, 4 / 6, NAN])
     np.testing.assert_array_equal(value["unique ratio of successes"], [0.5, 0.5, NAN])
+    # Four tokens: two backticks of each, and "a b" twice.
+    np.testing.assert_allclose(value["distinct-1 of successes"], [1 / 4, 2 / 4, NAN])
     np.testing.assert_allclose(value["AST distance of successes"], [0.0, NAN, NAN])
     assert value["AST distance"][0] == pytest.approx(2 / 3 * 3 / 7)
     np.testing.assert_allclose(value["self-BLEU-4 of successes"], [1, 1, NAN])

@@ -135,13 +135,19 @@ def test_compare(pair, tmp_path, capsys):
     assert "all 2 tests" in capsys.readouterr().out
 
 
-def test_parameters_alone_are_checked_too(trained, tmp_path):
+def test_parameters_alone_are_checked_too(trained, monkeypatch):
     folder, run, state = trained
     like = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state.params
     )
     found = checkpoint.load_params(folder / "checkpoints", 2, like)
     jax.tree.map(np.testing.assert_array_equal, found, state.params)
+    sums = checkpoint._checksums({"params": state.params})
+    flipped = {**sums, next(iter(sums)): 0}
+    with monkeypatch.context() as patch, pytest.raises(checkpoint.CheckpointError) as error:
+        patch.setattr(checkpoint, "_checksums", lambda tree: flipped)
+        checkpoint.load_params(folder / "checkpoints", 2, like)
+    assert "checkpoints/2 is corrupt" in str(error.value)
     with pytest.raises(checkpoint.CheckpointError, match="checkpoints/7 cannot be read"):
         checkpoint.load_params(folder / "checkpoints", 7, like)
     wider = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*x.shape, 2), x.dtype), like)
@@ -248,3 +254,18 @@ def test_a_question_is_its_text_and_its_answer():
     assert len(digest("q", "1")) == 12
     assert digest("q", "1") == digest("q", "1", name="b")
     assert len({digest("q", "1"), digest("q", "2"), digest("r", "1")}) == 3
+
+
+def test_the_command_hands_on_what_it_was_asked(trained, monkeypatch, capsys, tmp_path):
+    asked = []
+    monkeypatch.setattr(heldout, "run_eval", lambda *a, **k: asked.append((a, k)))
+    words = ["eval", f"--from={trained[0]}", f"--out={tmp_path}", "--config.seed=4"]
+    assert cli.main([*words, "--budget=5", "--bleu=off"]) == cli.main(words) == 0
+    (cfg, out), options = asked[0]
+    assert (cfg.seed, out) == (4, tmp_path)
+    command = " ".join(["mopd", *words, "--budget=5", "--bleu=off"])
+    want = {"source": trained[0], "bleu": None, "budget": 5, "command": command}
+    assert options == want
+    assert asked[1][1]["bleu"]("a b", ["a b"]) == pytest.approx(1.0)
+    out = capsys.readouterr().out
+    assert f"settings that are not those of {trained[0]}: seed" in out

@@ -122,11 +122,11 @@ def test_embeddings_are_a_callable():
 
 
 def test_a_comparison_is_paired_by_the_problem_whatever_the_order():
-    better = changed(run(), "b", 0, reward=1.0)
-    result = tables.compare(["x", "y"], [HEADER, HEADER], [run(), better[::-1]])
+    better = changed(run(), "c", 1, reward=1.0, error="")
+    result = tables.compare(["x", "y"], [HEADER, HEADER], [run(), [*better[1:], better[0]]])
     rows = {row.metric: row for row in result.rows}
     found = rows["mean@2"].paired
-    assert found == statistics.paired(np.array([0.5, 0, 0.5]), np.array([0.5, 0.5, 0.5]))
+    assert found == statistics.paired(np.array([0.5, 0, 0.5]), np.array([0.5, 0, 1]))
     assert found.difference == pytest.approx(1 / 6)
     assert rows["AST distance"].paired.problems == 0
     assert np.isnan(rows["AST distance"].holm)
