@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import hashlib
@@ -17,7 +16,6 @@ from tqdm import tqdm
 
 from mopd_jax import (
     checkpoint,
-    data,
     evaluate,
     experience,
     responses,
@@ -118,13 +116,6 @@ def run_eval(
         if step is None:
             raise ConfigError(f"{source} has no finished checkpoint; name a run's folder")
     student = run.open_student(cfg, devices)
-    counts = collections.Counter(problem.id for problem in student.eval_problems)
-    (name, times), *_ = counts.most_common(1)
-    if times > 1:
-        raise data.DataError(
-            f"{times} held-out problems have the id {name!r}; give each its own, since "
-            "evaluations are compared problem by problem"
-        )
     with jax.set_mesh(student.mesh):
         state = TrainState(
             params=_params(student, source, step),

@@ -39,7 +39,7 @@ def trained(tmp_path_factory):
     by an update, which would cost its compilation."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     cfg, _ = cli.parse([*FLAGS, f"--workdir={folder}", "--config.seed=3"])
-    run, state, _ = runs.open_run(cfg, folder, command="", devices=jax.devices()[:1])
+    run, state, *_ = runs.open_run(cfg, folder, command="", devices=jax.devices()[:1])
     worse = jax.tree.map(lambda x: x * -0.3, state.params)
     for step, params in ((1, state.params), (2, worse)):
         state = dataclasses.replace(state, params=params, step=jax.numpy.int32(step))
@@ -228,7 +228,7 @@ def test_ids_that_are_not_unique(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"id": "q", "prompt": "d01 1 2 3", "answer": "1 2 3"}\n' * 6)
     words = ["data.source=jsonl", f"data.train_path={rows}", f"data.eval_path={rows}"]
-    with pytest.raises(ValueError, match="6 held-out problems have the id 'q'"):
+    with pytest.raises(ValueError, match="eval split has two problems with the id 'q'"):
         evaluated(tmp_path / "x", *FLAGS, *(f"--config.{word}" for word in words))
     assert not (tmp_path / "x").exists()
 
