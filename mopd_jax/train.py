@@ -5,9 +5,10 @@ function of arrays (the jitted ones are made once, in `run.py`) or a thin handle
 
     take problems -> rollout -> verify -> choose peers -> render contexts -> update -> record
 
-Run folder: `config.json`, `environment.json`, `command.txt`, `metrics.jsonl`, `tensorboard/`,
-`rollouts/`, `checkpoints/`, `evaluations/`. A killed run, started again with the same command,
-goes on from its last checkpoint and ends with the same bits as one that was never killed.
+Run folder: `config.json`, `environment.json`, `command.txt`, `self_checks.json`,
+`metrics.jsonl`, `tensorboard/`, `rollouts/`, `checkpoints/`, `evaluations/`. A killed run,
+started again with the same command, goes on from its last checkpoint and ends with the same
+bits as one that was never killed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mopd_jax import checkpoint, console, evaluate, experience, inactive
+from mopd_jax import checkpoint, console, evaluate, experience, inactive, selfcheck
 from mopd_jax.config import Config
 from mopd_jax.logbook import Logbook, write_text
 from mopd_jax.records import TrainState
@@ -46,14 +47,17 @@ def train(
 
     Raises:
         ConfigError, data.DataError, weights and context errors: before the first step, each
-        with the setting to change.
+        with the setting to change. selfcheck.SelfCheckError: before the first update.
     """
     run, state, stream = open_run(cfg, workdir, command=command, devices=devices)
     book = Logbook(workdir, step=int(state.step))
+    first = int(state.step) + 1
     with jax.set_mesh(run.mesh):
-        if int(state.step) == 0:
+        if first <= cfg.steps:
+            checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])
+        if first == 1:
             _evaluate(run, state, book)
-        for step in range(int(state.step) + 1, cfg.steps + 1):
+        for step in range(first, cfg.steps + 1):
             clock = console.Clock(step, cfg.steps, phases=4)
             with clock.phase("rollout"):
                 problems, uids = stream.take(cfg.rollout.prompts)
@@ -75,6 +79,9 @@ def train(
                 batch = experience.batch(
                     run, sampled, contexts.inputs, chosen.usage, rewards, valid
                 )
+            if step == first:
+                checks += selfcheck.before_update(run, state, sampled, batch)
+                selfcheck.report(workdir, step, checks)
             with clock.phase("update"):
                 state, logged = run.update(state, batch)
                 values = {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}

@@ -92,10 +92,7 @@ def train_step(
         weights, extra = _preference_weights(state, batch, cfg, model)
         trained = batch.mask & (weights != 0)
     else:
-        totals = losses.batch_totals(batch.mask, every_row=cfg.loss.every_row)
-        weights = losses.token_weights(
-            batch.mask, aggregation=cfg.loss.aggregation, totals=totals
-        )
+        weights = token_weights(batch, cfg.loss)
     if cfg.loss.method == "grpo":
         # Tokens without advantage stay in the denominator, but do not count as training.
         trained = batch.mask & (batch.advantage != 0)[:, None]
@@ -135,6 +132,12 @@ def train_step(
         key=state.key,
     )
     return new, logged
+
+
+def token_weights(batch: Batch, cfg: LossConfig) -> jax.Array:
+    """Weights f32[N, T] of the whole batch, for the losses that are sums over tokens."""
+    totals = losses.batch_totals(batch.mask, every_row=cfg.every_row)
+    return losses.token_weights(batch.mask, aggregation=cfg.aggregation, totals=totals)
 
 
 def _gradients(state, batch, weights, cfg, model):
@@ -272,15 +275,9 @@ def _distill(params, teacher_params, batch, weights, cfg, model):
         batch.response,
         batch.mask,
         weights=weights,
-        divergence=cfg.loss.divergence,
-        alpha=cfg.loss.alpha,
-        continuous=cfg.loss.continuous,
-        support=_support(cfg.loss),
-        temperature=cfg.rollout.temperature,
         behaviour_logp=batch.behaviour_logp if capped else None,
-        importance_cap=cfg.loss.importance_cap,
-        chunk_tokens=cfg.model.head_chunk,
         sharding=sharding.head_sharding(),
+        **distill_options(cfg),
     )
     logged = _common_metrics(loss, stats, batch)
     logged["divergence"] = metrics.masked(stats.divergence, batch.mask)
@@ -293,6 +290,19 @@ def _distill(params, teacher_params, batch, weights, cfg, model):
             ratio > cfg.loss.importance_cap, batch.mask
         )
     return loss, logged
+
+
+def distill_options(cfg: Config) -> dict[str, Any]:
+    """What `losses.distill_loss` takes from the settings of a run."""
+    return {
+        "divergence": cfg.loss.divergence,
+        "alpha": cfg.loss.alpha,
+        "continuous": cfg.loss.continuous,
+        "support": _support(cfg.loss),
+        "temperature": cfg.rollout.temperature,
+        "importance_cap": cfg.loss.importance_cap,
+        "chunk_tokens": cfg.model.head_chunk,
+    }
 
 
 def _support(cfg: LossConfig) -> Support:

@@ -1,0 +1,262 @@
+"""Divergence, alpha, direction and denominators, on a loss whose answer is known.
+
+A few tokens of three words, computed from the definitions in float64 NumPy, beside the one call
+of the loss itself. Slopes are differences of values: they share nothing with the code they are
+held against.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mopd_jax import losses, preferences, train_step
+from mopd_jax.config import Config, Divergence
+from mopd_jax.kernels import Support
+from mopd_jax.records import Batch
+from mopd_jax.selfcheck.result import Result, fail
+
+# Rows of three, of one and of no token: every aggregation weighs them in another way.
+MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
+# Of each token the student, the teacher, the target, and how much likelier the target is now
+# than when it was sampled. No two words are equally likely, so that every top-k is settled.
+STUDENT = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3], [0.25, 0.35, 0.4]])
+TEACHER = np.array([[0.5, 0.3, 0.2], [0.5, 0.4, 0.1], [0.15, 0.1, 0.75], [0.6, 0.3, 0.1]])
+TARGET = np.array([0, 1, 2, 0])
+RATIO = np.array([1.0, 0.5, 8.0, 2.5])
+# What of `train_step.distill_options` has a definition here.
+_OPTIONS = ("divergence", "alpha", "continuous", "support", "temperature", "importance_cap")
+# Float32 against float64 on a loss of order 1.
+LIMIT = 1e-5
+
+
+class Compared(NamedTuple):
+    """What the code gives and what the definition says."""
+
+    what: str
+    got: np.ndarray
+    want: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The largest difference; nan where something is not finite."""
+        return float(np.max(np.abs(np.float64(self.got) - self.want)))
+
+
+def check(cfg: Config) -> Result:
+    """The settings of a run mean what they say, on the known case.
+
+    Raises:
+        SelfCheckError: naming what is off.
+    """
+    numbers = {}
+    causes = {
+        "weights": f"aggregation {cfg.loss.aggregation!r} does not divide by what it should",
+        "loss": "alpha or the direction of the divergence is not what the settings say",
+        "slopes": "the gradient does not go where the settings say",
+    }
+    compared = compare(cfg)
+    for found in compared:
+        numbers[found.what] = found.error
+        if not found.error <= LIMIT:
+            fail(
+                "loss",
+                f"{causes[found.what]} ({found.what} of a known case off by {found.error:.2g}; "
+                f"loss.method={cfg.loss.method!r}, divergence={cfg.loss.divergence!r}, alpha="
+                f"{cfg.loss.alpha}, support={cfg.loss.support!r}); reinstall the package, or "
+                "undo the change to losses.py, train_step.py or the kernels",
+            )
+    return Result("loss", numbers, "" if compared else "these settings have no known case")
+
+
+def compare(cfg: Config) -> list[Compared]:
+    """The weights of tokens, the loss and its slopes, as an update of this run makes them.
+
+    A method without a divergence has its own direction compared. What has no definition here,
+    such as another aggregation, is left out.
+    """
+    pairwise = cfg.loss.method in ("dpo", "simpo")
+    found = []
+    want = weights(MASK, cfg.loss.aggregation, every_row=cfg.loss.every_row)
+    if not pairwise and want is not None:
+        got = train_step.token_weights(_batch(), cfg.loss)
+        found.append(Compared("weights", np.asarray(got), want))
+    if cfg.loss.method == "distill" and cfg.loss.divergence in get_args(Divergence):
+        found += _distilled(cfg)
+    elif cfg.loss.method == "grpo":
+        found.append(_reinforced(cfg))
+    elif pairwise:
+        found.append(_preferred())
+    return found
+
+
+def weights(mask: np.ndarray, aggregation: str, *, every_row: bool) -> np.ndarray | None:
+    """Weights f64[N, T] of `losses.token_weights`, None for an aggregation without a case."""
+    k = mask.astype(np.float64)
+    tokens = k.sum(axis=1, keepdims=True)
+    rows = len(mask) if every_row else np.count_nonzero(tokens)
+    return {
+        "token-mean": k / k.sum(),
+        "seq-mean-token-mean": k / np.maximum(tokens, 1) / rows,
+        "seq-mean-token-sum": k / rows,
+        "seq-mean-token-sum-norm": k / mask.shape[1],
+    }.get(aggregation)
+
+
+def divergence(
+    p: np.ndarray,
+    q: np.ndarray,
+    kind: Divergence,
+    *,
+    alpha: float | None = None,
+    continuous: bool = False,
+) -> float:
+    """Nats between the probabilities p of a student and q of a teacher, f64[K] each.
+
+    "forward_kl" is KL(q || p), "reverse_kl" KL(p || q), "jsd" (1 - a) KL(p || m) + a KL(q || m)
+    with m = (1 - a) p + a q; at a = 0 and 1 the forward and the reverse KL.
+    """
+    alpha = 0.5 if alpha is None else alpha
+    if kind == "forward_kl" or (kind == "jsd" and alpha == 0):
+        return _kl(q, p)
+    if kind == "reverse_kl" or alpha == 1:
+        return _kl(p, q)
+    m = (1 - alpha) * p + alpha * q
+    value = (1 - alpha) * _kl(p, m) + alpha * _kl(q, m)
+    return value / (alpha * (1 - alpha)) if continuous else value
+
+
+def _kl(a, b):
+    possible = a > 0
+    return float(np.sum(a[possible] * np.log(a[possible] / b[possible])))
+
+
+def token_loss(logits: np.ndarray, n: int, support: Support, **options: Any) -> float:
+    """Loss of token n when its student's logits are f64[3]; what is constant under
+    differentiation stays that of `STUDENT`.
+
+    Args:
+        options: of `divergence`.
+    """
+    p, q, target = np.exp(logits) / np.exp(logits).sum(), TEACHER[n], TARGET[n]
+    if support == "sampled":
+        return np.log(STUDENT[n, target] / q[target]) * np.log(p[target])
+    if support != "full":
+        best = {"student": [STUDENT[n]], "teacher": [q], "union": [STUDENT[n], q]}[support.of]
+        kept = sorted({int(v) for x in best for v in np.argsort(-x)[: support.k]})
+        p, q = _outcomes(p, kept, support.tail), _outcomes(q, kept, support.tail)
+    return divergence(p, q, **options)
+
+
+def _outcomes(p, kept, tail):
+    """The kept words, and the rest as one more outcome or not at all."""
+    inside = p[kept]
+    if not tail:
+        return inside / inside.sum()
+    return inside if len(kept) == len(p) else np.append(inside, 1 - inside.sum())
+
+
+def _batch() -> Batch:
+    """A batch of which `MASK` is the mask and nothing else means anything."""
+    zeros = np.zeros(MASK.shape)
+    return Batch(
+        prompt=zeros,
+        prompt_mask=MASK,
+        response=zeros,
+        mask=MASK,
+        behaviour_logp=zeros,
+        teacher_prompt=zeros,
+        teacher_prompt_mask=MASK,
+        advantage=np.zeros(len(MASK)),
+    )
+
+
+def _distilled(cfg) -> list[Compared]:
+    # The three words have no hundred largest.
+    small = dataclasses.replace(cfg.loss, top_k=min(cfg.loss.top_k, 2))
+    given = train_step.distill_options(dataclasses.replace(cfg, loss=small))
+    given = {name: given[name] for name in _OPTIONS}
+    temperature, cap = given["temperature"], given["importance_cap"]
+    logp = np.log(STUDENT[np.arange(len(TARGET)), TARGET])
+
+    def spread(values, elsewhere):
+        """[3, 3, ...] with the tokens where MASK is true, row by row."""
+        whole = np.full((*MASK.shape, *np.shape(values)[1:]), elsewhere, np.float32)
+        whole[MASK] = values
+        return whole
+
+    # What is masked must not be read, so there it is not a number.
+    student = spread(np.log(STUDENT) * temperature, np.nan)
+    teacher = spread(np.log(TEACHER) * temperature, np.nan)
+    targets = spread(TARGET, 0).astype(np.int32)
+    behaviour = None if cap is None else spread(logp - np.log(RATIO), np.nan)
+    weigh = np.asarray(train_step.token_weights(_batch(), cfg.loss))
+
+    def loss(hidden):
+        head = jnp.eye(3)
+        made, _ = losses.distill_loss(
+            hidden,
+            head,
+            teacher,
+            head,
+            targets,
+            MASK,
+            weights=weigh,
+            behaviour_logp=behaviour,
+            **given,
+        )
+        return made
+
+    value, slopes = jax.device_get(jax.jit(jax.value_and_grad(loss))(student))
+    want, want_slopes = _by_definition(given, weigh[MASK])
+    return [
+        Compared("loss", value, np.float64(want)),
+        Compared("slopes", slopes, np.float64(spread(want_slopes / temperature, 0.0))),
+    ]
+
+
+def _by_definition(given, weigh):
+    """The loss and its slopes f64[4, 3] to the logits."""
+    options = {"kind": given["divergence"], "support": given["support"]}
+    options |= {name: given[name] for name in ("alpha", "continuous")}
+    cap, step = given["importance_cap"], 1e-5
+    factor = weigh.astype(np.float64) * (1.0 if cap is None else np.minimum(RATIO, cap))
+    value, slopes = 0.0, np.zeros(STUDENT.shape)
+    for n, logits in enumerate(np.log(STUDENT)):
+        value += factor[n] * token_loss(logits, n, **options)
+        for v, moved in enumerate(step * np.eye(3)):
+            rise = token_loss(logits + moved, n, **options)
+            fall = token_loss(logits - moved, n, **options)
+            slopes[n, v] = factor[n] * (rise - fall) / (2 * step)
+    return value, slopes
+
+
+def _reinforced(cfg) -> Compared:
+    """Likelier where the advantage is positive; the tokens are as yet inside the clipping."""
+    advantage = np.array([1.0, -0.5, 0.0], np.float32)
+    weigh = np.asarray(train_step.token_weights(_batch(), cfg.loss))
+    before = np.where(MASK, np.float32(-1.0), 0.0)
+    now = before - 0.01 * np.sign(advantage)[:, None] * MASK
+    clips = {name: getattr(cfg.loss, name) for name in ("clip_low", "clip_high", "dual_clip")}
+
+    def loss(logp):
+        return losses.grpo_loss(logp, before, advantage, weigh, **clips)[0]
+
+    slopes = jax.device_get(jax.jit(jax.grad(loss))(now))
+    return Compared("slopes", slopes, -weigh * advantage[:, None] * np.exp(now - before))
+
+
+def _preferred() -> Compared:
+    """The better row of the one pair goes up, the worse one down; equal ones are no pair."""
+    quality, group = jnp.array([1.0, 0.0, 0.5, 0.5]), 2
+
+    def loss(score):
+        better = preferences.pairs(quality, jnp.ones(4, bool), group=group)
+        return preferences.preference_loss(score, better, beta=1.0, margin=0.0, smoothing=0.0)
+
+    slopes = jax.device_get(jax.jit(jax.grad(loss))(jnp.zeros(4)))
+    return Compared("slopes", slopes, np.array([-0.5, 0.5, 0.0, 0.0]))
