@@ -8,15 +8,14 @@ held against.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mopd_jax import losses, preferences, train_step
-from mopd_jax.config import Config, Divergence
-from mopd_jax.kernels import Support
+from mopd_jax.config import Config, Divergence, LossConfig
 from mopd_jax.records import Batch
 from mopd_jax.selfcheck.result import Result, fail
 
@@ -135,21 +134,18 @@ def _kl(a, b):
     return float(np.sum(a[possible] * np.log(a[possible] / b[possible])))
 
 
-def token_loss(logits: np.ndarray, n: int, support: Support, **options: Any) -> float:
+def token_loss(logits: np.ndarray, n: int, cfg: LossConfig) -> float:
     """Loss of token n when its student's logits are f64[3]; what is constant under
-    differentiation stays that of `STUDENT`.
-
-    Args:
-        options: of `divergence`.
-    """
+    differentiation stays that of `STUDENT`."""
     p, q, target = np.exp(logits) / np.exp(logits).sum(), TEACHER[n], TARGET[n]
-    if support == "sampled":
+    if cfg.support == "sampled":
         return np.log(STUDENT[n, target] / q[target]) * np.log(p[target])
-    if support != "full":
-        best = {"student": [STUDENT[n]], "teacher": [q], "union": [STUDENT[n], q]}[support.of]
-        kept = sorted({int(v) for x in best for v in np.argsort(-x)[: support.k]})
-        p, q = _outcomes(p, kept, support.tail), _outcomes(q, kept, support.tail)
-    return divergence(p, q, **options)
+    if cfg.support != "full":
+        best = {"student": [STUDENT[n]], "teacher": [q], "union": [STUDENT[n], q]}
+        largest = [np.argsort(-x)[: cfg.top_k] for x in best[cfg.support]]
+        kept = sorted(set(np.concatenate(largest).tolist()))
+        p, q = _outcomes(p, kept, cfg.tail), _outcomes(q, kept, cfg.tail)
+    return divergence(p, q, cfg.divergence, alpha=cfg.alpha, continuous=cfg.continuous)
 
 
 def _outcomes(p, kept, tail):
@@ -180,7 +176,7 @@ def _distilled(cfg) -> list[Compared]:
     small = dataclasses.replace(cfg.loss, top_k=min(cfg.loss.top_k, 2))
     given = train_step.distill_options(dataclasses.replace(cfg, loss=small))
     given = {name: given[name] for name in _OPTIONS}
-    temperature, cap = given["temperature"], given["importance_cap"]
+    temperature, cap = cfg.rollout.temperature, cfg.loss.importance_cap
     logp = np.log(STUDENT[np.arange(len(TARGET)), TARGET])
 
     def spread(values, elsewhere):
@@ -212,25 +208,23 @@ def _distilled(cfg) -> list[Compared]:
         return made
 
     value, slopes = jax.device_get(jax.jit(jax.value_and_grad(loss))(student))
-    want, want_slopes = _by_definition(given, weigh[MASK])
+    want, want_slopes = _by_definition(small, weigh[MASK])
     return [
         Compared("loss", value, np.float64(want)),
         Compared("slopes", slopes, np.float64(spread(want_slopes / temperature, 0.0))),
     ]
 
 
-def _by_definition(given, weigh):
-    """The loss and its slopes f64[4, 3] to the logits."""
-    options = {"kind": given["divergence"], "support": given["support"]}
-    options |= {name: given[name] for name in ("alpha", "continuous")}
-    cap, step = given["importance_cap"], 1e-5
+def _by_definition(cfg, weigh):
+    """The loss and its slopes f64[4, 3] to the logits, from the settings themselves."""
+    cap, step = cfg.importance_cap, 1e-5
     factor = weigh.astype(np.float64) * (1.0 if cap is None else np.minimum(RATIO, cap))
     value, slopes = 0.0, np.zeros(STUDENT.shape)
     for n, logits in enumerate(np.log(STUDENT)):
-        value += factor[n] * token_loss(logits, n, **options)
+        value += factor[n] * token_loss(logits, n, cfg)
         for v, moved in enumerate(step * np.eye(3)):
-            rise = token_loss(logits + moved, n, **options)
-            fall = token_loss(logits - moved, n, **options)
+            rise = token_loss(logits + moved, n, cfg)
+            fall = token_loss(logits - moved, n, cfg)
             slopes[n, v] = factor[n] * (rise - fall) / (2 * step)
     return value, slopes
 

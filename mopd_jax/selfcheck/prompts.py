@@ -16,7 +16,11 @@ from mopd_jax.selfcheck.result import Result, fail
 
 
 def header(run: Run, problems: Sequence[Problem]) -> Result:
-    """Student and teacher go on from the same assistant header, however much is cut."""
+    """Student and teacher go on from the same assistant header, however much is cut.
+
+    Raises:
+        SelfCheckError: with what stands in the header's place.
+    """
     cfg, words = run.cfg.context, run.tokenizer
     due = words.header(problems[0].messages)
     if not due:
@@ -61,6 +65,9 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
 
     The gold of the problems is replaced by a word that stands nowhere else, and everything
     that is given to the chat template is searched for it.
+
+    Raises:
+        SelfCheckError: saying whose prompt has it.
     """
     cfg = run.cfg
     canary = f"canary{np.random.default_rng([0xCA9A, cfg.seed]).integers(1 << 62):x}"
@@ -78,7 +85,9 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
             "the student's prompt has the problem's answer, solution or meta in it; it must "
             "have its messages only: see context.student_prompts",
         )
-    verdicts = _verdicts(sampled, judge=cfg.context.feedback != "off")
+    # Feedback that is asked for with its gold is left out, so that nothing hides behind it.
+    judge = cfg.context.feedback != "off" and not cfg.context.feedback_with_gold
+    verdicts = _verdicts(sampled, judge=judge)
     for p, row in enumerate(verdicts):
         for verdict in row:
             if canary in verdict.feedback and not verdict.feedback_has_gold:
@@ -91,13 +100,11 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
     _rendered(heard, sampled, verdicts)
     teacher = listening.take()
     shown = sum(canary in text for text in teacher)
-    named = getattr(cfg.context, "gold", "off") != "off" or cfg.context.feedback_with_gold
-    if shown and not named:
+    if shown and getattr(cfg.context, "gold", "off") == "off":
         fail(
             "gold",
             f"{shown} of {len(teacher)} teacher prompts have the problem's answer, solution or "
-            "meta in them, and no setting asks for gold; see context.teacher_inputs and the "
-            "templates of config.context",
+            "meta in them, and no setting asks for gold; see context.teacher_inputs",
         )
     numbers = {"student_prompts": len(student), "teacher_prompts": len(teacher), "shown": shown}
     return Result("gold", numbers)

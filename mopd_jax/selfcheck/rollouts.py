@@ -22,10 +22,11 @@ from mopd_jax.selfcheck.result import Result, fail
 ROWS = 4
 # (mean, max) nats by which sampler and scorer may differ on a token at temperature 1. Both add
 # up the same products in another order: caches and one prefix a group against whole rows. In
-# float32 that was 1e-5 at most on a model of 30 layers; a hundred times that is allowed. In
+# float32 2e-5 at most was seen on a model of 30 layers; ten times that on average is allowed. In
 # bfloat16 hidden states have 8 bits, so a logit of size 10 is known to some hundredths: 0.01 on
-# average was seen there. A wrong position, mask or temperature costs tenths to whole nats.
-GAPS = {"float32": (1e-3, 2e-2), "bfloat16": (0.1, 2.0)}
+# average was seen. A wrong position, mask or temperature costs tenths to whole nats where the
+# model is not sure.
+GAPS = {"float32": (2e-4, 2e-2), "bfloat16": (0.1, 2.0)}
 # Of teacher and student, which then run one program on the same numbers: the same bits, but for
 # a device that does not add in the same order twice.
 EQUAL = 1e-5
