@@ -22,7 +22,7 @@ from mopd_jax.selfcheck.result import Result, fail
 ROWS = 4
 # (mean, max) nats by which sampler and scorer may differ on a token at temperature 1. Both add
 # up the same products in another order: caches and one prefix a group against whole rows. In
-# float32 2e-5 at most was seen on a model of 30 layers; ten times that on average is allowed. In
+# float32 2e-5 at most was seen on a model of 30 layers; ten times that is the mean allowed. In
 # bfloat16 hidden states have 8 bits, so a logit of size 10 is known to some hundredths: 0.01 on
 # average was seen. A wrong position, mask or temperature costs tenths to whole nats where the
 # model is not sure.
