@@ -82,12 +82,10 @@ def config(name, micro=1):
 
 
 def start(cfg):
-    made = train_step.init_state(
-        decoder.init(jax.random.key(0), MODEL), jax.random.key(0), cfg=cfg
-    )
-    # A teacher of its own, so that the divergence is not 0.
-    other = decoder.init(jax.random.key(1), MODEL) if made.teacher else {}
-    return dataclasses.replace(made, teacher=other)
+    """A state whose teacher is another model, so that the divergence is not 0."""
+    student, other = (decoder.init(jax.random.key(seed), MODEL) for seed in (0, 1))
+    made = train_step.init_state(student, jax.random.key(0), cfg=cfg)
+    return dataclasses.replace(made, teacher=other if made.teacher else {})
 
 
 def gradient(step, state, rows):
