@@ -12,8 +12,8 @@ has the sweep of learning rates, the seeds and intervals.
 
 from mopd_jax import config, methods
 
-# The best of three rates for each of the methods in the sweep, all of them alike; dpo, simpo
-# and sft have not been swept.
+# The best of three rates for each of the methods in the sweep, all of them alike; the others
+# have not been swept.
 LEARNING_RATE = 1e-3
 
 
@@ -36,6 +36,7 @@ def get_config(variant: str = "mopd"):
     cfg.context.another_success = "<ok> {text}"
     cfg.context.failure = "<bad> {text}"
     cfg.context.neutral = "{text}"
+    cfg.context.gold_block = "<ok> {text}"
     cfg.context.closing = ""
     cfg.context.separator = " "
     cfg.context.strip_thinking = False
@@ -49,4 +50,5 @@ def get_config(variant: str = "mopd"):
     cfg.eval.batch = 128
     methods.apply(cfg, variant)
     cfg.optimizer.learning_rate = LEARNING_RATE
+    cfg.loss.top_k = 32  # Of 74 words; what the paper has is more than that.
     return cfg

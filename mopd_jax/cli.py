@@ -1,4 +1,4 @@
-"""`mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]`."""
+"""`mopd train | rollout | config --config=FILE[:VARIANT] [--config.KEY=VALUE ...]`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from mopd_jax.config_dict import InputError
 
 USAGE = """\
 usage: mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
+       mopd rollout --config=FILE[:VARIANT] [--config.KEY=VALUE ...] --out=FILE [--from=DIR]
        mopd config --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
 
-train   run the config, or go on with the run that is in the folder
-config  print every setting of the config as it would run
+train    run the config, or go on with the run that is in the folder
+rollout  sample and verify the config's steps without training, into one file
+config   print every setting of the config as it would run
 
   --config=configs/quickstart.py:grpo    a config file and a variant of it
   --config.peers.failures=0              any setting, by its dotted name
   --workdir=DIR                          default: runs/<file>-<variant>-<settings' hash>
+  --out=FILE                             train from it with --config.rollout.file=FILE
+  --from=DIR                             a run's newest checkpoint; default: initial weights
 """
 
 
@@ -31,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0
-    commands = {"train": _train, "config": _show}
+    commands = {"train": _train, "rollout": _rollout, "config": _show}
     try:
         if argv[0] not in commands:
             raise ConfigError(configs.unknown(f"command {argv[0]!r}", argv[0], commands))
@@ -52,6 +56,20 @@ def _train(args: Sequence[str]) -> int:
     return 0
 
 
+def _rollout(args: Sequence[str]) -> int:
+    cfg, _, given = _parse(args, ("out", "from"))
+    if not given["out"]:
+        raise ConfigError("give --out=FILE, the file to write the rollouts to")
+    if given["from"] == "":
+        raise ConfigError("--from= names no folder")
+    from mopd_jax import collect, console
+
+    console.setup_logging()
+    start = None if given["from"] is None else pathlib.Path(given["from"])
+    collect.collect(cfg, pathlib.Path(given["out"]), start=start)
+    return 0
+
+
 def _show(args: Sequence[str]) -> int:
     cfg, _ = parse(args)
     print(configs.to_json(cfg))
@@ -64,27 +82,35 @@ def parse(args: Sequence[str]) -> tuple[Config, pathlib.Path]:
     Raises:
         ConfigError: an unknown flag, file, variant or setting, with the nearest known one.
     """
-    given = [_flag(word) for word in args]
-    specs = [value for name, value in given if name == "config"]
+    cfg, file, given = _parse(args, ("workdir",))
+    if given["workdir"] == "":
+        raise ConfigError("--workdir= names no folder")
+    if given["workdir"] is None:
+        stem = pathlib.Path(file).stem
+        name = f"{stem}-{cfg.name}-{configs.fingerprint(cfg)}"
+        return cfg, pathlib.Path("runs") / name
+    return cfg, pathlib.Path(given["workdir"])
+
+
+def _parse(
+    args: Sequence[str], known: Sequence[str]
+) -> tuple[Config, str, dict[str, str | None]]:
+    """The config, the path of its file, and the flags beside it, which are `known`."""
+    words = [_flag(word) for word in args]
+    specs = [value for name, value in words if name == "config"]
     if len(specs) != 1:
         raise ConfigError(f"give --config=FILE[:VARIANT] once, not {len(specs)} times")
     file, _, variant = specs[0].partition(":")
     tree = load(pathlib.Path(file), variant)
-    workdir = None
-    for name, value in given:
+    given: dict[str, str | None] = dict.fromkeys(known)
+    for name, value in words:
         if name.startswith("config."):
             configs.override(tree, name.removeprefix("config."), value)
-        elif name == "workdir":
-            if not value:
-                raise ConfigError("--workdir= names no folder")
-            workdir = pathlib.Path(value)
+        elif name in given:
+            given[name] = value
         elif name != "config":
-            raise ConfigError(configs.unknown(f"--{name}", name, ["config", "workdir"]))
-    cfg = configs.from_config_dict(Config, tree)
-    if workdir is None:
-        stem = pathlib.Path(file).stem
-        workdir = pathlib.Path("runs") / f"{stem}-{cfg.name}-{configs.fingerprint(cfg)}"
-    return cfg, workdir
+            raise ConfigError(configs.unknown(f"--{name}", name, ["config", *known]))
+    return configs.from_config_dict(Config, tree), file, given
 
 
 def load(path: pathlib.Path, variant: str = ""):

@@ -91,15 +91,22 @@ def problems(split: str, *, seed: int) -> list[Problem]:
     rules, known = table(seed)
     chosen = range(DIALECTS) if split == "train" else np.flatnonzero(~known).tolist()
     return [
-        Problem(
-            id=f"{dialect}-{a}{b}{c}",
-            messages=({"role": "user", "content": f"d{dialect:02d} {a} {b} {c}"},),
-            answer=" ".join(map(str, transform(int(rules[dialect]), (a, b, c)))),
-            verifier="codebook",
-        )
-        for a, b, c in triples(split)
+        _problem(dialect, int(rules[dialect]), digits)
+        for digits in triples(split)
         for dialect in chosen
     ]
+
+
+def _problem(dialect: int, rule: int, digits: tuple[int, int, int]) -> Problem:
+    a, b, c = digits
+    answer = " ".join(map(str, transform(rule, digits)))
+    return Problem(
+        id=f"{dialect}-{a}{b}{c}",
+        messages=({"role": "user", "content": f"d{dialect:02d} {a} {b} {c}"},),
+        answer=answer,
+        verifier="codebook",
+        solution=f"r{rule} {answer}",
+    )
 
 
 def verify(problem: Problem, response: str) -> Verdict:

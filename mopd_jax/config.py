@@ -21,12 +21,25 @@ from mopd_jax.config_dict import (
 )
 from mopd_jax.config_dict import at_least as _at_least
 from mopd_jax.config_dict import require as _require
+from mopd_jax.config_update import (
+    Aggregation,
+    Divergence,
+    LossConfig,
+    OptimizerConfig,
+    TeacherConfig,
+    check_update,
+)
 
 __all__ = [
+    "Aggregation",
     "Config",
     "ConfigError",
     "ContextConfig",
+    "Divergence",
+    "LossConfig",
+    "OptimizerConfig",
     "PeerConfig",
+    "TeacherConfig",
     "defaults",
     "fingerprint",
     "from_config_dict",
@@ -36,15 +49,8 @@ __all__ = [
     "unknown",
 ]
 
-NoContext = Literal["mask", "plain_prompt"]
-TeacherKind = Literal["ema", "frozen"]
-Method = Literal["distill", "grpo", "dpo", "simpo", "sft"]
-Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
-Aggregation = Literal[
-    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
-]
-Support = Literal["full", "student", "teacher", "union", "sampled"]
 Source = Literal["codebook", "reasoning_gym", "jsonl"]
+Policy = Literal["student", "teacher"]
 Dtype = Literal["float32", "bfloat16"]
 
 
@@ -115,11 +121,13 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """How the student is sampled while training.
+    """How responses are sampled while training.
 
     prompts, group: P prompts a step, G rollouts of each.
     prompt_length, response_length: S and T in tokens; a longer prompt is an error, a response
         that has not ended after T tokens is cut there and counted as truncated.
+    file: train from the rollouts of this file (docs/rollouts.md) in place of sampling; the
+        other settings must be those it was written with. After its last step comes the first.
     """
 
     prompts: int = 32
@@ -129,147 +137,18 @@ class RolloutConfig:
     temperature: float = 1.0
     top_p: float | None = None
     top_k: int | None = None
+    policy: Policy = "student"
+    file: str | None = None
 
     def __post_init__(self):
         _at_least(self, 1, "prompts", "prompt_length", "response_length", "top_k")
+        _require(self.file != "", "RolloutConfig.file is empty; None samples")
         _require(
             self.group >= 2,
             f"RolloutConfig.group is {self.group}: a rollout without a group has no peers and "
             "no baseline; set rollout.group to 2 or more",
         )
         _check_sampling(self)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
-    """Whose distribution the student is distilled towards.
-
-    kind: `ema` follows the student slowly, `frozen` stays at the initial weights.
-    rate: of the EMA, once per step: teacher <- (1 - rate) teacher + rate student.
-    no_context: rows whose context is empty are not trained on (`mask`), or are distilled
-        towards the teacher on the plain prompt (`plain_prompt`; with no peers this is OPD).
-    """
-
-    kind: TeacherKind = "ema"
-    rate: float = 0.05
-    no_context: NoContext = "mask"
-
-    def __post_init__(self):
-        _require(
-            0.0 < self.rate <= 1.0,
-            f"TeacherConfig.rate is {self.rate}; it must lie in (0, 1]. For a teacher that "
-            "does not move set teacher.kind='frozen'",
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """The objective of an update.
-
-    method: `distill` needs a teacher, the others only the rewards: `grpo`; `dpo` (against the
-        initial student) and `simpo` on the pairs of a group; `sft` on its successes.
-    divergence, alpha: `jsd` weighs the teacher by alpha in [0, 1], None is 0.5. It vanishes
-        towards both ends; at them it is the forward (0) and the reverse (1) KL.
-    continuous: divides a `jsd` by alpha (1 - alpha), so that it meets the KLs at the ends.
-    support: what the divergence is over: the `full` vocabulary; the top_k tokens of the
-        `student`, the `teacher` or both (`union`), with the rest as one more outcome (`tail`)
-        or renormalised without it; or the `sampled` token, for `reverse_kl` only.
-    aggregation: how token losses become one number (`losses.token_weights`).
-    every_row: means over sequences count rows without a trained token, as zeros.
-    importance_cap: the most that min(p_now / p_behaviour, cap) may weigh a token; None is off.
-    clip_low, clip_high, dual_clip, scale_by_std: of GRPO.
-    beta, margin, label_smoothing: of DPO and SimPO. Beta None is 0.1 for DPO, 2.0 for SimPO;
-        margin None is 0.0 and 1.0.
-    """
-
-    method: Method = "distill"
-    divergence: Divergence = "jsd"
-    alpha: float | None = None
-    continuous: bool = False
-    support: Support = "full"
-    top_k: int = 100
-    tail: bool = True
-    aggregation: Aggregation = "seq-mean-token-mean"
-    every_row: bool = False
-    importance_cap: float | None = 2.0
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    dual_clip: float = 3.0
-    scale_by_std: bool = False
-    beta: float | None = None
-    margin: float | None = None
-    label_smoothing: float = 0.0
-
-    def __post_init__(self):
-        _require(
-            self.alpha is None or 0.0 <= self.alpha <= 1.0,
-            f"LossConfig.alpha is {self.alpha}; JSD needs 0 <= alpha <= 1, the weight of the "
-            "teacher",
-        )
-        _require(
-            self.alpha is None or self.divergence == "jsd",
-            f"LossConfig.alpha is {self.alpha}, but {self.divergence} has none; leave it None",
-        )
-        _require(
-            self.support != "sampled" or self.divergence == "reverse_kl",
-            f"LossConfig.support is 'sampled', which estimates reverse_kl, and the divergence "
-            f"{self.divergence}; set loss.divergence='reverse_kl' or another support",
-        )
-        _require(
-            not self.continuous or self.divergence == "jsd",
-            f"LossConfig.continuous rescales a jsd, and the divergence is {self.divergence}; "
-            "set loss.continuous=False",
-        )
-        _at_least(self, 1, "top_k")
-        _at_least(self, 0, "margin")
-        _require(
-            self.beta is None or self.beta > 0,
-            f"LossConfig.beta is {self.beta}; it must be positive, None is the method's own",
-        )
-        _require(
-            0.0 <= self.label_smoothing < 0.5,
-            f"LossConfig.label_smoothing is {self.label_smoothing}; it must lie in [0, 0.5)",
-        )
-        _require(
-            self.importance_cap is None or self.importance_cap > 0,
-            f"LossConfig.importance_cap is {self.importance_cap}; use None to turn it off",
-        )
-        _require(
-            0.0 <= self.clip_low < 1.0 and self.clip_high >= 0.0,
-            f"LossConfig.clip_low {self.clip_low} must lie in [0, 1) and clip_high "
-            f"{self.clip_high} must not be negative",
-        )
-        _require(self.dual_clip > 1.0, f"LossConfig.dual_clip is {self.dual_clip}; use > 1")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW with linear warm-up to a constant rate; weights and moments are float32.
-
-    warmup_steps: step k (from 0) uses rate * (k + 1) / warmup_steps, so none is wasted.
-    clip_norm: bound on the global gradient norm.
-    micro_batches: parts the rows of a step are split into to save memory; the result does not
-        depend on it.
-    """
-
-    learning_rate: float = 1e-5
-    warmup_steps: int = 10
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    micro_batches: int = 1
-
-    def __post_init__(self):
-        _at_least(self, 0, "warmup_steps", "weight_decay")
-        _at_least(self, 1, "micro_batches")
-        for name in ("learning_rate", "epsilon", "clip_norm"):
-            value = getattr(self, name)
-            _require(value > 0, f"OptimizerConfig.{name} is {value}; it must be positive")
-        for name in ("beta1", "beta2"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, f"OptimizerConfig.{name} is {value}; use [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -349,11 +228,13 @@ class Config:
     def __post_init__(self):
         _at_least(self, 1, "steps", "dump_every")
         _at_least(self, 0, "seed")
-        rows = self.rollout.prompts * self.rollout.group
-        _require(
-            rows % self.optimizer.micro_batches == 0,
-            f"optimizer.micro_batches={self.optimizer.micro_batches} does not divide the "
-            f"{rows} rows of a step (rollout.prompts * rollout.group)",
+        check_update(
+            self.loss,
+            self.teacher,
+            self.optimizer,
+            prompts=self.rollout.prompts,
+            group=self.rollout.group,
+            taught=self.rollout.policy == "teacher",
         )
         _require(
             self.context.teacher_prompt_length >= self.rollout.prompt_length,

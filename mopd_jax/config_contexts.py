@@ -19,6 +19,7 @@ Control = Literal[
 ]
 Match = Literal["block", "token"]
 Feedback = Literal["off", "no_success", "always"]
+Gold = Literal["off", "answer", "solution"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class PeerConfig:
     summaries, summary_source: the most further peers that are shown by their summary only, and
         of which outcome; a peer that is shown in full is not summarised as well.
     truncated: a response cut at T is no peer (`exclude`) or is shown as a failure (`failure`).
+    failure_rule: the rule for failures, where it is another; None: the same.
     threshold: a reward of at least this is a success.
     targets, groups: which rows are distilled at all: also or only `failed` targets, also or
         only those of groups with both outcomes (`mixed`).
@@ -51,6 +53,7 @@ class PeerConfig:
     failures: int = 1
     slots: int | None = None
     rule: Rule = "uniform"
+    failure_rule: Rule | None = None
     failures_when: FailuresWhen = "always"
     summaries: int = 0
     summary_source: SummarySource = "success"
@@ -122,6 +125,8 @@ class ContextConfig:
     feedback: whether the teacher reads the verifier's feedback on the target itself, where that
         failed: `off`, where no success is shown in full (`no_success`, as SDPO), or `always`.
     feedback_tokens: budget of the feedback.
+    gold, gold_block: shows the teacher the problem's gold `answer`, or its worked `solution`,
+        before all peers (OPSD, arXiv 2601.18734). The student never sees either.
     feedback_with_gold: also show feedback that its verifier declares to contain gold answers
         or hidden tests; else such feedback is withheld, and counted.
     """
@@ -144,12 +149,20 @@ class ContextConfig:
     feedback_block: str = "Feedback on your own earlier attempt, which failed:\n\n{text}"
     feedback_tokens: int | None = None
     feedback_with_gold: bool = False
+    gold: Gold = "off"
+    gold_block: str = "The reference solution of this problem:\n\n{text}"
 
     def __post_init__(self):
         at_least(self, 1, "teacher_prompt_length", "summary_chars")
         at_least(self, 2, "peer_tokens", "feedback_tokens")
         peers = ("success", "another_success", "failure", "neutral")
-        for name in (*peers, "summary_success", "summary_failure", "feedback_block"):
+        for name in (
+            *peers,
+            "summary_success",
+            "summary_failure",
+            "feedback_block",
+            "gold_block",
+        ):
             require(
                 "{text}" in getattr(self, name),
                 f"ContextConfig.{name} has no {{text}}, so its text would not be shown",
@@ -180,7 +193,8 @@ def check_contexts(
         ConfigError: with the remedy.
     """
     feedback = context.feedback != "off"
-    shows = peers.successes + peers.failures + peers.summaries > 0 or feedback
+    shows = peers.successes + peers.failures + peers.summaries > 0
+    shows = shows or feedback or context.gold != "off"
     require(
         not distills or shows or plain_prompt,
         "peers.successes, peers.failures and peers.summaries are 0 and context.feedback is "
@@ -201,6 +215,11 @@ def check_contexts(
         peers.control == "off" or not feedback,
         f"peers.control={peers.control!r} controls for peers, and context.feedback="
         f"{context.feedback!r} would stand beside them; set context.feedback='off'",
+    )
+    require(
+        peers.control == "off" or context.gold == "off",
+        f"peers.control={peers.control!r} controls for peers, and context.gold="
+        f"{context.gold!r} would stand beside them; set context.gold='off'",
     )
     require(
         peers.summaries == 0 or f"<{context.summary_tag}>" in instruction,

@@ -74,6 +74,18 @@ def say(step: int, cfg: Config, values: dict[str, float]) -> None:
     log.info("%s", "  ".join(parts))
 
 
+def say_rollouts(step: int, cfg: Config, values: dict[str, float]) -> None:
+    """The line of a step that samples and trains nothing."""
+    log.info(
+        "step %d/%d  solved %.3f  mixed %.2f  truncated %.2f  resp %.0f  %.2f s",
+        step,
+        cfg.steps,
+        *(values[name] for name in ("solve_rate", "mixed_groups", "truncated")),
+        values["response_tokens"],
+        values["seconds"],
+    )
+
+
 class Clock:
     """Times the phases of one step; on a terminal, a bar says which one is running."""
 

@@ -28,12 +28,16 @@ class PromptTooLong(InputError):
     """A prompt does not fit its length; the message has both numbers and the setting."""
 
 
+class NoGold(InputError):
+    """A context is to show gold that a problem does not have; the message names both."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Block:
     """A text as it may be shown: cleaned, with its own token ids and the most of them shown."""
 
-    kind: str  # A `peers.Kind`, or "feedback".
-    entry: Entry | None  # None: the feedback.
+    kind: str  # A `peers.Kind`, "feedback" or "gold".
+    entry: Entry | None  # None of the last two.
     text: str
     ids: list[int]
     most: int
@@ -55,6 +59,7 @@ class ContextRecord:
     fallbacks: summaries that are the head of a response, which had none.
     feedback, feedback_cut: tokens shown and left out of the feedback; None: none was shown.
     feedback_dropped: there was feedback to show, and it did not fit.
+    gold, gold_cut: the same of the gold text, where a config asks for it by name.
     informed: the context has something to read.
     """
 
@@ -71,6 +76,8 @@ class ContextRecord:
     feedback: int | None = None
     feedback_cut: int = 0
     feedback_dropped: bool = False
+    gold: int | None = None
+    gold_cut: int = 0
     informed: bool = False
 
 
@@ -120,8 +127,11 @@ def teacher_inputs(
         plain = _fit(problem, [], tokenizer, cfg)
         for g in range(len(texts[p])):
             blocks = [_ready(e, texts, ready, tokenizer, cfg) for e in plan.entries(p, g)]
+            if cfg.gold != "off" and (reasons is None or not reasons[p, g]):
+                blocks.insert(0, _given("gold", gold(problem, cfg), None, tokenizer))
             if feedback and feedback[p][g]:
-                blocks.append(_advice(feedback[p][g], tokenizer, cfg))
+                advice = _given("feedback", feedback[p][g], cfg.feedback_tokens, tokenizer)
+                blocks.append(advice)
             bare = plan.shell is not None and bool(plan.shell[p, g])
             chat, row, record = plain
             if blocks or bare:
@@ -134,6 +144,21 @@ def teacher_inputs(
     prompt, mask = left_pad(ids, cfg.teacher_prompt_length, tokenizer.pad_id)
     informed = np.array([r.informed for r in records])
     return TeacherInputs(prompt, mask, informed), records, chats
+
+
+def gold(problem: Problem, cfg: ContextConfig) -> str:
+    """What `cfg.gold` names, "answer" or "solution", of a problem.
+
+    Raises:
+        NoGold: the problem has none.
+    """
+    text = {"answer": problem.answer, "solution": problem.solution}[cfg.gold]
+    if not text.strip():
+        raise NoGold(
+            f"context.gold={cfg.gold!r}, but problem {problem.id!r} has no {cfg.gold}; use "
+            "data that has one for every problem, or another value of context.gold"
+        )
+    return text
 
 
 def block_tokens(
@@ -170,6 +195,7 @@ def render(
         "summary_success": cfg.summary_success,
         "summary_failure": cfg.summary_failure,
         "feedback": cfg.feedback_block,
+        "gold": cfg.gold_block,
     }
     for kind, text in blocks:
         parts.append(templates[kind].replace("{text}", text))
@@ -223,7 +249,10 @@ def _fit(problem, wanted, tokenizer, cfg, *, bare=False):
 def _record(wanted, kept, cuts, length) -> ContextRecord:
     """The record of the blocks that were kept, each with the tokens cut from it."""
     peers = [(b, cut) for b, cut in zip(kept, cuts, strict=True) if b.entry]
-    advice = [(b, cut) for b, cut in zip(kept, cuts, strict=True) if not b.entry]
+    both = zip(kept, cuts, strict=True)
+    given = {b.kind: (len(b.ids) - cut, cut) for b, cut in both if not b.entry}
+    feedback, feedback_cut = given.get("feedback", (None, 0))
+    gold_shown, gold_cut = given.get("gold", (None, 0))
     return ContextRecord(
         shown=tuple(b.entry.rollout for b, _ in peers),
         succeeded=tuple(b.entry.succeeded for b, _ in peers),
@@ -235,9 +264,11 @@ def _record(wanted, kept, cuts, length) -> ContextRecord:
         kinds=tuple(b.kind for b, _ in peers),
         tokens=tuple(len(b.ids) - cut for b, cut in peers),
         fallbacks=sum(b.fell_back for b, _ in peers),
-        feedback=len(advice[0][0].ids) - advice[0][1] if advice else None,
-        feedback_cut=advice[0][1] if advice else 0,
-        feedback_dropped=any(b.entry is None for b in wanted) and not advice,
+        feedback=feedback,
+        feedback_cut=feedback_cut,
+        feedback_dropped=any(b.kind == "feedback" for b in wanted) and feedback is None,
+        gold=gold_shown,
+        gold_cut=gold_cut,
     )
 
 
@@ -290,12 +321,12 @@ def _peer(text: str, entry: Entry, tokenizer: Tokenizer, cfg: ContextConfig) -> 
     return _Block(entry.kind, entry, text, ids, most, fell_back)
 
 
-def _advice(text: str, tokenizer: Tokenizer, cfg: ContextConfig) -> _Block:
-    """The block of the verifier's feedback, which may quote the student."""
+def _given(kind: str, text: str, budget: int | None, tokenizer: Tokenizer) -> _Block:
+    """The block of a text that is no response; feedback may quote one."""
     text = _clean(text, tokenizer)
     ids = tokenizer.encode(text) if text else []
-    most = len(ids) if cfg.feedback_tokens is None else min(len(ids), cfg.feedback_tokens)
-    return _Block("feedback", None, text, ids, most)
+    most = len(ids) if budget is None else min(len(ids), budget)
+    return _Block(kind, None, text, ids, most)
 
 
 def _clean(text: str, tokenizer: Tokenizer) -> str:

@@ -2,7 +2,8 @@
 
 The order of an epoch is a pure function of (seed, epoch), so a position, one number, says all
 there is to resume from. Sources: `codebook` and `reasoning_gym` generate their rows, `jsonl`
-reads rows `{"id"?, "prompt" | "messages", "answer", "solution"?}` from files.
+reads rows `{"id"?, "prompt" | "messages", "answer", "solution"?, "verifier"?, "meta"?}` from
+files; the verifier is `exact` where none is named (docs/verifiers.md).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from mopd_jax import codebook
 from mopd_jax.config import ConfigError, DataConfig, unknown
 from mopd_jax.config_dict import InputError
-from mopd_jax.records import Problem
+from mopd_jax.records import Problem, is_chat
 
 _EPOCH_ORDER = 0xDA7A  # Separates this use of the seed from others.
 
@@ -162,10 +163,16 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
         raise DataError(
             f"{where}: 'solution' is a {type(solution).__name__}; give text, or leave it out"
         )
+    verifier, meta = row.get("verifier", "exact"), row.get("meta", {})
+    if not isinstance(verifier, str) or not isinstance(meta, dict):
+        raise DataError(
+            f"{where}: 'verifier' is the name of one, such as \"math\", and 'meta' an object "
+            "with what it needs; give them so, or leave them out"
+        )
     messages: Any = row.get("messages")
     if messages is None and isinstance(row.get("prompt"), str):
         messages = [{"role": "user", "content": row["prompt"]}]
-    if not _is_chat(messages):
+    if not is_chat(messages):
         raise DataError(
             f"{where}: no 'prompt' string, and no 'messages' list of roles and contents that "
             "ends with the user"
@@ -174,20 +181,10 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
         id=str(row.get("id", f"{path.name}:{number}")),
         messages=tuple(messages),
         answer=answer,
-        verifier="exact",
+        verifier=verifier,
+        meta=meta,
         solution=solution,
     )
-
-
-def _is_chat(messages: Any) -> bool:
-    """A list of messages with role and content, the last from the user."""
-    whole = isinstance(messages, list) and all(
-        isinstance(m, dict)
-        and isinstance(m.get("role"), str)
-        and isinstance(m.get("content"), str)
-        for m in messages
-    )
-    return whole and bool(messages) and messages[-1]["role"] == "user"
 
 
 def _check_options(cfg: DataConfig, known: Sequence[str]) -> None:

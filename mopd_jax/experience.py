@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from mopd_jax import context, controls, groups, peers, sharding, verifiers
+from mopd_jax import context, controls, groups, peers, sharding, steps, verifiers
 from mopd_jax.config import Config, ContextConfig
 from mopd_jax.records import Batch, Message, Problem, TeacherInputs, TrainState, Verdict
 from mopd_jax.run import Run
@@ -44,7 +44,8 @@ def sample(
     purpose: int,
     step: int,
 ) -> Sampled:
-    """Rollouts of the student, which sees the problem's own messages and nothing else.
+    """Rollouts on the problem's own messages and nothing else: of the student, or of the
+    teacher where `rollout.policy` says so and the purpose is training.
 
     Args:
         sampler: `run.sample` or `run.sample_eval`.
@@ -54,7 +55,9 @@ def sample(
         problems, run.tokenizer, length=run.cfg.rollout.prompt_length
     )
     folds = np.array([purpose, step], np.uint32)
-    out = jax.device_get(sampler(state.params, prompt, mask, state.key, folds, uids))
+    taught = purpose == TRAIN and run.cfg.rollout.policy == "teacher"
+    params = state.teacher if taught else state.params
+    out = jax.device_get(sampler(params, prompt, mask, state.key, folds, uids))
     shape = (len(problems), -1)
     response = out.response.reshape(*shape, out.response.shape[-1])
     live = out.response_mask.reshape(response.shape)
@@ -194,7 +197,9 @@ def batch(
         if cfg.teacher.no_context == "mask":
             trained &= inputs.informed | usage.plain.reshape(rows)
         used = np.repeat(trained[:, None], length, axis=1)
-    if cfg.loss.method == "sft":
+    if cfg.loss.method == "sft" and cfg.loss.sft_rows == "all":
+        used = np.ones_like(used)
+    elif cfg.loss.method == "sft":
         success = groups.successes(rewards, threshold=cfg.peers.threshold)
         used &= success.reshape(rows)[:, None]
     mask = sampled.mask.reshape(rows, length) & used
@@ -208,8 +213,27 @@ def batch(
         teacher_prompt=inputs.prompt,
         teacher_prompt_mask=inputs.prompt_mask,
         advantage=advantage.reshape(rows),
+        row_weight=_row_weight(rewards, valid, group, cfg),
+        steps=_step_ids(run, sampled, rows),
     )
     return jax.device_put(batch, sharding.rows(run.mesh))
+
+
+def _row_weight(rewards, valid, group, cfg: Config) -> np.ndarray | None:
+    """f32[N] of `loss.row_weight`, or None where all rows weigh the same."""
+    if cfg.loss.row_weight == "equal":
+        return None
+    success = valid & groups.successes(rewards, threshold=cfg.peers.threshold)
+    return np.repeat(groups.solve_variance(success, valid), group).astype(np.float32)
+
+
+def _step_ids(run: Run, sampled: Sampled, rows: int) -> np.ndarray | None:
+    """i32[N, T] where the aggregation reads them."""
+    loss = run.cfg.loss
+    if loss.aggregation != "seq-mean-step-mean":
+        return None
+    ids, mask = (x.reshape(rows, -1) for x in (sampled.response, sampled.mask))
+    return steps.step_ids(ids, mask, run.tokenizer.decode, loss.step_separator)
 
 
 def group_metrics(sampled, rewards, valid, success, contexts) -> dict[str, float]:
@@ -274,44 +298,9 @@ def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
         "feedback_tokens_cut": sum(r.feedback_cut for r in records),
         "feedback_dropped": sum(r.feedback_dropped for r in records),
         "feedback_withheld": rendered.withheld,
+        "shows_gold": float(np.mean([r.gold is not None for r in records])),
+        "gold_tokens_cut": sum(r.gold_cut for r in records),
         "summaries": sum(kind.startswith("summary") for r in records for kind in r.kinds),
         "summary_fallbacks": sum(r.fallbacks for r in records),
     }
     return found if chosen.match is None else found | chosen.match.metrics()
-
-
-def readable(
-    run: Run, sampled: Sampled, verdicts, chosen: Chosen, rendered: Rendered
-) -> Iterator[dict[str, Any]]:
-    """One row a rollout for people and for offline use: what was said, seen and judged.
-
-    In `context`, `shown` are rollouts and `shown_uids` the numbers of their prompts.
-    """
-    group = sampled.response.shape[1]
-    pairs = zip(rendered.records, rendered.chats, strict=True)
-    for n, (record, chat) in enumerate(pairs):
-        p, g = divmod(n, group)
-        keep = sampled.mask[p, g]
-        verdict = verdicts[p][g]
-        seen = dataclasses.asdict(record)
-        seen["shown_uids"] = [int(sampled.uids[q]) for q in seen.pop("prompts")]
-        if chosen.match is not None:
-            seen["control"] = chosen.match.row(p, g)
-        yield {
-            "problem": sampled.problems[p].id,
-            "uid": int(sampled.uids[p]),
-            "rollout": g,
-            "messages": list(sampled.problems[p].messages),
-            "response": sampled.texts[p][g],
-            "reward": verdict.reward,
-            "test_fraction": verdict.test_fraction,
-            "format_ok": verdict.format_ok,
-            "feedback": verdict.feedback,
-            "feedback_has_gold": verdict.feedback_has_gold,
-            "error": verdict.error,
-            "stopped": bool(sampled.stopped[p, g]),
-            "context": seen,
-            "teacher_message": chat[-1]["content"] if record.informed else None,
-            "response_ids": sampled.response[p, g][keep].tolist(),
-            "behaviour_logp": [round(float(x), 6) for x in sampled.behaviour_logp[p, g][keep]],
-        }

@@ -29,6 +29,20 @@ def advantages(rewards: np.ndarray, valid: np.ndarray, *, scale_by_std: bool) ->
     return centred.astype(np.float32)
 
 
+def solve_variance(success: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """p (1 - p) of each group, f64[P], p the solve rate of its rows with a verdict.
+
+    0 where all of a group's outcomes are the same, at most 1/4. Groups weighed so give most to
+    the problems that are solved half the time.
+
+    Args:
+        success, valid: bool[P, G].
+    """
+    count = np.maximum(valid.sum(axis=1), 1)
+    rate = (success & valid).sum(axis=1) / count
+    return rate * (1.0 - rate)
+
+
 def pass_at_k(success: np.ndarray, *, k: int) -> np.ndarray:
     """Unbiased pass@k of each prompt, f64[P]: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021).
 

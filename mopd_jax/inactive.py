@@ -10,6 +10,14 @@ from mopd_jax.config import Config
 
 log = logging.getLogger("mopd")
 
+# Why a method without a teacher has nothing to train on.
+_UNSUPERVISED = {
+    "grpo": "every advantage is 0",
+    "dpo": "no group has two rewards that differ, so there is no pair",
+    "simpo": "no group has two rewards that differ, so there is no pair",
+    "sft": "no response may be imitated: none succeeded, or all are empty",
+}
+
 
 def causes(
     values: dict[str, float],
@@ -40,8 +48,10 @@ def causes(
     if values["truncated"] == 1.0:
         found.append("every response was cut: raise rollout.response_length")
     if values["trained_tokens"] == 0:
-        if cfg.loss.method == "grpo":
-            found.append("every advantage is 0")
+        if cfg.loss.method != "distill":
+            found.append(_UNSUPERVISED[cfg.loss.method])
+        elif cfg.loss.row_weight != "equal" and values["mixed_groups"] == 0:
+            found.append("loss.row_weight gives groups of one outcome the weight p (1 - p) = 0")
         elif values["informed"] > 0:
             found.append("no token carries a signal")
         elif values["rows_left_out"] == 1.0:

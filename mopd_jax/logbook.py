@@ -1,4 +1,4 @@
-"""The run folder: frozen config, metrics (JSONL and TensorBoard), rollouts a person can read.
+"""The run folder: metrics (JSONL and TensorBoard), and files that a kill never leaves in part.
 
 A resumed run first drops the records of steps that it is going to repeat, so that every step
 stands in the files once.
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 METRICS = "metrics.jsonl"
+ROLLOUTS = "rollouts"  # A folder: one file a step, as `rollout_file.py` writes it.
 
 
 class Logbook:
@@ -23,12 +24,11 @@ class Logbook:
         """Opens the folder after `step` updates; later records in it are dropped."""
         from tensorboardX import SummaryWriter
 
-        self._folder = folder
-        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+        (folder / ROLLOUTS).mkdir(parents=True, exist_ok=True)
         kept = [r for r in read(folder) if r["step"] <= step]
         if step == 0:
             kept = []
-        _replace(folder / METRICS, kept)
+        write_lines(folder / METRICS, map(dumps, kept))
         self._metrics = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(folder / "tensorboard"), purge_step=step + 1 if step else 0
@@ -37,16 +37,12 @@ class Logbook:
     def scalars(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """One record {"step", "kind", ...values}; numbers go to TensorBoard as kind/name."""
         record = {"step": step, "kind": kind, **values}
-        self._metrics.write(_dumps(record) + "\n")
+        self._metrics.write(dumps(record) + "\n")
         self._metrics.flush()
         for name, value in values.items():
             if isinstance(value, int | float) and math.isfinite(value):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
         self._board.flush()
-
-    def rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """One file a step, one row a rollout."""
-        _replace(self._folder / "rollouts" / f"step_{step:06d}.jsonl", rows)
 
     def close(self) -> None:
         self._metrics.close()
@@ -65,17 +61,26 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes a file so that a kill leaves the old one or the new one, never a part."""
+    _replace(path, [text])
+
+
+def write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
+    """As `write_text`, line by line as they come; each gets its end."""
+    _replace(path, (line + "\n" for line in lines))
+
+
+def _replace(path: pathlib.Path, parts: Iterable[str]) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def _replace(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(_dumps(row) + "\n" for row in rows))
-
-
-def _dumps(record: Mapping[str, Any]) -> str:
-    """JSON with null for what is not finite: nan is no JSON."""
+def dumps(record: Mapping[str, Any]) -> str:
+    """JSON on one line, with null for what is not finite: nan is no JSON."""
 
     def clean(value):
         if isinstance(value, float) and not math.isfinite(value):
@@ -86,4 +91,13 @@ def _dumps(record: Mapping[str, Any]) -> str:
             return [clean(v) for v in value]
         return value
 
-    return json.dumps(clean(record), ensure_ascii=False, allow_nan=False)
+    try:  # Nearly always; looking at every number of a long rollout takes its time.
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        record = clean(record)
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Half a surrogate pair, which UTF-8 does not have.
+        return json.dumps(record, allow_nan=False)
+    return text

@@ -153,16 +153,21 @@ def choose(
     plan_summary = np.full((prompts, group, cfg.summaries), -1, np.int32)
     slots = cfg.successes + cfg.failures if cfg.slots is None else cfg.slots
     for p in range(prompts):
-        alike = similarity(texts[p]) if "similar" in cfg.rule else np.zeros((group, group))
+        rules = (cfg.rule, cfg.rule if cfg.failure_rule is None else cfg.failure_rule)
+        by_likeness = any("similar" in rule for rule in rules)
+        alike = similarity(texts[p]) if by_likeness else np.zeros((group, group))
         for g in range(group):
             if rows is not None and not rows[p, g]:
                 continue
             rng = np.random.default_rng([_PURPOSE, seed, step, uids[p], g])
-            order = _order(rng, lengths[p], alike[g], cfg.rule)
-            others = [i for i in order if i != g and candidate[p, i]]
+            others = _others(_order(rng, lengths[p], alike[g], rules[0]), g, candidate[p])
+            worse = others
+            if rules[1] != rules[0]:
+                order = _order(rng, lengths[p], alike[g], rules[1])
+                worse = _others(order, g, candidate[p])
             good = _distinct([i for i in others if success[p, i]], texts[p])
             good = good[: min(cfg.successes, slots)]
-            bad = _distinct([i for i in others if not success[p, i]], texts[p])
+            bad = _distinct([i for i in worse if not success[p, i]], texts[p])
             if cfg.failures_when == "no_success" and good:
                 bad = []
             bad = bad[: min(cfg.failures, slots - len(good))]
@@ -214,6 +219,11 @@ def _order(
         "least_similar": lambda: np.argsort(alike, kind="stable"),
     }
     return orders[rule]().tolist()
+
+
+def _others(order: list[int], target: int, candidate: np.ndarray) -> list[int]:
+    """The candidates in this order, without the target."""
+    return [i for i in order if i != target and candidate[i]]
 
 
 def _distinct(indices: list[int], texts: Sequence[str]) -> list[int]:

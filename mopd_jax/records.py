@@ -26,6 +26,17 @@ Params = Any  # A pytree of f32 arrays, as `models.decoder.init` makes it.
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 
+def is_chat(messages: Any) -> bool:
+    """A list of messages with role and content, the last from the user."""
+    whole = isinstance(messages, list) and all(
+        isinstance(m, dict)
+        and isinstance(m.get("role"), str)
+        and isinstance(m.get("content"), str)
+        for m in messages
+    )
+    return whole and bool(messages) and messages[-1]["role"] == "user"
+
+
 def record(cls):
     """Frozen dataclass that is also a pytree; every field is a child."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
@@ -64,6 +75,8 @@ class Batch:
     teacher_prompt: jax.Array  # i32[N, Q]
     teacher_prompt_mask: jax.Array  # bool[N, Q]
     advantage: jax.Array  # f32[N], read by GRPO; DPO and SimPO read its order in a group
+    row_weight: jax.Array | None = None  # f32[N], factor of the row's tokens; None: 1
+    steps: jax.Array | None = None  # i32[N, T], of `loss.aggregation` seq-mean-step-mean
 
 
 @record
@@ -71,10 +84,10 @@ class TrainState:
     """All that a checkpoint must hold, beside the data position; replaced, never mutated."""
 
     params: Params
-    teacher: Params  # The EMA or frozen copy, or DPO's reference; else an empty dict.
+    teacher: Params  # What stands beside the student (`teacher.kept`), or an empty dict.
     optimizer: Any
-    step: jax.Array  # i32[], updates tried so far, skipped ones included
-    skipped: jax.Array  # i32[], those skipped: gradient not finite, or no token to train on
+    step: jax.Array  # i32[], steps done so far, of one update or of several
+    skipped: jax.Array  # i32[], updates skipped: gradient not finite, or no token trained on
     key: jax.Array  # typed key; the root, never changed
 
 

@@ -20,17 +20,24 @@ from mopd_jax import (
     checkpoint,
     context,
     data,
+    drift,
+    external,
     rollout,
+    rollout_file,
     sharding,
+    teacher,
     tokenizer,
     train_step,
+    verifiers,
     weights,
 )
 from mopd_jax import config as configs
 from mopd_jax.config import Config, ConfigError
 from mopd_jax.logbook import write_text
 from mopd_jax.models import decoder
-from mopd_jax.records import Batch, Problem, Tokenizer, TrainState
+from mopd_jax.records import Batch, Params, Problem, Tokenizer, TrainState
+from mopd_jax.rollout_file import Saved
+from mopd_jax.solved import Solved
 
 log = logging.getLogger("mopd")
 
@@ -46,18 +53,23 @@ class Run:
     cfg: Config
     folder: pathlib.Path
     model: decoder.DecoderConfig
+    teacher_model: decoder.DecoderConfig
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     eval_problems: list[Problem]
     sample: Callable[..., Any]
     sample_eval: Callable[..., Any]
     update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    drift: Callable[[TrainState, Batch], dict]
+    saved: Saved | None = None  # The rollouts that are trained from, where none are sampled.
 
 
 def open_run(
     cfg: Config, workdir: pathlib.Path, *, command: str, devices: list[jax.Device] | None
-) -> tuple[Run, TrainState, data.ProblemStream]:
+) -> tuple[Run, TrainState, data.ProblemStream, Solved]:
     """The run in `workdir`, its state (new, or the newest checkpoint's), and its problems.
+
+    Also which problems it has solved so far.
 
     Raises:
         ConfigError, data.DataError, context.PromptTooLong, checkpoint.CheckpointError,
@@ -65,24 +77,44 @@ def open_run(
     """
     begun = time.perf_counter()
     _compare_with_folder(cfg, workdir)
+    run, train_problems, source = prepare(cfg, workdir, devices=devices)
+    state, meta = _state(run, source)
+    _write_records(run, command)
+    stream = data.ProblemStream(train_problems, seed=cfg.seed, position=meta["position"])
+    log.info(
+        "%s: %.1f M parameters, %d train and %d eval problems, %d devices, ready in %.1f s",
+        cfg.name,
+        sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
+        len(train_problems),
+        len(run.eval_problems),
+        run.mesh.size,
+        time.perf_counter() - begun,
+    )
+    return run, state, stream, Solved.from_json(meta["solved"])
+
+
+def prepare(
+    cfg: Config, workdir: pathlib.Path, *, devices: list[jax.Device] | None
+) -> tuple[Run, list[Problem], pathlib.Path]:
+    """All of a run but its weights: the run, the problems to train on, the weights' path.
+
+    Nothing is written. Raises as `open_run` does.
+    """
     mesh = sharding.make_mesh(cfg.mesh, devices)
-    shards = sharding.row_shards(mesh)
-    micro = cfg.rollout.prompts * cfg.rollout.group // cfg.optimizer.micro_batches
-    for name, size in (
-        ("rollout.prompts", cfg.rollout.prompts),
-        ("eval.batch", cfg.eval.batch),
-        ("rows of a micro-batch", micro),
-    ):
-        if size % shards:
-            raise ConfigError(
-                f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
-                f"use a multiple of {shards}, or give devices to mesh.tensor"
-            )
+    _check_split(cfg, sharding.row_shards(mesh))
     source = weights.resolve(cfg.model.path)
     model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
     words = tokenizer.load(source)
     tokenizer.check_vocabulary(words, model)
-    train_problems = data.load(cfg.data, "train", seed=cfg.seed)
+    taught = cfg.rollout.policy == "teacher"
+    beside = model
+    if teacher.kept(cfg) == "external":
+        beside = external.check(cfg, model, words)
+    saved = _saved(cfg, words, model)
+    if saved is None:
+        train_problems = data.load(cfg.data, "train", seed=cfg.seed)
+    else:
+        train_problems = list(saved.problems.values())
     eval_problems = data.load(cfg.data, "eval", seed=cfg.seed)
     if len(eval_problems) < cfg.eval.problems:
         raise ConfigError(
@@ -99,11 +131,14 @@ def open_run(
             f"{both[0]!r} for one: they are not held out; remove them from one of the splits"
         )
     for problems in (train_problems, eval_problems):
+        verifiers.check(problems)
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
+    if cfg.context.gold != "off":
+        for problem in train_problems:
+            context.gold(problem, cfg.context)
 
     sampler = functools.partial(
         rollout.make_rollout,
-        model=model,
         mesh=mesh,
         length=cfg.rollout.response_length,
         stop_ids=words.stop_ids,
@@ -113,26 +148,70 @@ def open_run(
         cfg=cfg,
         folder=workdir,
         model=model,
+        teacher_model=beside,
         mesh=mesh,
         tokenizer=words,
         eval_problems=eval_problems,
-        sample=sampler(sampling=cfg.rollout, group=cfg.rollout.group),
-        sample_eval=sampler(sampling=cfg.eval, group=cfg.eval.samples),
-        update=train_step.make_train_step(cfg, model, mesh),
+        sample=sampler(
+            sampling=cfg.rollout,
+            group=cfg.rollout.group,
+            model=beside if taught else model,
+        ),
+        sample_eval=sampler(sampling=cfg.eval, group=cfg.eval.samples, model=model),
+        update=train_step.make_train_step(cfg, model, mesh, beside),
+        drift=drift.make_drift(cfg, model, mesh, beside),
+        saved=saved,
     )
-    state, position = _state(run, source)
-    _write_records(run, command)
-    stream = data.ProblemStream(train_problems, seed=cfg.seed, position=position)
+    return run, train_problems, source
+
+
+def _saved(cfg: Config, words: Tokenizer, model: decoder.DecoderConfig) -> Saved | None:
+    """The file of rollouts that the config names, checked from its first line to its last."""
+    if cfg.rollout.file is None:
+        return None
+    path = pathlib.Path(cfg.rollout.file)
+    header = rollout_file.read_header(path)
+    rollout_file.check_fit(header, path, cfg, words)
+    saved = rollout_file.read(path, words, vocab_size=model.vocab_size)
     log.info(
-        "%s: %.1f M parameters, %d train and %d eval problems, %d devices, ready in %.1f s",
-        cfg.name,
-        sum(x.size for x in jax.tree.leaves(state.params)) / 1e6,
-        len(train_problems),
-        len(eval_problems),
-        mesh.size,
-        time.perf_counter() - begun,
+        "rollouts from %s: %d steps of %s after %d steps of training, seed %d",
+        path,
+        len(saved.steps),
+        header.model,
+        header.trained,
+        header.seed,
     )
-    return run, state, stream
+    if header.seed != cfg.seed:
+        log.warning(
+            "WARNING seed=%d, and the rollouts are of seed %d: peers are drawn anew, and a "
+            "data.source that makes its problems from the seed evaluates on others",
+            cfg.seed,
+            header.seed,
+        )
+    if cfg.context.gold == "off":
+        return saved
+    # Answers are not in the file. Problems that the seed makes must be those of its seed.
+    known = {rollout_file.key(p): p for p in data.load(cfg.data, "train", seed=header.seed)}
+    return dataclasses.replace(
+        saved, problems={name: known.get(name, p) for name, p in saved.problems.items()}
+    )
+
+
+def _check_split(cfg: Config, shards: int) -> None:
+    """Every set of rows that is computed at once must split over the devices."""
+    prompts = cfg.rollout.prompts // cfg.optimizer.mini_batches
+    micro = prompts * cfg.rollout.group // cfg.optimizer.micro_batches
+    for name, size in (
+        ("rollout.prompts", cfg.rollout.prompts),
+        ("prompts of a mini-batch", prompts),
+        ("eval.batch", cfg.eval.batch),
+        ("rows of a micro-batch", micro),
+    ):
+        if size % shards:
+            raise ConfigError(
+                f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
+                f"use a multiple of {shards}, or give devices to mesh.tensor"
+            )
 
 
 def _question(problem: Problem) -> str:
@@ -180,12 +259,12 @@ def _write_records(run: Run, command: str) -> None:
     write_text(run.folder / "environment.json", json.dumps(record, indent=2) + "\n")
 
 
-def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:
-    """The newest checkpoint's state and data position, or the state before the first step."""
+def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint's state and what belongs to it, or those before the first step."""
     cfg = run.cfg
-    shardings = train_step.state_shardings(cfg, run.model, run.mesh)
-    key = jax.random.key(cfg.seed)
-    start = functools.partial(train_step.init_state, cfg=cfg)
+    # An external teacher is in no checkpoint: its weights never move, and stay where they are.
+    outside = teacher.kept(cfg) == "external"
+    beside = external.load(cfg, run.teacher_model, run.mesh) if outside else {}
     saved = checkpoint.steps(run.folder / "checkpoints")
     if saved and saved[-1] > cfg.steps:
         raise ConfigError(
@@ -194,15 +273,100 @@ def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, int]:
         )
     checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
     if saved:
-        params, _ = decoder.abstract(run.model)
-        like = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            jax.eval_shape(start, params, key),
-            shardings,
-        )
-        state, meta = checkpoint.load(run.folder / "checkpoints", saved[-1], like)
+        state, meta = _restore(run.folder, saved[-1], cfg, run)
+        if meta["rollouts"] != _checksum(run):
+            raise ConfigError(
+                f"rollout.file={cfg.rollout.file} is not the file that the first {saved[-1]} "
+                f"steps of {run.folder} were trained from; put that one back, or choose "
+                "another --workdir"
+            )
         log.info("going on from the checkpoint of step %d", saved[-1])
-        return state, meta["position"]
-    params = weights.load_params(source, run.model, shardings=shardings.params)
-    # Donated: the loaded weights become the state's, so that they stand in memory once.
-    return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params, key), 0
+    else:
+        start, shardings = _start(run, cfg)
+        params = weights.load_params(source, run.model, shardings=shardings.params)
+        # Donated: the loaded weights become the state's, so that they stand in memory once.
+        made = jax.jit(start, out_shardings=shardings, donate_argnums=0)
+        state = made(params, jax.random.key(cfg.seed))
+        meta = meta_of(run, 0, Solved())
+    return (dataclasses.replace(state, teacher=beside) if outside else state), meta
+
+
+def _start(run: Run, cfg: Config) -> tuple[Callable[..., TrainState], TrainState]:
+    """The function that makes the first state, without an external teacher; its shardings."""
+    shardings = train_step.state_shardings(cfg, run.model, run.mesh, run.teacher_model)
+    shardings = teacher.without_external(shardings, cfg)
+    return functools.partial(train_step.init_state, cfg=cfg, external={}), shardings
+
+
+def meta_of(run: Run, position: int, solved: Solved) -> dict[str, Any]:
+    """What a checkpoint holds beside the state."""
+    return {"position": position, "solved": solved.to_json(), "rollouts": _checksum(run)}
+
+
+def _checksum(run: Run) -> int | None:
+    return None if run.saved is None else run.saved.checksum
+
+
+def _restore(
+    folder: pathlib.Path, step: int, cfg: Config, run: Run
+) -> tuple[TrainState, dict[str, Any]]:
+    """A checkpoint of the run in `folder`, whose config is `cfg`, on the mesh of `run`."""
+    start, shardings = _start(run, cfg)
+    params, _ = decoder.abstract(run.model)
+    like = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(start, params, jax.random.key(cfg.seed)),
+        shardings,
+    )
+    return checkpoint.load(folder / "checkpoints", step, like)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A checkpoint that a student is taken from: of which run, and after how many steps."""
+
+    folder: pathlib.Path
+    cfg: Config
+    step: int
+
+
+def newest(folder: pathlib.Path, cfg: Config) -> Origin:
+    """The newest checkpoint of the run in `folder`, whose model must be that of `cfg`.
+
+    Raises:
+        ConfigError: it holds no run, one of another model, or one without a checkpoint.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not the folder of a run: it has no config.json")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON in UTF-8 ({error})") from error
+    theirs = configs.from_config_dict(Config, fields)
+    if theirs.model.path != cfg.model.path:
+        raise ConfigError(
+            f"{folder} trains model.path={theirs.model.path}, and the config has "
+            f"{cfg.model.path}; set model.path={theirs.model.path}"
+        )
+    found = checkpoint.steps(folder / "checkpoints")
+    if not found:
+        raise ConfigError(
+            f"{folder} has no finished checkpoint yet; without --from the student has its "
+            "initial weights"
+        )
+    return Origin(folder, theirs, found[-1])
+
+
+def policy(run: Run, source: pathlib.Path, origin: Origin | None) -> Params:
+    """The weights that sample while training, without an optimizer.
+
+    Args:
+        source: of the initial weights.
+        origin: the student is this checkpoint's.
+    """
+    if run.cfg.rollout.policy == "teacher" and teacher.kept(run.cfg) == "external":
+        return external.load(run.cfg, run.teacher_model, run.mesh)
+    if origin is not None:
+        return _restore(origin.folder, origin.step, origin.cfg, run)[0].params
+    return weights.load_params(source, run.model, shardings=_start(run, run.cfg)[1].params)

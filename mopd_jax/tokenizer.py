@@ -47,6 +47,7 @@ class ChatTokenizer:
     vocab_size: one more than the largest id.
     specials: texts of the special tokens, longest first.
     fingerprint: twelve hex digits, of vocabulary and chat template.
+    vocabulary: the same of the vocabulary alone: which token each id is.
     """
 
     def __init__(self, inner: Any, *, where: str, more_stop_ids: Sequence[int] = ()):
@@ -81,8 +82,9 @@ class ChatTokenizer:
             inner.chat_template = _CONSTANT_DATE + template
         # A reasoning model would spend the response on thoughts; templates that can, skip them.
         self._options = {"enable_thinking": False} if "enable_thinking" in template else {}
-        text = json.dumps([sorted(vocabulary.items()), template])
-        self.fingerprint: str = hashlib.sha256(text.encode()).hexdigest()[:12]
+        tokens = sorted(vocabulary.items())
+        self.fingerprint: str = _digest([tokens, template])
+        self.vocabulary: str = _digest(tokens)
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation with the assistant header at the end.
@@ -132,6 +134,10 @@ class ChatTokenizer:
         generation = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
         path = pathlib.Path(folder) / "generation_config.json"
         path.write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]
 
 
 def load(path: str | os.PathLike) -> ChatTokenizer:

@@ -5,6 +5,8 @@ function of arrays (the jitted ones are made once, in `run.py`) or a thin handle
 
     take problems -> rollout -> verify -> choose peers -> render contexts -> update -> record
 
+With `rollout.file` the first three are read from a file of rollouts (`offline.py`).
+
 Run folder: `config.json`, `environment.json`, `command.txt`, `self_checks.json`,
 `metrics.jsonl`, `tensorboard/`, `rollouts/`, `checkpoints/`, `evaluations/`. A killed run,
 started again with the same command, goes on from its last checkpoint and ends with the same
@@ -23,11 +25,21 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mopd_jax import checkpoint, console, evaluate, experience, inactive, selfcheck
+from mopd_jax import (
+    checkpoint,
+    console,
+    evaluate,
+    experience,
+    inactive,
+    offline,
+    rollout_file,
+    selfcheck,
+    teacher,
+)
 from mopd_jax.config import Config
-from mopd_jax.logbook import Logbook, write_text
+from mopd_jax.logbook import ROLLOUTS, Logbook, write_text
 from mopd_jax.records import TrainState
-from mopd_jax.run import Run, open_run
+from mopd_jax.run import Run, meta_of, open_run
 
 log = logging.getLogger("mopd")
 
@@ -46,10 +58,11 @@ def train(
         devices: that the mesh is laid over, by default all.
 
     Raises:
-        ConfigError, data.DataError, weights and context errors: before the first step, each
-        with the setting to change. selfcheck.SelfCheckError: before the first update.
+        ConfigError, data.DataError, RolloutFileError, weights and context errors: before the
+        first step, each with the setting to change. selfcheck.SelfCheckError: before the first
+        update.
     """
-    run, state, stream = open_run(cfg, workdir, command=command, devices=devices)
+    run, state, stream, solved = open_run(cfg, workdir, command=command, devices=devices)
     book = Logbook(workdir, step=int(state.step))
     first = int(state.step) + 1
     with jax.set_mesh(run.mesh):
@@ -60,49 +73,64 @@ def train(
         for step in range(first, cfg.steps + 1):
             clock = console.Clock(step, cfg.steps, phases=4)
             with clock.phase("rollout"):
-                problems, uids = stream.take(cfg.rollout.prompts)
-                sampled = experience.sample(
-                    run,
-                    run.sample,
-                    state,
-                    problems,
-                    uids,
-                    purpose=experience.TRAIN,
-                    step=step,
-                )
+                if run.saved is None:
+                    problems, uids = stream.take(cfg.rollout.prompts)
+                    sampled = experience.sample(
+                        run,
+                        run.sample,
+                        state,
+                        problems,
+                        uids,
+                        purpose=experience.TRAIN,
+                        step=step,
+                    )
+                    draw = step
+                else:
+                    sampled, verdicts, draw = offline.take(run, step)
             with clock.phase("verify"):
-                verdicts = experience.verify(sampled)
+                if run.saved is None:
+                    verdicts = experience.verify(sampled)
                 rewards, valid, success = experience.outcomes(verdicts, cfg)
             with clock.phase("context"):
-                chosen = experience.choose_peers(run, sampled, success, valid, step)
+                chosen = experience.choose_peers(run, sampled, success, valid, draw)
                 contexts = experience.render(run, sampled, chosen, verdicts, success)
                 batch = experience.batch(
                     run, sampled, contexts.inputs, chosen.usage, rewards, valid
                 )
             if step == first:
-                checks += selfcheck.before_update(run, state, sampled, batch)
-                selfcheck.report(workdir, step, checks)
+                selfcheck.before_update(run, state, sampled, batch, checks)
             with clock.phase("update"):
                 state, logged = run.update(state, batch)
+                if cfg.teacher.drift_every and step % cfg.teacher.drift_every == 0:
+                    logged |= run.drift(state, batch)
                 values = {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}
             values |= experience.group_metrics(
                 sampled, rewards, valid, success, contexts.records
             )
             values |= experience.choice_metrics(chosen, contexts)
+            solved = solved.after([problem.id for problem in sampled.problems], success)
+            values |= solved.metrics()
             values |= clock.seconds()
             values["tokens_per_second"] = float(sampled.mask.sum()) / values["seconds"]
             book.scalars(step, "train", values)
             console.say(step, cfg, values)
             inactive.warn(step, values, rewards, valid, success, cfg)
             if step % cfg.dump_every == 0:
-                book.rollouts(
-                    step, experience.readable(run, sampled, verdicts, chosen, contexts)
+                rollout_file.write(
+                    workdir / ROLLOUTS / f"step_{step:06d}.jsonl",
+                    offline.header(run, steps=1, trained=step - 1),
+                    offline.rows(sampled, verdicts, chosen, contexts, step=draw),
                 )
             if step % cfg.eval.every == 0 or step == cfg.steps:
                 _evaluate(run, state, book)
             if step % cfg.checkpoint.every == 0 or step == cfg.steps:
-                meta = {"position": stream.position}
-                checkpoint.save(workdir / "checkpoints", state, meta, keep=cfg.checkpoint.keep)
+                meta = meta_of(run, stream.position, solved)
+                checkpoint.save(
+                    workdir / "checkpoints",
+                    teacher.without_external(state, cfg),
+                    meta,
+                    keep=cfg.checkpoint.keep,
+                )
     book.close()
     log.info("%s", console.final_table(workdir))
     return state

@@ -1,25 +1,25 @@
-"""One update of the student, as a pure function: teacher forward, student forward, loss, step.
+"""The updates of a step as a pure function: weights, gradients, AdamW, and then the teacher.
 
-Rows are split into micro-batches inside the jitted step; the token weights are made from the
-whole batch first, so the split cannot change the result. An update is skipped, and counted,
-when a gradient is not finite or when no token is trained on: not even weight decay acts then.
+A step makes one update, or several over its rollouts. The rows of an update are split into
+micro-batches inside the jitted step; the token weights are made from all its rows first, so the
+split cannot change the result. An update is skipped, and counted, when a gradient is not finite
+or when no token is trained on: not even weight decay acts then.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mopd_jax import losses, metrics, preferences, scoring, sharding, teacher
-from mopd_jax.config import Config, LossConfig, OptimizerConfig
-from mopd_jax.kernels import Support, TopK, linear_divergence_loss, linear_logprob
+from mopd_jax import metrics, objectives, preferences, sharding, teacher
+from mopd_jax.config import Config, OptimizerConfig
 from mopd_jax.metrics import Ratio
 from mopd_jax.models import decoder
 from mopd_jax.models.decoder import DecoderConfig
+from mopd_jax.objectives import OBJECTIVES, Models, Rows
 from mopd_jax.records import Batch, Params, TrainState
 
 
@@ -42,20 +42,31 @@ def learning_rate(count: jax.Array, *, cfg: OptimizerConfig) -> jax.Array:
     return cfg.learning_rate * jnp.minimum((count + 1) / max(cfg.warmup_steps, 1), 1.0)
 
 
-# They keep a copy of the student: as the teacher, or as the reference, which never moves.
-_WITH_COPY = ("distill", "dpo")
+def init_state(
+    params: Params, key: jax.Array, *, cfg: Config, external: Params | None = None
+) -> TrainState:
+    """State before the first step; see `teacher.kept` for what stands beside the student.
 
-
-def init_state(params: Params, key: jax.Array, *, cfg: Config) -> TrainState:
-    """State before the first step; teacher or reference start as a copy of the student."""
-    copy = jax.tree.map(jnp.copy, params) if cfg.loss.method in _WITH_COPY else {}
+    Args:
+        external: weights of an external teacher, where there is one.
+    """
+    beside = {
+        "nothing": lambda: {},
+        "copy": lambda: jax.tree.map(jnp.copy, params),
+        "external": lambda: external,
+    }[teacher.kept(cfg)]()
     moments = make_optimizer(cfg.optimizer).init(params)
     # Two zeros, not one twice: the state is donated, and a buffer can be given away only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(params, copy, moments, step=step, skipped=skipped, key=key)
+    return TrainState(params, beside, moments, step=step, skipped=skipped, key=key)
 
 
-def state_shardings(cfg: Config, model: DecoderConfig, mesh: jax.sharding.Mesh) -> TrainState:
+def state_shardings(
+    cfg: Config,
+    model: DecoderConfig,
+    mesh: jax.sharding.Mesh,
+    teacher_model: DecoderConfig | None = None,
+) -> TrainState:
     """Shardings of every leaf of the state: moments and teacher lie as the parameters do."""
     abstract, axes = decoder.abstract(model)
     weights = sharding.shardings(abstract, axes, mesh)
@@ -68,15 +79,24 @@ def state_shardings(cfg: Config, model: DecoderConfig, mesh: jax.sharding.Mesh) 
         weights,
         transform_non_params=lambda _: everywhere,
     )
-    copy = weights if cfg.loss.method in _WITH_COPY else {}
-    return TrainState(weights, copy, moments, everywhere, everywhere, everywhere)
+    beside = {
+        "nothing": lambda: {},
+        "copy": lambda: weights,
+        "external": lambda: sharding.shardings(*decoder.abstract(teacher_model), mesh),
+    }[teacher.kept(cfg)]()
+    return TrainState(weights, beside, moments, everywhere, everywhere, everywhere)
 
 
-def make_train_step(cfg: Config, model: DecoderConfig, mesh: jax.sharding.Mesh):
+def make_train_step(
+    cfg: Config,
+    model: DecoderConfig,
+    mesh: jax.sharding.Mesh,
+    teacher_model: DecoderConfig | None = None,
+):
     """`train_step` jitted for a mesh, its state donated: (state, batch) -> (state, metrics)."""
-    state = state_shardings(cfg, model, mesh)
+    state = state_shardings(cfg, model, mesh, teacher_model)
     return jax.jit(
-        functools.partial(train_step, cfg=cfg, model=model),
+        functools.partial(train_step, cfg=cfg, model=model, teacher_model=teacher_model),
         in_shardings=(state, sharding.rows(mesh)),
         out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -84,35 +104,110 @@ def make_train_step(cfg: Config, model: DecoderConfig, mesh: jax.sharding.Mesh):
 
 
 def train_step(
-    state: TrainState, batch: Batch, *, cfg: Config, model: DecoderConfig
+    state: TrainState,
+    batch: Batch,
+    *,
+    cfg: Config,
+    model: DecoderConfig,
+    teacher_model: DecoderConfig | None = None,
 ) -> tuple[TrainState, dict[str, Ratio]]:
-    """One update on N scored rows; metrics in nats per trained token unless named otherwise."""
-    trained, extra = batch.mask, {}
-    if cfg.loss.method in ("dpo", "simpo"):
-        weights, extra = _preference_weights(state, batch, cfg, model)
-        trained = batch.mask & (weights != 0)
-    else:
-        weights = token_weights(batch, cfg.loss)
-    if cfg.loss.method == "grpo":
-        # Tokens without advantage stay in the denominator, but do not count as training.
-        trained = batch.mask & (batch.advantage != 0)[:, None]
-    grads, logged = _gradients(state, batch, weights, cfg, model)
-    logged |= extra
+    """The updates of a step on N scored rows, then the teacher's own.
 
+    Args:
+        teacher_model: of the weights beside the student, where theirs is another.
+
+    Returns:
+        The state, and metrics over all updates: in nats per trained token unless named
+        otherwise.
+    """
+    models = Models(model, model if teacher_model is None else teacher_model)
+    rows = _prepared(state, batch, cfg, models)
+    carry = (state.params, state.optimizer)
+    if cfg.optimizer.updates == 1:
+        carry, (applied, logged) = _update(carry, state, rows, cfg, models)
+    else:
+        parts = _mini_batches(rows, cfg)
+
+        def one(carry, k):
+            part = jax.tree.map(lambda x: x[k], parts)
+            return _update(carry, state, part, cfg, models)
+
+        order = jnp.tile(jnp.arange(cfg.optimizer.mini_batches), cfg.optimizer.epochs)
+        carry, (applied, logged) = jax.lax.scan(one, carry, order)
+        logged = jax.tree.map(functools.partial(jnp.sum, axis=0), logged)
+    params, optimizer = carry
+    count = jnp.sum(~applied, dtype=jnp.int32)
+    skipped = state.skipped + count
+    logged["updates_skipped"] = Ratio(skipped.astype(jnp.float32), jnp.ones(()))
+    beside = state.teacher
+    if cfg.loss.method == "distill" and teacher.kept(cfg) == "copy":
+        moved = teacher.update(beside, params, cfg.teacher, state.step + 1)
+        beside = _choose(jnp.any(applied), moved, beside)
+    new = TrainState(
+        params=params,
+        teacher=beside,
+        optimizer=optimizer,
+        step=state.step + 1,
+        skipped=skipped,
+        key=state.key,
+    )
+    return new, logged
+
+
+def _prepared(state, batch, cfg, models) -> Rows:
+    """What is made once per step, before its first update, with the student as it was."""
+    base, stored = None, None
+    if cfg.loss.method in ("distill", "grpo"):
+        if cfg.loss.ratio_base == "sampler":
+            base = jnp.where(batch.mask, batch.behaviour_logp, 0.0)
+        elif cfg.optimizer.updates > 1:
+
+            def logp(part):
+                return objectives.student_logp(state.params, part, cfg, models.student).logp
+
+            base = _by_parts(logp, batch, cfg.optimizer.mini_batches, cfg)
+    if cfg.teacher.cache:
+
+        def kept(part):
+            return objectives.stored_teacher(state.teacher, state.params, part, cfg, models)
+
+        stored = _by_parts(kept, batch, cfg.optimizer.mini_batches, cfg)
+    return Rows(batch, None, base, stored)
+
+
+def _by_parts(make, rows, mini_batches, cfg):
+    """`make` of all rows, a micro-batch at a time; rows in their order."""
+    count = mini_batches * cfg.optimizer.micro_batches
+    if count == 1:
+        return make(rows)
+    made = jax.lax.map(make, split(rows, count))
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), made)
+
+
+def split(rows, count):
+    """Parts [count, N / count, ...]: part i takes rows i, i + count, ...; they keep devices."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), rows)
+
+
+def _mini_batches(rows, cfg):
+    """Mini-batch i takes prompts i, i + count, ..., with all rows of their groups."""
+    count, group = cfg.optimizer.mini_batches, cfg.rollout.group
+    by_prompt = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), rows)
+    return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[3:]), split(by_prompt, count))
+
+
+def _update(carry, state, rows, cfg, models):
+    """One update: ((params, optimizer), (was it applied, metrics))."""
+    params, optimizer = carry
+    batch = rows.batch
+    rows, trained, extra = _weighed(params, state.teacher, rows, cfg, models)
+    grads, logged = _gradients(params, state.teacher, rows, cfg, models)
+    logged |= extra
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
     applied = finite & jnp.any(trained)
-    tx = make_optimizer(cfg.optimizer)
     safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
-    updates, optimizer = tx.update(safe, state.optimizer, state.params)
-    params = optax.apply_updates(state.params, updates)
-    new_teacher = state.teacher
-    if cfg.loss.method == "distill":
-        new_teacher = teacher.update(state.teacher, params, cfg.teacher)
-
-    def keep(new, old):
-        return jax.tree.map(lambda a, b: jnp.where(applied, a, b), new, old)
-
+    updates, moved = make_optimizer(cfg.optimizer).update(safe, optimizer, params)
     one = jnp.ones(())
     logged |= {
         "loss": Ratio(logged["loss"].total, one),
@@ -120,71 +215,69 @@ def train_step(
         "update_applied": Ratio(applied.astype(jnp.float32), one),
         "gradient_finite": Ratio(finite.astype(jnp.float32), one),
         "trained_tokens": Ratio(jnp.sum(trained, dtype=jnp.float32), one),
-        "active": metrics.masked(jnp.any(trained, axis=1), jnp.ones(len(trained), bool)),
-        "updates_skipped": Ratio((state.skipped + ~applied).astype(jnp.float32), one),
+        "active": metrics.masked(jnp.any(trained, axis=1), jnp.ones(len(batch.mask), bool)),
     }
-    new = TrainState(
-        params=keep(params, state.params),
-        teacher=keep(new_teacher, state.teacher),
-        optimizer=keep(optimizer, state.optimizer),
-        step=state.step + 1,
-        skipped=state.skipped + (~applied).astype(jnp.int32),
-        key=state.key,
-    )
-    return new, logged
+    new = _choose(applied, (optax.apply_updates(params, updates), moved), carry)
+    return new, (applied, logged)
 
 
-def token_weights(batch: Batch, cfg: LossConfig) -> jax.Array:
-    """Weights f32[N, T] of the whole batch, for the losses that are sums over tokens."""
-    totals = losses.batch_totals(batch.mask, every_row=cfg.every_row)
-    return losses.token_weights(batch.mask, aggregation=cfg.aggregation, totals=totals)
+def _choose(condition, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
-def _gradients(state, batch, weights, cfg, model):
-    """Gradients of the whole batch, summed over micro-batches: (f32 tree, dict of Ratio)."""
-    loss = _LOSSES[cfg.loss.method]
+def _weighed(params, state_teacher, rows, cfg, models):
+    """(rows with the weights of their tokens, which tokens train bool[N, T], metrics)."""
+    batch, extra = rows.batch, {}
+    if cfg.loss.method in ("dpo", "simpo"):
+        weights, extra = _preference_weights(params, state_teacher, batch, cfg, models)
+    else:
+        weights = objectives.token_weights(batch, cfg.loss)
+    trained = batch.mask & (weights != 0)
+    if cfg.loss.method == "grpo" and not cfg.loss.kl_coef:
+        # Tokens without advantage stay in the denominator, but do not count as training.
+        trained = trained & (batch.advantage != 0)[:, None]
+    return rows._replace(weights=weights), trained, extra
 
-    def micro(batch, weights):
+
+def _gradients(params, state_teacher, rows, cfg, models):
+    """Gradients of all rows, summed over micro-batches: (f32 tree, dict of Ratio)."""
+    objective = OBJECTIVES[cfg.loss.method]
+
+    def micro(rows):
         def total(params):
-            return loss(params, state.teacher, batch, weights, cfg, model)
+            return objective(params, state_teacher, rows, cfg, models)
 
-        return jax.grad(total, has_aux=True)(state.params)
+        return jax.grad(total, has_aux=True)(params)
 
     if cfg.optimizer.micro_batches == 1:
-        return micro(batch, weights)
-    parts = _split((batch, weights), cfg)
+        return micro(rows)
+    parts = split(rows, cfg.optimizer.micro_batches)
     first = jax.tree.map(lambda x: x[0], parts)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, *first))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, first))
 
     def body(sums, part):
-        return jax.tree.map(jnp.add, sums, micro(*part)), None
+        return jax.tree.map(jnp.add, sums, micro(part)), None
 
     return jax.lax.scan(body, zeros, parts)[0]
 
 
-def _split(rows, cfg):
-    """Micro-batch i takes rows i, i + count, ...: rows keep their devices."""
-    count = cfg.optimizer.micro_batches
-    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), rows)
-
-
-def _preference_weights(state, batch, cfg, model):
+def _preference_weights(params, reference, batch, cfg, models):
     """Token weights f32[N, T] whose sum with the log-probs has the preference loss's gradient.
 
-    Also the metrics that only the whole batch can give.
+    Also the metrics that only all rows together can give.
     """
     dpo = cfg.loss.method == "dpo"
 
     def scores(part):
-        logp = _row_logp(state.params, part, cfg, model)
-        if dpo:
-            return logp - _row_logp(state.teacher, part, cfg, model)
-        return logp / jnp.maximum(jnp.sum(part.mask, axis=1), 1)
+        def total(params):
+            found = objectives.student_logp(params, part, cfg, models.student)
+            return jnp.sum(found.logp, axis=1)
 
-    if cfg.optimizer.micro_batches == 1:
-        score = scores(batch)
-    else:
-        score = jax.lax.map(scores, _split(batch, cfg)).swapaxes(0, 1).reshape(-1)
+        if dpo:
+            return total(params) - total(reference)
+        return total(params) / jnp.maximum(jnp.sum(part.mask, axis=1), 1)
+
+    score = _by_parts(scores, batch, 1, cfg)
     usable = jnp.any(batch.mask, axis=1)
     better = preferences.pairs(batch.advantage, usable, group=cfg.rollout.group)
     loss, slopes = jax.value_and_grad(preferences.preference_loss)(
@@ -209,146 +302,3 @@ def _preference_weights(state, batch, cfg, model):
 
 def _or(value, default):
     return default if value is None else value
-
-
-def _row_logp(params, batch, cfg, model):
-    """Log-prob f32[N] in nats of each whole response."""
-    return jnp.sum(_student_logp(params, batch, cfg, model).logp, axis=1)
-
-
-def _student_logp(params, batch, cfg, model):
-    """Log-prob and entropy f32[N, T] of each response token after the plain prompt."""
-    hidden = _student_states(params, batch, model)
-    return linear_logprob(
-        hidden,
-        decoder.head(params).astype(hidden.dtype),
-        batch.response,
-        batch.mask,
-        temperature=cfg.rollout.temperature,
-        chunk_tokens=cfg.model.head_chunk,
-        sharding=sharding.head_sharding(),
-    )
-
-
-def _likelihood(sign, params, teacher_params, batch, weights, cfg, model):
-    """sign * sum(weights * logp): SFT, and the gradient of a preference loss."""
-    del teacher_params
-    hidden = _student_states(params, batch, model)
-    loss, stats = linear_divergence_loss(
-        _logp,
-        hidden,
-        decoder.head(params).astype(hidden.dtype),
-        None,
-        batch.response,
-        batch.mask,
-        sign * weights,
-        temperature=cfg.rollout.temperature,
-        chunk_tokens=cfg.model.head_chunk,
-        sharding=sharding.head_sharding(),
-    )
-    return loss, _common_metrics(loss, stats, batch)
-
-
-def _logp(stats, aux):
-    del aux
-    return stats.logp
-
-
-def _distill(params, teacher_params, batch, weights, cfg, model):
-    student = _student_states(params, batch, model)
-    taught = jax.lax.stop_gradient(
-        scoring.response_states(
-            teacher_params,
-            batch.teacher_prompt,
-            batch.teacher_prompt_mask,
-            batch.response,
-            batch.mask,
-            cfg=model,
-        )
-    )
-    capped = cfg.loss.importance_cap is not None
-    loss, stats = losses.distill_loss(
-        student,
-        decoder.head(params).astype(student.dtype),
-        taught,
-        decoder.head(teacher_params).astype(taught.dtype),
-        batch.response,
-        batch.mask,
-        weights=weights,
-        behaviour_logp=batch.behaviour_logp if capped else None,
-        sharding=sharding.head_sharding(),
-        **distill_options(cfg),
-    )
-    logged = _common_metrics(loss, stats, batch)
-    logged["divergence"] = metrics.masked(stats.divergence, batch.mask)
-    logged["teacher_minus_student_logp"] = metrics.masked(
-        stats.teacher_logp - stats.logp, batch.mask
-    )
-    if capped:
-        ratio = losses.importance_ratio(stats.logp, batch.behaviour_logp)
-        logged["importance_capped"] = metrics.masked(
-            ratio > cfg.loss.importance_cap, batch.mask
-        )
-    return loss, logged
-
-
-def distill_options(cfg: Config) -> dict[str, Any]:
-    """What `losses.distill_loss` takes from the settings of a run."""
-    return {
-        "divergence": cfg.loss.divergence,
-        "alpha": cfg.loss.alpha,
-        "continuous": cfg.loss.continuous,
-        "support": _support(cfg.loss),
-        "temperature": cfg.rollout.temperature,
-        "importance_cap": cfg.loss.importance_cap,
-        "chunk_tokens": cfg.model.head_chunk,
-    }
-
-
-def _support(cfg: LossConfig) -> Support:
-    if cfg.support in ("full", "sampled"):
-        return cfg.support
-    return TopK(cfg.top_k, cfg.support, cfg.tail)
-
-
-def _grpo(params, teacher_params, batch, weights, cfg, model):
-    del teacher_params
-    stats = _student_logp(params, batch, cfg, model)
-    loss, clipped = losses.grpo_loss(
-        stats.logp,
-        batch.behaviour_logp,
-        batch.advantage,
-        weights,
-        clip_low=cfg.loss.clip_low,
-        clip_high=cfg.loss.clip_high,
-        dual_clip=cfg.loss.dual_clip,
-    )
-    logged = _common_metrics(loss, stats, batch)
-    logged["ratio_clipped"] = metrics.masked(clipped, batch.mask)
-    return loss, logged
-
-
-_LOSSES = {
-    "distill": _distill,
-    "grpo": _grpo,
-    "dpo": functools.partial(_likelihood, 1.0),
-    "simpo": functools.partial(_likelihood, 1.0),
-    "sft": functools.partial(_likelihood, -1.0),
-}
-
-
-def _student_states(params, batch, model):
-    return scoring.response_states(
-        params, batch.prompt, batch.prompt_mask, batch.response, batch.mask, cfg=model
-    )
-
-
-def _common_metrics(loss, stats, batch) -> dict[str, Any]:
-    gap = jnp.abs(stats.logp - batch.behaviour_logp)
-    return {
-        # The weights already normalise the loss: parts of it add up, and `train_step` counts
-        # the sum as one.
-        "loss": Ratio(loss, jnp.zeros(())),
-        "entropy": metrics.masked(stats.entropy, batch.mask),
-        "sampler_scorer_gap": metrics.masked(gap, batch.mask),
-    }

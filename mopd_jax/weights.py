@@ -115,12 +115,17 @@ def load_config(
 
 
 def load_params(
-    path: str | os.PathLike, cfg: DecoderConfig, *, shardings: Any | None = None
+    path: str | os.PathLike,
+    cfg: DecoderConfig,
+    *,
+    shardings: Any | None = None,
+    dtype: str = "float32",
 ) -> Params:
-    """Parameters of a checkpoint, f32, in the tree of `decoder.abstract(cfg)`.
+    """Parameters of a checkpoint in the tree of `decoder.abstract(cfg)`.
 
     Args:
         shardings: a tree of shardings like the parameters'; by default the first device.
+        dtype: of the parameters; less than float32 is for models that are not trained.
 
     Raises:
         ConfigError: lists all tensors that are missing, unexpected, or of a wrong shape or
@@ -158,7 +163,7 @@ def load_params(
             node = node.setdefault(key, {})
         for key in entry.path:
             placed = None if placed is None else placed[key]
-        node[entry.path[-1]] = jax.device_put(leaf, placed)
+        node[entry.path[-1]] = jax.device_put(leaf.astype(jax.numpy.dtype(dtype)), placed)
     return params
 
 

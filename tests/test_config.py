@@ -9,7 +9,8 @@ from typing import get_args
 import pytest
 
 from mopd_jax import cli, config, controls, methods
-from mopd_jax.config import Config, ConfigError, Method
+from mopd_jax.config import Config, ConfigError
+from mopd_jax.config_update import Method
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -181,14 +182,61 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         ({"teacher__rate": 1.1}, "lie in"),
         ({"loss__alpha": -0.1}, "JSD needs 0 <= alpha <= 1"),
         ({"loss__alpha": 1.1}, "JSD needs 0 <= alpha <= 1"),
-        ({"loss__importance_cap": 0.0}, "None to turn it off"),
+        ({"loss__importance_cap": 0.0}, "None is off"),
+        ({"loss__rollout_cap": -1.0}, "None is off"),
+        ({"loss__pointwise_clip": 0.0}, "None is off"),
+        (
+            {
+                "loss__pointwise_clip": 0.1,
+                "loss__support": "sampled",
+                "loss__divergence": "reverse_kl",
+            },
+            "set loss.pointwise_clip=None or another support",
+        ),
+        ({"loss__step_separator": ""}, "name a text that ends a step"),
+        ({"loss__kl_coef": 0.1}, "set loss.kl_coef=0"),
+        ({"loss__kl_coef": -0.1, "loss__method": "grpo"}, "at least 0"),
+        (
+            {"loss__row_weight": "solve_variance", "loss__method": "dpo"},
+            "set loss.row_weight='equal'",
+        ),
+        ({"loss__sft_rows": "all"}, "set loss.method='sft'"),
+        ({"teacher__kind": "external"}, "needs a path"),
+        ({"teacher__path": "somewhere"}, "needs a path"),
+        (
+            {"teacher__kind": "external", "teacher__path": "x", "loss__method": "grpo"},
+            "has no teacher; set teacher.kind='ema'",
+        ),
+        ({"teacher__every": 0}, "at least 1"),
+        ({"teacher__drift_every": 0}, "at least 1"),
+        (
+            {"teacher__drift_every": 5, "loss__method": "sft"},
+            "need a teacher that is distilled",
+        ),
+        ({"teacher__cache": True}, "set loss.support='teacher', or teacher.cache=False"),
+        ({"rollout__policy": "teacher"}, "set loss.method='sft', or rollout.policy='student'"),
+        (
+            {"rollout__policy": "teacher", "loss__method": "sft"},
+            "set teacher.kind='frozen' or 'external'",
+        ),
+        ({"optimizer__mini_batches": 3}, "does not divide the 32 prompts"),
+        ({"optimizer__epochs": 0}, "at least 1"),
+        (
+            {"optimizer__mini_batches": 4, "optimizer__micro_batches": 128},
+            "does not divide the 64 rows",
+        ),
+        ({"context__gold_block": "here"}, "has no {text}"),
+        (
+            {"context__gold": "answer", "peers__control": "random"},
+            "set context.gold='off'",
+        ),
         ({"loss__support": "sampled"}, "set loss.divergence='reverse_kl' or another support"),
         ({"loss__top_k": 0}, "at least 1"),
         (
             {"loss__continuous": True, "loss__divergence": "reverse_kl"},
             "set loss.continuous=False",
         ),
-        ({"loss__beta": 0.0}, "must be positive, None is the method's own"),
+        ({"loss__beta": 0.0}, "of beta: the method's own"),
         ({"loss__margin": -1.0}, "at least 0"),
         ({"loss__label_smoothing": 0.5}, r"must lie in \[0, 0.5\)"),
         ({"loss__clip_low": 1.0}, "must lie in"),
@@ -302,7 +350,8 @@ def test_the_fingerprint_is_a_function_of_the_settings():
 def test_config_files(path, variant):
     cfg = config.from_config_dict(Config, cli.load(path, variant))
     assert cfg.name == variant
-    assert cfg.loss.method == (variant if variant in get_args(Method) else "distill")
+    methods_of = {"gkd": "sft", **{name: name for name in get_args(Method)}}
+    assert cfg.loss.method == methods_of.get(variant, "distill")
     if variant == "mopd":
         assert config.from_config_dict(Config, cli.load(path)) == cfg
 
@@ -319,7 +368,11 @@ def test_variants_differ_in_what_their_names_say():
         cfg = config.from_config_dict(Config, methods.apply(config.defaults(), variant))
         got[variant] = (cfg.peers.successes, cfg.peers.failures, cfg.teacher.no_context)
         feedback, control = cfg.context.feedback, cfg.peers.control
-        assert feedback == ("no_success" if variant == "sdpo" else "off")
+        reads = variant in ("sdpo", "reference_code")
+        assert feedback == ("no_success" if reads else "off")
+        assert (cfg.context.gold != "off") == (variant == "opsd")
+        assert cfg.context.feedback_with_gold == (variant == "reference_code")
+        assert (cfg.rollout.policy == "teacher") == (variant == "gkd")
         assert control == (variant[8:] if variant.startswith("control_") else "off")
     made = {name for name in got if name.startswith("control_")}
     assert made == {f"control_{name}" for name in controls.CONTROLS}
@@ -330,7 +383,9 @@ def test_variants_differ_in_what_their_names_say():
         "anchored": (2, 0, "plain_prompt"),
         "sdpo": (1, 0, "mask"),
         "opd": (0, 0, "plain_prompt"),
-        **dict.fromkeys(("grpo", "dpo", "simpo", "sft"), (0, 0, "mask")),
+        "paper": (2, 1, "plain_prompt"),
+        "reference_code": (2, 1, "mask"),
+        **dict.fromkeys(("opsd", "grpo", "dpo", "simpo", "sft", "gkd"), (0, 0, "mask")),
     }
 
 

@@ -613,3 +613,62 @@ def test_contexts_never_read_an_answer():
     problem = types.SimpleNamespace(id="p", messages=PROBLEM.messages)
     text, _ = teach(["t", "one"], success=(1,), problem=problem)
     assert "right: one" in text
+
+
+# Gold, by explicit name.
+
+
+def with_gold(asked, *, solution="by hand: GOLD", reasons=None, **changes):
+    """(prompts as text, records, chats) of a row without a peer and of one with a peer."""
+    problem = Problem("p", PROBLEM.messages, "GOLD", "exact", solution=solution)
+    plan = PeerPlan(np.array([[[-1], [0]]]), np.full((1, 2, 1), -1))
+    cfg = ContextConfig(
+        **{**CFG.__dict__, "gold": asked, "gold_block": "gold: {text}"} | changes
+    )
+    words = Words()
+    inputs, records, chats = context.teacher_inputs(
+        [problem], [["one", "two"]], plan, words, cfg=cfg, reasons=reasons
+    )
+    pairs = zip(inputs.prompt, inputs.prompt_mask, strict=True)
+    return [words.decode(ids[mask]) for ids, mask in pairs], records, chats
+
+
+@pytest.mark.parametrize(("asked", "text"), [("answer", "GOLD"), ("solution", "by hand: GOLD")])
+def test_gold_stands_before_the_peers(asked, text):
+    _, records, chats = with_gold(asked)
+    contents = [chat[-1]["content"] for chat in chats]
+    assert contents[0] == f"what is it | gold: {text} | solve it now"
+    assert contents[1] == f"what is it | gold: {text} | right: one | solve it now"
+    assert [(r.informed, r.gold, r.shown) for r in records] == [
+        (True, len(text.split()), ()),
+        (True, len(text.split()), (0,)),
+    ]
+    assert not any(r.feedback_dropped or r.dropped for r in records)
+
+
+def test_no_gold_unless_asked_by_name():
+    texts, records, _ = with_gold("off")
+    assert not any("GOLD" in text for text in texts)
+    assert [(r.informed, r.gold) for r in records] == [(False, None), (True, None)]
+
+
+def test_a_row_that_is_left_out_gets_no_gold():
+    texts, records, _ = with_gold("answer", reasons=np.array([["left out", ""]]))
+    assert "GOLD" not in texts[0]
+    assert [(r.informed, r.gold, r.reason) for r in records] == [
+        (False, None, "left out"),
+        (True, 1, ""),
+    ]
+
+
+def test_gold_is_cut_like_a_peer_and_counted():
+    _, records, chats = with_gold("solution", solution=words("g", 40), teacher_prompt_length=24)
+    assert 0 < records[0].gold < 40
+    assert records[0].gold + records[0].gold_cut == 40
+    assert "g0 " in chats[0][-1]["content"]
+    assert "g39" in chats[0][-1]["content"]
+
+
+def test_missing_gold_names_the_problem():
+    with pytest.raises(context.NoGold, match="context.gold='solution', but problem 'p' has no"):
+        with_gold("solution", solution=" ")

@@ -44,6 +44,15 @@ def test_jsonl_rows(tmp_path):
     assert (second.id, second.messages) == ("7", tuple(turns))
 
 
+def test_a_row_may_name_its_verifier(tmp_path):
+    row = {"prompt": "halve 1", "answer": "1/2", "verifier": "math", "solution": "by hand"}
+    row["meta"] = {"percent": True}
+    (problem,) = jsonl(tmp_path / "rows.jsonl", json.dumps(row))
+    assert (problem.verifier, problem.meta) == ("math", {"percent": True})
+    assert problem.solution == "by hand"
+    assert verifiers.verify(problem, "\\boxed{0.5}").reward == 1
+
+
 @pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\x85", "é", "日本"])
 def test_a_row_ends_at_a_newline_only(tmp_path, mark):
     """JSON may hold these as they are; `str.splitlines` would cut the row at some."""
@@ -64,6 +73,9 @@ GOOD = '{"prompt": "q", "answer": "a"}'
         ('{"prompt": "q", "answer": 4}', "no 'answer'.* as a non-empty string"),
         ('{"prompt": "q", "answer": "  "}', "no 'answer'"),
         ('{"answer": "a"}', "no 'prompt' string"),
+        ('{"prompt": "q", "answer": "a", "solution": 3}', "'solution' is a int"),
+        ('{"prompt": "q", "answer": "a", "verifier": 3}', "'verifier' is the name of one"),
+        ('{"prompt": "q", "answer": "a", "meta": []}', "'meta' an object"),
         ('{"prompt": 3, "answer": "a"}', "no 'prompt' string"),
         ('{"messages": [], "answer": "a"}', "'messages' list"),
         (

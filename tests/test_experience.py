@@ -16,11 +16,20 @@ from mopd_jax import (
     experience,
     logbook,
     methods,
+    offline,
     peers,
+    rollout_rows,
     sharding,
     tokenizer,
 )
-from mopd_jax.config import Config, ContextConfig, MeshConfig, PeerConfig, TeacherConfig
+from mopd_jax.config import (
+    Config,
+    ContextConfig,
+    LossConfig,
+    MeshConfig,
+    PeerConfig,
+    TeacherConfig,
+)
 from mopd_jax.context import ContextRecord
 from mopd_jax.records import Verdict
 
@@ -91,7 +100,9 @@ def words():
     return tokenizer.load("builtin:codebook")
 
 
-def made(words, *, feedback="r7", gold=False, teacher="mask", context=None, **choice):
+def made(
+    words, *, feedback="r7", gold=False, teacher="mask", context=None, loss=None, **choice
+):
     """(run, sampled, verdicts, chosen, rendered, batch) of one step, without a device's model.
 
     The problems have no answer, so that whatever reads one fails.
@@ -101,6 +112,7 @@ def made(words, *, feedback="r7", gold=False, teacher="mask", context=None, **ch
         context=ContextConfig(teacher_prompt_length=60, closing="r0", **(context or {})),
         rollout=dataclasses.replace(Config().rollout, prompts=3, group=4, prompt_length=6),
         teacher=TeacherConfig(no_context=teacher),
+        loss=LossConfig(**(loss or {})),
     )
     run = types.SimpleNamespace(
         cfg=cfg, tokenizer=words, mesh=sharding.make_mesh(MeshConfig(), jax.devices()[:1])
@@ -218,7 +230,7 @@ def test_feedback_with_gold_is_withheld_and_counted(words):
 @pytest.mark.parametrize("control", controls.CONTROLS)
 def test_a_control_trains_the_rows_of_its_run(words, control):
     step, real = made(words, control=control), made(words)
-    run, sampled, verdicts, chosen, rendered, _ = step
+    _, sampled, verdicts, chosen, rendered, _ = step
     if control not in ("unrelated", "success_only"):
         assert (trained(step) == trained(real)).all()
     values = experience.choice_metrics(chosen, rendered)
@@ -227,9 +239,9 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
     wanted = sum(sum(r.tokens) for r in real[4].records)
     assert chosen.match.wanted.sum() == wanted
     assert chosen.match.given.sum() == sum(sum(r.tokens) for r in rendered.records)
-    rows = list(experience.readable(run, sampled, verdicts, chosen, rendered))
+    rows = list(offline.rows(sampled, verdicts, chosen, rendered, step=1))
     for n, row in enumerate(rows):
-        json.loads(logbook._dumps(row))
+        row = json.loads(logbook.dumps(rollout_rows.row_fields(row)))
         seen, p = row["context"], n // 4
         assert len(seen["shown"]) == len(seen["shown_uids"]) == len(seen["kinds"])
         assert (row["uid"], row["rollout"]) not in zip(
@@ -283,13 +295,38 @@ def test_metrics_of_a_match_by_hand():
 
 
 def test_the_students_prompt_is_the_same_for_every_method():
-    """Data, prompts and sampling of a config file do not depend on the variant."""
+    """Data, prompts and sampling of a config file do not depend on the variant.
+
+    Who writes the responses of one does, to the same prompts.
+    """
     root = pathlib.Path(__file__).parents[1]
     for name in ("quickstart", "smollm2"):
         made = [
             config.from_config_dict(Config, cli.load(root / f"configs/{name}.py", v))
             for v in methods.METHODS
         ]
-        assert {(str(cfg.data), str(cfg.rollout), str(cfg.eval)) for cfg in made} == {
-            (str(made[0].data), str(made[0].rollout), str(made[0].eval))
-        }
+        read = [
+            (cfg.data, dataclasses.replace(cfg.rollout, policy="student"), cfg.eval)
+            for cfg in made
+        ]
+        assert all(each == read[0] for each in read)
+
+
+def test_rows_are_weighed_by_their_groups_solve_rate(words):
+    assert made(words)[-1].row_weight is None
+    got = made(words, loss={"row_weight": "solve_variance"})[-1].row_weight
+    # Of the first group one rollout has no verdict: 2 of 3.
+    want = np.repeat([2 / 9, 0, 0], 4)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_supervised_rows(words):
+    step = made(words, loss={"method": "sft"})
+    assert (trained(step) == SUCCESS).all()
+    step = made(words, loss={"method": "sft", "sft_rows": "all"})
+    assert trained(step).all()
+
+
+def test_steps_are_found_where_the_aggregation_reads_them(words):
+    assert made(words)[-1].steps is None
+    assert made(words, loss={"aggregation": "seq-mean-step-mean"})[-1].steps.shape == (12, 5)

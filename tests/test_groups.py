@@ -100,3 +100,14 @@ def test_the_interval_is_as_wide_as_the_error_of_the_mean():
     assert low < narrow[0] < narrow[1] < high
     assert groups.bootstrap_interval(values) == (low, high)
     assert groups.bootstrap_interval(np.full(5, 0.25)) == (0.25, 0.25)
+
+
+def test_solve_variance_by_hand():
+    success = np.array(
+        [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 0, 0]], bool
+    )
+    valid = np.ones_like(success)
+    valid[4, 1:3] = False  # One success and one failure with a verdict.
+    got = groups.solve_variance(success, valid)
+    np.testing.assert_allclose(got, [3 / 16, 1 / 4, 0, 0, 1 / 4])
+    assert groups.solve_variance(success[:1], valid[:1] & False) == 0

@@ -13,13 +13,21 @@ HEALTHY = {
     "truncated": 0.1,
     "trained_tokens": 100.0,
     "peers_dropped": 0,
+    "mixed_groups": 0.5,
     "informed": 0.9,
     "rows_left_out": 0.0,
     "gradient_finite": 1.0,
     "update_applied": 1.0,
 }
 MIXED = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-GRPO = Config(loss=LossConfig(method="grpo"))
+WEIGHED = Config(loss=LossConfig(row_weight="solve_variance"))
+
+
+def method(name):
+    return Config(loss=LossConfig(method=name))
+
+
+GRPO = method("grpo")
 
 
 def causes(rewards=MIXED, valid=True, cfg=None, **values):
@@ -54,6 +62,13 @@ def test_a_healthy_step_is_silent(cfg):
             "3 peers were chosen and none fits",
         ),
         ({"trained_tokens": 0.0, "informed": 0.0, "cfg": GRPO}, "every advantage is 0"),
+        ({"trained_tokens": 0.0, "cfg": method("dpo")}, "so there is no pair"),
+        ({"trained_tokens": 0.0, "cfg": method("simpo")}, "so there is no pair"),
+        ({"trained_tokens": 0.0, "cfg": method("sft")}, "no response may be imitated"),
+        (
+            {"trained_tokens": 0.0, "mixed_groups": 0.0, "cfg": WEIGHED},
+            r"groups of one outcome the weight p \(1 - p\) = 0",
+        ),
         ({"gradient_finite": 0.0}, "a gradient was not finite, so the update was skipped"),
     ],
 )

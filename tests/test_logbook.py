@@ -77,32 +77,6 @@ def test_what_is_not_finite_is_null(tmp_path):
     assert json.loads(line) == {**want, "d": {"e": None}}
 
 
-def test_rollouts_are_one_file_a_step(tmp_path):
-    book = Logbook(tmp_path, step=0)
-    rows = [{"response": "é\nx", "reward": float("nan")}, {"response": "", "reward": 1.0}]
-    book.rollouts(7, iter(rows))
-    book.close()
-    lines = (tmp_path / "rollouts/step_000007.jsonl").read_text().split("\n")
-    assert [json.loads(line) for line in lines[:-1]] == [{**rows[0], "reward": None}, rows[1]]
-    assert lines[-1] == ""
-
-
-def test_rollouts_are_whole_or_not_there(tmp_path):
-    book = Logbook(tmp_path, step=0)
-    book.rollouts(1, [{"reward": 1.0}])
-
-    def broken():
-        yield {"reward": 0.0}
-        raise KeyboardInterrupt
-
-    for step in (1, 2):
-        with pytest.raises(KeyboardInterrupt):
-            book.rollouts(step, broken())
-    book.close()
-    assert [p.name for p in (tmp_path / "rollouts").iterdir()] == ["step_000001.jsonl"]
-    assert "1.0" in (tmp_path / "rollouts/step_000001.jsonl").read_text()
-
-
 def test_text_is_replaced_at_once(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
     logbook.write_text(path, "old")

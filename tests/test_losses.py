@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from mopd_jax import batch_totals, distill_loss, losses, token_weights
+from mopd_jax import batch_totals, distill_loss, kernels, losses, token_weights
 
 N, T, D, V = 4, 6, 5, 11
 # One row without a token, rows of different lengths.
@@ -261,3 +261,60 @@ def test_what_does_not_fit_is_named(changes, message):
     arrays = dict(zip((*names, "mask"), make(), strict=True))
     with pytest.raises(ValueError, match=message):
         distill_loss(**(arrays | changes))
+
+
+def test_step_weights_are_means_of_means():
+    steps = np.int32([[0, 0, 0, 1, 1, 2]] * N)
+    weights = token_weights(MASK, aggregation="seq-mean-step-mean", steps=steps)
+    rows = []
+    for i in range(N):
+        parts = [VALUES[i][MASK[i] & (steps[i] == s)] for s in range(3)]
+        parts = [np.mean(part, dtype=np.float64) for part in parts if len(part)]
+        rows += [np.mean(parts)] if parts else []
+    np.testing.assert_allclose(np.sum(weights * VALUES), np.mean(rows), rtol=1e-6)
+    for changes in ({"aggregation": "token-mean", "steps": steps}, {"steps": None}):
+        options = {"aggregation": "seq-mean-step-mean", "steps": steps} | changes
+        with pytest.raises(ValueError, match="seq-mean-step-mean needs them"):
+            token_weights(MASK, **options)
+    loss, stats = distill_loss(*make(), aggregation="seq-mean-step-mean", steps=steps)
+    np.testing.assert_allclose(loss, np.sum(weights * stats.divergence), rtol=1e-6)
+
+
+def test_truncated_ratios_are_constants():
+    logp, behaviour = np.float32([0.0, -1.0, -3.0]), np.float32([-1.0, -1.0, -1.0])
+    got, grad = jax.value_and_grad(
+        lambda x: jnp.sum(losses.truncated_ratio(x, behaviour, 2.0))
+    )(logp)
+    np.testing.assert_allclose(got, 2.0 + 1.0 + np.exp(-2.0), rtol=1e-6)
+    np.testing.assert_array_equal(grad, 0)
+    np.testing.assert_array_equal(losses.truncated_ratio(logp, behaviour, None), 1)
+
+
+def test_k3_is_the_kl_on_average():
+    """Over tokens of the policy: its mean is the KL, its gradient that of the formula."""
+    rng = np.random.default_rng(0)
+    p, q = oracles.log_softmax(rng.standard_normal((2, 50)))
+    each = losses.k3_kl(np.float32(p), np.float32(q))
+    assert np.all(np.asarray(each) >= 0)
+    np.testing.assert_allclose(np.sum(np.exp(p) * each), oracles.reverse_kl(p, q), rtol=1e-5)
+    slope = jax.grad(lambda x: jnp.sum(losses.k3_kl(x, np.float32(q))))(np.float32(p))
+    np.testing.assert_allclose(slope, 1 - np.exp(q - p), atol=1e-4)
+    assert np.isfinite(losses.k3_kl(np.float32(-1000.0), np.float32(0.0)))
+
+
+def test_a_stored_teacher_takes_the_place_of_its_states():
+    hidden, head, other, other_head, targets, mask = make()
+    support = kernels.TopK(3, "teacher")
+    kept = kernels.linear_topk(other, other_head, mask, 3)
+    want, stats = distill_loss(hidden, head, other, other_head, targets, mask, support=support)
+    got, same = distill_loss(hidden, head, kept, None, targets, mask, support=support)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    np.testing.assert_allclose(same.divergence, stats.divergence, atol=1e-6)
+    for wrong in ((other, None), (kept, other_head)):
+        with pytest.raises(ValueError, match="hidden states need a head"):
+            distill_loss(hidden, head, *wrong, targets, mask, support=support)
+
+
+def test_the_loss_bounds_its_terms():
+    free, clipped = (distill_loss(*make(), divergence="jsd", clip=c)[0] for c in (None, 0.01))
+    assert 0 < clipped < free

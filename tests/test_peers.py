@@ -347,3 +347,16 @@ def test_rows_that_are_left_out_draw_nothing_and_move_nothing():
     assert some.informed().tolist() == rows.tolist()
     for g in (0, 2, 4):
         assert some.entries(0, g) == every.entries(0, g)
+
+
+def test_failures_may_have_a_rule_of_their_own():
+    success = [[1, 1, 1, 0, 0, 0]]
+    lengths = [[5, 4, 3, 5, 4, 3]]
+    options = {"lengths": lengths, "successes": 1, "failures": 1, "rule": "first"}
+    plan = choose(success, failure_rule="shortest", **options)
+    assert plan.success[0, 5] == [0]
+    assert plan.failure[0, 0] == [5]
+    assert same(choose(success, failure_rule="first", **options), choose(success, **options))
+    # One draw serves both where the rules are the same.
+    options["rule"] = "uniform"
+    assert same(choose(success, failure_rule="uniform", **options), choose(success, **options))

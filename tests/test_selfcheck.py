@@ -17,13 +17,13 @@ from mopd_jax import (
     experience,
     losses,
     methods,
+    objectives,
     preferences,
     scoring,
     selfcheck,
-    train_step,
     verifiers,
 )
-from mopd_jax.config import Config, LossConfig, RolloutConfig
+from mopd_jax.config import Config, LossConfig, RolloutConfig, TeacherConfig
 from mopd_jax.records import Verdict
 from mopd_jax.run import open_run
 from mopd_jax.selfcheck import SelfCheckError, loss, prompts, rollouts
@@ -49,7 +49,7 @@ def parse(folder, variant="mopd", **changes):
 def opened(tmp_path_factory):
     """(run, state, problems) of the quick start, before its first step."""
     cfg, folder = parse(tmp_path_factory.mktemp("run") / "run")
-    run, state, stream = open_run(cfg, folder, command="", devices=jax.devices()[:1])
+    run, state, stream, _ = open_run(cfg, folder, command="", devices=jax.devices()[:1])
     return run, state, stream.peek(selfcheck.PROBLEMS)[0]
 
 
@@ -135,6 +135,8 @@ LOSSES = [
     {"divergence": "forward_kl", "support": "student", "aggregation": "seq-mean-token-sum"},
     {"divergence": "reverse_kl", "support": "sampled", "every_row": True},
     {"support": "union", "top_k": 1, "importance_cap": None},
+    {"pointwise_clip": 0.02, "aggregation": "seq-mean-step-mean"},
+    {"pointwise_clip": 0.1, "divergence": "reverse_kl", "support": "teacher", "top_k": 2},
     {"alpha": 1.0, "support": "teacher", "tail": False, "importance_cap": 0.3},
     {"method": "grpo", "aggregation": "seq-mean-token-sum-norm"},
     {"method": "dpo"},
@@ -168,8 +170,8 @@ def test_the_loss_is_what_its_settings_say(fields):
     ids=str,
 )
 def test_another_divergence_than_the_settings_say(monkeypatch, fails, fields, change):
-    made = train_step.distill_options
-    monkeypatch.setattr(train_step, "distill_options", lambda cfg: {**made(cfg), **change})
+    made = objectives.distill_options
+    monkeypatch.setattr(objectives, "distill_options", lambda cfg: {**made(cfg), **change})
     message = fails("loss", loss.check, of_loss(**fields))
     assert "alpha or the direction of the divergence is not what the settings say" in message
     assert f"divergence={LossConfig(**fields).divergence!r}" in message
@@ -201,9 +203,9 @@ def test_a_teacher_that_is_learnt(monkeypatch, fails):
     ids=str,
 )
 def test_another_denominator_than_the_settings_say(monkeypatch, fails, fields, change):
-    made = train_step.token_weights
+    made = objectives.token_weights
     monkeypatch.setattr(
-        train_step, "token_weights", lambda b, cfg: made(b, dataclasses.replace(cfg, **change))
+        objectives, "token_weights", lambda b, cfg: made(b, dataclasses.replace(cfg, **change))
     )
     cfg = of_loss(**fields)
     message = fails("loss", loss.check, cfg)
@@ -256,12 +258,12 @@ def test_prompts_of_every_method_pass(opened, methods_of, variant):
     run, problems = methods_of(variant), opened[2]
     head = prompts.header(run, problems)
     assert head.numbers["header_tokens"] == 1
-    shows = run.cfg.peers.successes + run.cfg.peers.failures > 0
+    shows = run.cfg.peers.successes + run.cfg.peers.failures > 0 or variant == "opsd"
     assert (head.numbers["rows_with_context"] > 0) == shows
     if shows and variant != "control_shell":
         assert head.numbers["rows_cut"] > 0
     found = prompts.gold(run, problems)
-    assert found.numbers["shown"] == 0
+    assert (found.numbers["shown"] > 0) == (run.cfg.context.gold != "off")
     assert found.numbers["student_prompts"] == len(problems)
     assert found.numbers["teacher_prompts"] >= len(problems)
 
@@ -354,9 +356,8 @@ def test_gold_in_a_teachers_prompt(opened, fails, monkeypatch, field):
     message = fails("gold", prompts.gold, run, problems)
     assert "teacher prompts have the problem's answer, solution or meta in them" in message
     # Gold that is asked for by name may be shown; it is counted.
-    named = types.SimpleNamespace(**vars(run.cfg.context), gold="answer")
-    cfg = types.SimpleNamespace(**{**vars(run.cfg), "context": named})
-    assert prompts.gold(dataclasses.replace(run, cfg=cfg), problems).numbers["shown"] > 0
+    named = with_context(run, gold="answer")
+    assert prompts.gold(named, problems).numbers["shown"] > 0
 
 
 @pytest.mark.parametrize("declared", [False, True])
@@ -382,38 +383,46 @@ def test_gold_in_feedback(opened, fails, monkeypatch, declared):
 
 def test_the_first_rollouts_pass(opened, first, tmp_path, caplog):
     run, state, problems = opened
+    run = dataclasses.replace(run, folder=tmp_path)
+    caplog.set_level("INFO")
     with jax.set_mesh(run.mesh):
-        results = selfcheck.before_rollouts(run, problems)
-        results += selfcheck.before_update(run, state, *first)
-        other = selfcheck.before_update(run, state, *first, own=False)
-    assert "not of this student" in other[1].skipped
+        before = selfcheck.before_rollouts(run, problems)
+        results = selfcheck.before_update(run, state, *first, before)
     assert not any(r.skipped for r in results)
     mask, sampler, teacher = (r.numbers for r in results[3:])
     assert mask["rows"] == mask["rows_trained"] == 32
     assert mask["tokens"] == first[0].mask.sum()
     assert sampler["max"] < 1e-5
     assert teacher["max"] == 0
-    caplog.set_level("INFO")
-    selfcheck.report(tmp_path, 1, results)
     line = "self checks: 6 pass (loss, header, gold, mask, sampler, teacher)"
     assert caplog.messages == [line]
     record = json.loads((tmp_path / "self_checks.json").read_text())
+    assert record["before_step"] == 1
     assert [c["name"] for c in record["checks"]] == [r.name for r in results]
 
 
-def test_a_teacher_that_need_not_be_the_student(opened, tmp_path, caplog):
+def test_what_does_not_apply_is_said(opened, first, tmp_path, caplog):
+    run, state, _ = opened
+    run = dataclasses.replace(run, folder=tmp_path, saved=types.SimpleNamespace())
+    later = dataclasses.replace(state, step=jnp.int32(4))
+    caplog.set_level("INFO")
+    with jax.set_mesh(run.mesh):
+        selfcheck.before_update(run, later, *first, [])
+    sampler = "sampler does not apply: the rollouts are not of this student"
+    teacher = "teacher does not apply: student and teacher have moved in 4 steps"
+    assert caplog.messages == [f"self checks: 1 pass (mask); {sampler}; {teacher}"]
+    assert json.loads((tmp_path / "self_checks.json").read_text())["before_step"] == 5
+
+
+def test_a_teacher_that_need_not_be_the_student(opened, tmp_path):
     run, state, _ = opened
     assert rollouts.other_teacher(run.cfg, state) == ""
     moved = dataclasses.replace(state, step=jnp.int32(4))
     assert "moved in 4 steps" in rollouts.other_teacher(run.cfg, moved)
     grpo, _ = parse(tmp_path, "grpo")
-    why = rollouts.other_teacher(grpo, state)
-    assert why == "loss.method 'grpo' has no teacher"
-    other = dataclasses.replace(state, teacher={"w": jnp.zeros(3)})
-    assert "does not start from the student" in rollouts.other_teacher(run.cfg, other)
-    caplog.set_level("INFO")
-    selfcheck.report(tmp_path, 1, [selfcheck.Result("teacher", skipped=why)])
-    assert caplog.messages == [f"self checks: 0 pass (); teacher does not apply: {why}"]
+    assert rollouts.other_teacher(grpo, state) == "loss.method 'grpo' has no teacher"
+    itself = dataclasses.replace(run.cfg, teacher=TeacherConfig(kind="student"))
+    assert "kind 'student' has no copy" in rollouts.other_teacher(itself, state)
 
 
 def test_a_teacher_with_other_weights(opened, first, fails):
@@ -421,7 +430,7 @@ def test_a_teacher_with_other_weights(opened, first, fails):
     other = jax.tree.map(lambda x: x * 1.001, state.teacher)
     with jax.set_mesh(run.mesh):
         changed = dataclasses.replace(state, teacher=other)
-        message = fails("teacher", selfcheck.before_update, run, changed, *first)
+        message = fails("teacher", selfcheck.before_update, run, changed, *first, [])
     assert "a teacher with an empty context differs from the student by" in message
 
 
@@ -435,7 +444,7 @@ def test_a_teacher_that_reads_another_prompt(opened, first, fails, monkeypatch):
     monkeypatch.setattr(context, "render", render)
     run, state, _ = opened
     with jax.set_mesh(run.mesh):
-        message = fails("teacher", selfcheck.before_update, run, state, *first)
+        message = fails("teacher", selfcheck.before_update, run, state, *first, [])
     assert "an empty context renders the problem's own messages" in message
 
 
@@ -459,7 +468,7 @@ def test_a_sampler_that_disagrees(opened, first, fails, monkeypatch, cause):
         late = np.roll(sampled.behaviour_logp, 1, axis=2)
         sampled = dataclasses.replace(sampled, behaviour_logp=late)
     with jax.set_mesh(run.mesh):
-        message = fails("sampler", selfcheck.before_update, run, state, sampled, batch)
+        message = fails("sampler", selfcheck.before_update, run, state, sampled, batch, [])
     assert "sampler and scorer differ by" in message
     assert "model.compute_dtype='float32'" in message
 

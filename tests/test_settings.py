@@ -18,6 +18,7 @@ from mopd_jax import (
     peers,
     rollout,
     sharding,
+    steps,
     tokenizer,
     train_step,
 )
@@ -57,6 +58,8 @@ def update(cfg):
     """The jaxpr of an update, as text."""
     model = tiny_decoder(dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
     rows = random_batch(0, rows=8, prompt=6, teacher_prompt=30, response=40, vocab=64)
+    if cfg.loss.aggregation == "seq-mean-step-mean":
+        rows = dataclasses.replace(rows, steps=np.zeros(rows.mask.shape, np.int32))
     params, _ = decoder.abstract(model)
     state = jax.eval_shape(
         lambda p, k: train_step.init_state(p, k, cfg=cfg), params, jax.random.key(0)
@@ -145,6 +148,22 @@ def evaluation(cfg):
     return sampler(cfg, "eval")
 
 
+def stepwise(cfg):
+    """The steps of responses, as the host finds them."""
+    ids = np.array([[1, 2, 3, 4, 1]])
+    return steps.step_ids(
+        ids, ids > 0, lambda i: "?a0b1"[i[0]], cfg.loss.step_separator
+    ).tolist()
+
+
+def solution(cfg):
+    words = tokenizer.load("builtin:codebook")
+    (problem, *_) = data.load(Config().data, "train", seed=0)
+    empty = PeerPlan(np.full((1, 2, 1), -1), np.full((1, 2, 1), -1))
+    shown = context.teacher_inputs([problem], [["r1", "r2"]], empty, words, cfg=cfg.context)
+    return shown[1:]
+
+
 GRPO = {"method": "grpo"}
 CASES = [
     (update, "model", {"compute_dtype": "bfloat16"}, {}),
@@ -162,7 +181,12 @@ CASES = [
             ({"tail": False}, {"support": "union", "top_k": 3}),
             ({"aggregation": "token-mean"}, {}),
             ({"every_row": True}, {}),
-            ({"importance_cap": 3.0}, {}),
+            ({"pointwise_clip": 0.1}, {}),
+            ({"aggregation": "seq-mean-step-mean"}, {}),
+            ({"rollout_cap": 3.0}, {}),
+            ({"ratio_base": "sampler"}, {}),
+            ({"importance_cap": 3.0}, {"ratio_base": "sampler"}),
+            ({"kl_coef": 0.1}, GRPO),
             ({"clip_low": 0.1}, GRPO),
             ({"clip_high": 0.1}, GRPO),
             ({"dual_clip": 5.0}, GRPO),
@@ -175,6 +199,10 @@ CASES = [
     ],
     (update, "teacher", {"kind": "frozen"}, {}),
     (update, "teacher", {"rate": 0.5}, {}),
+    (update, "teacher", {"kind": "student"}, {}),
+    (update, "teacher", {"kind": "periodic"}, {}),
+    (update, "teacher", {"every": 7}, {"kind": "periodic"}),
+    (update, "teacher", {"rate": 0.5}, {"kind": "trust_region"}),
     *[
         (update, "optimizer", change, {})
         for change in [
@@ -186,6 +214,8 @@ CASES = [
             {"weight_decay": 0.4},
             {"clip_norm": 5.0},
             {"micro_batches": 2},
+            {"mini_batches": 2},
+            {"epochs": 2},
         ]
     ],
     (rollout_and_update, "rollout", {"temperature": 0.5}, {}),
@@ -206,6 +236,7 @@ CASES = [
             {"failures": 3},
             {"slots": 2},
             {"rule": "longest"},
+            {"failure_rule": "longest"},
             {"rule": "most_similar"},
             {"rule": "least_similar"},
             {"failures_when": "no_success"},
@@ -249,6 +280,9 @@ CASES = [
             {"feedback_with_gold": True},
         ]
     ],
+    (solution, "context", {"gold": "answer"}, {}),
+    (solution, "context", {"gold_block": "<bad> {text}"}, {"gold": "solution"}),
+    (stepwise, "loss", {"step_separator": "1"}, {"step_separator": "0"}),
     (neutral_contexts, "context", {"neutral": "<bad> {text}"}, {}),
     (instructed, "data", {"instruction": "r0"}, {}),
     (contexts, "context", {"cut_mark": " <bad> "}, {"peer_tokens": 3}),
@@ -271,12 +305,12 @@ def test_every_field_is_in_the_table_or_the_loop():
         "checkpoint": {"every", "keep"},
         "data": {"source", "train_path", "eval_path", "options"},
         "eval": {"every", "problems", "batch", "ks"},
-        "loss": {"scale_by_std"},
+        "loss": {"scale_by_std", "row_weight", "sft_rows"},
         "mesh": {"data", "fsdp", "tensor"},
         "model": {"path"},
         "peers": {"truncated", "threshold"},
-        "rollout": {"prompts"},
-        "teacher": {"no_context"},
+        "rollout": {"prompts", "policy", "file"},
+        "teacher": {"no_context", "path", "drift_every", "cache"},
     }
     for section in dataclasses.fields(Config):
         value = getattr(BASE, section.name)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import cli, logbook, train
+from mopd_jax import cli, logbook, rollout_file, tokenizer, train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/smollm2.py"
 SMALL = {
@@ -41,7 +41,9 @@ def test_one_step(tmp_path):
     assert record["sampler_scorer_gap"] < 1e-4
     assert np.isfinite(record["divergence"])
     path = folder / "rollouts" / "step_000001.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    # The tokenizer gives back the texts and the prompts that it gave before.
+    rollout_file.read(path, tokenizer.load(cfg.model.path))
     assert len(rows) == 4
     for row in rows:
         question = row["messages"][-1]["content"]

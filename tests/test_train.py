@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from mopd_jax import checkpoint, cli, console, logbook, train, weights
+from mopd_jax import checkpoint, cli, console, logbook, rollout_file, train, weights
 from mopd_jax.config import ConfigError
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
@@ -91,6 +91,9 @@ def test_run_folder(finished):
     assert step["informed"] == 1.0
     assert step["sampler_scorer_gap"] < 1e-4
     assert step["seconds_rollout"] > 0
+    seen = [r["problems_seen"] for r in records if r["kind"] == "train"]
+    assert seen == [8, 16, 24, 32]
+    assert step["problems_solved_ever"] == 8 * step["problems_solved_ever_fraction"]
     assert list((folder / "tensorboard").glob("events*"))
     assert json.loads((folder / "config.json").read_text())["name"] == "mopd"
     assert sorted(p.name for p in (folder / "rollouts").iterdir()) == [
@@ -102,7 +105,9 @@ def test_run_folder(finished):
 
 def test_rollouts_say_who_was_shown(finished):
     path = finished[0] / "rollouts" / "step_000002.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    header, *rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert header["trained"] == 1
+    assert [r.step for r in rollout_file.read(path).batch(0)] == [2] * 32
     assert len(rows) == 32
     for row in rows:
         group = [r for r in rows if r["uid"] == row["uid"]]

@@ -27,7 +27,7 @@ ROWS = 16
 
 def config(**changes):
     # SGD-like sizes would hide errors; Adam's first step hides scale. Hence large epsilon.
-    optimizer = OptimizerConfig(learning_rate=1e-2, epsilon=1.0, weight_decay=0.0)
+    optimizer = OptimizerConfig(learning_rate=1e-2, epsilon=1.0, weight_decay=0.1)
     fields = {
         "rollout": RolloutConfig(prompts=4, group=4, prompt_length=8, response_length=7),
         "optimizer": optimizer,
@@ -72,6 +72,7 @@ def assert_trees_close(a, b, **tolerance):
 
 
 METHODS = [LossConfig(), LossConfig(method="grpo", aggregation="token-mean")]
+OTHERS = [LossConfig(method=method) for method in ("dpo", "simpo", "sft")]
 
 
 @pytest.mark.parametrize("loss", METHODS, ids=["distill", "grpo"])
@@ -98,26 +99,43 @@ def test_masked_rows_are_not_read(loss):
     jax.tree.map(np.testing.assert_array_equal, got.params, want.params)
 
 
-def test_nothing_to_train_on_changes_nothing():
-    optimizer = dataclasses.replace(config().optimizer, weight_decay=0.1)
-    cfg = config(optimizer=optimizer)
-    empty = dataclasses.replace(batch(), mask=np.zeros_like(batch().mask))
+DEGENERATE = {
+    "no token": {"mask": np.zeros((ROWS, 7), bool)},
+    "one outcome": {"advantage": np.zeros(ROWS, np.float32)},
+    "no weight": {"row_weight": np.zeros(ROWS, np.float32)},
+}
+CASES = [
+    *[(loss, "no token") for loss in [METHODS[0], METHODS[-1], *OTHERS]],
+    *[(loss, "one outcome") for loss in [METHODS[-1], *OTHERS[:2]]],
+    *[(loss, "no weight") for loss in [METHODS[0], METHODS[-1], OTHERS[2]]],
+]
+
+
+@pytest.mark.parametrize(("loss", "case"), CASES, ids=lambda x: getattr(x, "method", x))
+def test_nothing_to_train_on_changes_nothing(loss, case):
+    """Not even weight decay acts, for any method."""
+    cfg = config(loss=loss)
+    assert cfg.optimizer.weight_decay > 0
     start = state(cfg)
-    got, logged = run(cfg, empty, start)
+    got, logged = run(cfg, dataclasses.replace(batch(), **DEGENERATE[case]), start)
     for name in ("params", "teacher", "optimizer"):
         jax.tree.map(np.testing.assert_array_equal, getattr(got, name), getattr(start, name))
     assert logged["update_applied"] == 0
-    assert np.isnan(logged["divergence"])
-    assert int(got.step) == 1
-    assert int(got.skipped) == 1
+    assert logged["gradient_finite"] == 1
+    assert logged["trained_tokens"] == 0
+    assert (int(got.step), int(got.skipped)) == (1, 1)
+    if case == "no token" and loss.method == "distill":
+        assert np.isnan(logged["divergence"])
 
 
-def test_flat_rewards_train_nothing():
-    flat = dataclasses.replace(batch(), advantage=np.zeros(ROWS, np.float32))
-    cfg = config(loss=METHODS[-1])
-    got, logged = run(cfg, flat)
-    jax.tree.map(np.testing.assert_array_equal, got.params, state(cfg).params)
-    assert logged["update_applied"] == 0
+@pytest.mark.parametrize("loss", [METHODS[0], METHODS[-1], *OTHERS], ids=lambda x: x.method)
+def test_no_nan_reaches_the_parameters(loss):
+    """A sampler's NaN, under the mask: the update is skipped, or never reads it."""
+    cfg = config(loss=loss)
+    bad = np.where(batch().mask, np.nan, 0.0).astype(np.float32)
+    got, _ = run(cfg, dataclasses.replace(batch(), behaviour_logp=bad))
+    kept = (got.params, got.teacher, got.optimizer)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
 
 
 def test_non_finite_gradient_is_skipped_and_counted():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import pathlib
 from collections.abc import Sequence
 
 from mopd_jax.experience import Sampled
@@ -20,7 +19,7 @@ from mopd_jax.run import Run
 from mopd_jax.selfcheck import loss, prompts, rollouts
 from mopd_jax.selfcheck.result import Result, SelfCheckError
 
-__all__ = ["PROBLEMS", "Result", "SelfCheckError", "before_rollouts", "before_update", "report"]
+__all__ = ["PROBLEMS", "Result", "SelfCheckError", "before_rollouts", "before_update"]
 
 log = logging.getLogger("mopd")
 
@@ -40,35 +39,38 @@ def before_rollouts(run: Run, problems: Sequence[Problem]) -> list[Result]:
 
 
 def before_update(
-    run: Run, state: TrainState, sampled: Sampled, batch: Batch, *, own: bool = True
+    run: Run, state: TrainState, sampled: Sampled, batch: Batch, before: Sequence[Result]
 ) -> list[Result]:
-    """The checks of the first step's rollouts and of the batch made of them.
+    """The checks of the first step's rollouts and of the batch made of them; then all results
+    in one line of the log, and their numbers in `self_checks.json`.
 
     Args:
-        state: that sampled them.
-        own: false if they were sampled by another state, as rollouts from a file are.
+        state: of the student before the step.
+        before: what `before_rollouts` found.
 
     Raises:
         SelfCheckError: of the first check that fails.
     """
+    results = [*before, *_of_rollouts(run, state, sampled, batch)]
+    passed = [r.name for r in results if not r.skipped]
+    rest = [f"{r.name} does not apply: {r.skipped}" for r in results if r.skipped]
+    line = "; ".join([f"{len(passed)} pass ({', '.join(passed)})", *rest])
+    log.info("self checks: %s", line)
+    checks = [dataclasses.asdict(result) for result in results]
+    record = {"before_step": int(state.step) + 1, "checks": checks}
+    write_text(run.folder / "self_checks.json", json.dumps(record, indent=2) + "\n")
+    return results
+
+
+def _of_rollouts(run, state, sampled, batch) -> list[Result]:
     stop_ids, pad_id = run.tokenizer.stop_ids, run.tokenizer.pad_id
     masks = rollouts.completions(sampled, batch, stop_ids, pad_id)
     rows, score = rollouts.few(run, sampled), rollouts.scorer(run)
     scored = score(state.params, rows)
     agreed = Result("sampler", skipped="the rollouts are not of this student")
-    if own:
+    if run.saved is None and run.cfg.rollout.policy == "student":
         agreed = rollouts.sampler(rows, scored, run.cfg)
     if why := rollouts.other_teacher(run.cfg, state):
         return [masks, agreed, Result("teacher", skipped=why)]
     taught = score(state.teacher, rollouts.plain(run, rows))
-    return [masks, agreed, rollouts.teacher(scored, taught, rows.mask)]
-
-
-def report(folder: pathlib.Path, step: int, results: Sequence[Result]) -> None:
-    """One line in the log, and `self_checks.json` with the numbers; `step` is the next one."""
-    passed = [r.name for r in results if not r.skipped]
-    rest = [f"{r.name} does not apply: {r.skipped}" for r in results if r.skipped]
-    line = "; ".join([f"{len(passed)} pass ({', '.join(passed)})", *rest])
-    log.info("self checks: %s", line)
-    record = {"before_step": step, "checks": [dataclasses.asdict(r) for r in results]}
-    write_text(folder / "self_checks.json", json.dumps(record, indent=2) + "\n")
+    return [masks, agreed, rollouts.equal_teacher(scored, taught, rows.mask)]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mopd_jax import losses, preferences, train_step
+from mopd_jax import losses, objectives, preferences
 from mopd_jax.config import Config, Divergence, LossConfig
 from mopd_jax.records import Batch
 from mopd_jax.selfcheck.result import Result, fail
@@ -27,8 +27,8 @@ STUDENT = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3], [0.25, 0.
 TEACHER = np.array([[0.5, 0.3, 0.2], [0.5, 0.4, 0.1], [0.15, 0.1, 0.75], [0.6, 0.3, 0.1]])
 TARGET = np.array([0, 1, 2, 0])
 RATIO = np.array([1.0, 0.5, 8.0, 2.5])
-# What of `train_step.distill_options` has a definition here.
-_OPTIONS = ("divergence", "alpha", "continuous", "support", "temperature", "importance_cap")
+# Steps of the responses, for the aggregation that reads them.
+STEPS = np.array([[0, 0, 1], [0, 0, 0], [0, 0, 0]], np.int32)
 # Float32 against float64 on a loss of order 1.
 LIMIT = 1e-5
 
@@ -67,7 +67,7 @@ def check(cfg: Config) -> Result:
                 f"{causes[found.what]} ({found.what} of a known case off by {found.error:.2g}; "
                 f"loss.method={cfg.loss.method!r}, divergence={cfg.loss.divergence!r}, alpha="
                 f"{cfg.loss.alpha}, support={cfg.loss.support!r}); reinstall the package, or "
-                "undo the change to losses.py, train_step.py or the kernels",
+                "undo the change to losses.py, objectives.py or the kernels",
             )
     return Result("loss", numbers, "" if compared else "these settings have no known case")
 
@@ -82,7 +82,7 @@ def compare(cfg: Config) -> list[Compared]:
     found = []
     want = weights(MASK, cfg.loss.aggregation, every_row=cfg.loss.every_row)
     if not pairwise and want is not None:
-        got = train_step.token_weights(_batch(), cfg.loss)
+        got = objectives.token_weights(_batch(cfg.loss), cfg.loss)
         found.append(Compared("weights", np.asarray(got), want))
     if cfg.loss.method == "distill" and cfg.loss.divergence in get_args(Divergence):
         found += _distilled(cfg)
@@ -94,7 +94,7 @@ def compare(cfg: Config) -> list[Compared]:
 
 
 def weights(mask: np.ndarray, aggregation: str, *, every_row: bool) -> np.ndarray | None:
-    """Weights f64[N, T] of `losses.token_weights`, None for an aggregation without a case."""
+    """Weights f64[3, 3] of `losses.token_weights`, None for an aggregation without a case."""
     k = mask.astype(np.float64)
     tokens = k.sum(axis=1, keepdims=True)
     rows = len(mask) if every_row else np.count_nonzero(tokens)
@@ -103,6 +103,7 @@ def weights(mask: np.ndarray, aggregation: str, *, every_row: bool) -> np.ndarra
         "seq-mean-token-mean": k / np.maximum(tokens, 1) / rows,
         "seq-mean-token-sum": k / rows,
         "seq-mean-token-sum-norm": k / mask.shape[1],
+        "seq-mean-step-mean": k / np.array([[4.0, 4.0, 2.0], [1.0] * 3, [1.0] * 3]) / rows,
     }.get(aggregation)
 
 
@@ -113,25 +114,29 @@ def divergence(
     *,
     alpha: float | None = None,
     continuous: bool = False,
+    clip: float | None = None,
 ) -> float:
     """Nats between the probabilities p of a student and q of a teacher, f64[K] each.
 
     "forward_kl" is KL(q || p), "reverse_kl" KL(p || q), "jsd" (1 - a) KL(p || m) + a KL(q || m)
-    with m = (1 - a) p + a q; at a = 0 and 1 the forward and the reverse KL.
+    with m = (1 - a) p + a q; at a = 0 and 1 the forward and the reverse KL. No outcome adds
+    more than `clip`.
     """
     alpha = 0.5 if alpha is None else alpha
     if kind == "forward_kl" or (kind == "jsd" and alpha == 0):
-        return _kl(q, p)
-    if kind == "reverse_kl" or alpha == 1:
-        return _kl(p, q)
-    m = (1 - alpha) * p + alpha * q
-    value = (1 - alpha) * _kl(p, m) + alpha * _kl(q, m)
-    return value / (alpha * (1 - alpha)) if continuous else value
+        terms = _terms(q, p)
+    elif kind == "reverse_kl" or alpha == 1:
+        terms = _terms(p, q)
+    else:
+        m = (1 - alpha) * p + alpha * q
+        terms = (1 - alpha) * _terms(p, m) + alpha * _terms(q, m)
+        terms = terms / (alpha * (1 - alpha)) if continuous else terms
+    return float(np.sum(terms if clip is None else np.minimum(terms, clip)))
 
 
-def _kl(a, b):
-    possible = a > 0
-    return float(np.sum(a[possible] * np.log(a[possible] / b[possible])))
+def _terms(a, b):
+    """Of KL(a || b); no probability is 0."""
+    return a * np.log(a / b)
 
 
 def token_loss(logits: np.ndarray, n: int, cfg: LossConfig) -> float:
@@ -145,7 +150,8 @@ def token_loss(logits: np.ndarray, n: int, cfg: LossConfig) -> float:
         largest = [np.argsort(-x)[: cfg.top_k] for x in best[cfg.support]]
         kept = sorted(set(np.concatenate(largest).tolist()))
         p, q = _outcomes(p, kept, cfg.tail), _outcomes(q, kept, cfg.tail)
-    return divergence(p, q, cfg.divergence, alpha=cfg.alpha, continuous=cfg.continuous)
+    options = {"alpha": cfg.alpha, "continuous": cfg.continuous, "clip": cfg.pointwise_clip}
+    return divergence(p, q, cfg.divergence, **options)
 
 
 def _outcomes(p, kept, tail):
@@ -156,8 +162,8 @@ def _outcomes(p, kept, tail):
     return inside if len(kept) == len(p) else np.append(inside, 1 - inside.sum())
 
 
-def _batch() -> Batch:
-    """A batch of which `MASK` is the mask and nothing else means anything."""
+def _batch(cfg: LossConfig) -> Batch:
+    """A batch of which `MASK` is the mask; `STEPS` are read where the settings ask for them."""
     zeros = np.zeros(MASK.shape)
     return Batch(
         prompt=zeros,
@@ -168,14 +174,14 @@ def _batch() -> Batch:
         teacher_prompt=zeros,
         teacher_prompt_mask=MASK,
         advantage=np.zeros(len(MASK)),
+        steps=STEPS if cfg.aggregation == "seq-mean-step-mean" else None,
     )
 
 
 def _distilled(cfg) -> list[Compared]:
     # The three words have no hundred largest.
     small = dataclasses.replace(cfg.loss, top_k=min(cfg.loss.top_k, 2))
-    given = train_step.distill_options(dataclasses.replace(cfg, loss=small))
-    given = {name: given[name] for name in _OPTIONS}
+    given = objectives.distill_options(dataclasses.replace(cfg, loss=small))
     temperature, cap = cfg.rollout.temperature, cfg.loss.importance_cap
     logp = np.log(STUDENT[np.arange(len(TARGET)), TARGET])
 
@@ -190,7 +196,7 @@ def _distilled(cfg) -> list[Compared]:
     teacher = spread(np.log(TEACHER) * temperature, np.nan)
     targets = spread(TARGET, 0).astype(np.int32)
     behaviour = None if cap is None else spread(logp - np.log(RATIO), np.nan)
-    weigh = np.asarray(train_step.token_weights(_batch(), cfg.loss))
+    weigh = np.asarray(objectives.token_weights(_batch(cfg.loss), cfg.loss))
 
     def loss(hidden):
         head = jnp.eye(3)
@@ -203,6 +209,7 @@ def _distilled(cfg) -> list[Compared]:
             MASK,
             weights=weigh,
             behaviour_logp=behaviour,
+            importance_cap=cap,
             **given,
         )
         return made
@@ -232,7 +239,7 @@ def _by_definition(cfg, weigh):
 def _reinforced(cfg) -> Compared:
     """Likelier where the advantage is positive; the tokens are as yet inside the clipping."""
     advantage = np.array([1.0, -0.5, 0.0], np.float32)
-    weigh = np.asarray(train_step.token_weights(_batch(), cfg.loss))
+    weigh = np.asarray(objectives.token_weights(_batch(cfg.loss), cfg.loss))
     before = np.where(MASK, np.float32(-1.0), 0.0)
     now = before - 0.01 * np.sign(advantage)[:, None] * MASK
     clips = {name: getattr(cfg.loss, name) for name in ("clip_low", "clip_high", "dual_clip")}

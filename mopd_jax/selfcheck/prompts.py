@@ -55,7 +55,7 @@ def header(run: Run, problems: Sequence[Problem]) -> Result:
     numbers = {
         "header_tokens": len(due),
         "rows_with_context": int(sum(record.informed for record in rendered.records)),
-        "rows_cut": int(sum(bool(sum(r.cut) or r.dropped) for r in records)),
+        "rows_cut": int(sum(sum(r.cut) + r.gold_cut + r.dropped > 0 for r in records)),
     }
     return Result("header", numbers)
 
@@ -100,7 +100,7 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
     _rendered(heard, sampled, verdicts)
     teacher = listening.take()
     shown = sum(canary in text for text in teacher)
-    if shown and getattr(cfg.context, "gold", "off") == "off":
+    if shown and cfg.context.gold == "off":
         fail(
             "gold",
             f"{shown} of {len(teacher)} teacher prompts have the problem's answer, solution or "

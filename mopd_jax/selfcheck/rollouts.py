@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mopd_jax import context, scoring, sharding
+from mopd_jax import context, scoring, sharding, teacher
 from mopd_jax.config import Config
 from mopd_jax.experience import Sampled
 from mopd_jax.models import decoder
@@ -196,15 +196,14 @@ def other_teacher(cfg: Config, state: TrainState) -> str:
     """Why the teacher need not equal the student on the plain prompt, or ""."""
     if cfg.loss.method != "distill":
         return f"loss.method {cfg.loss.method!r} has no teacher"
-    shapes = [jax.tree.map(np.shape, tree) for tree in (state.params, state.teacher)]
-    if cfg.teacher.kind == "external" or shapes[0] != shapes[1]:
-        return f"teacher.kind {cfg.teacher.kind!r} does not start from the student's weights"
+    if teacher.kept(cfg) != "copy":
+        return f"a teacher of kind {cfg.teacher.kind!r} has no copy of the student's weights"
     if int(state.step) > 0:
         return f"student and teacher have moved in {int(state.step)} steps"
     return ""
 
 
-def teacher(student: np.ndarray, taught: np.ndarray, mask: np.ndarray) -> Result:
+def equal_teacher(student: np.ndarray, taught: np.ndarray, mask: np.ndarray) -> Result:
     """Before the first update a teacher with an empty context is the student.
 
     Args:

@@ -3,17 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from mopd_jax import codebook
+from mopd_jax.config_dict import InputError, unknown
 from mopd_jax.records import Problem, Verdict
-from mopd_jax.verifiers import exact, gym
+from mopd_jax.verifiers import choice, exact, gym, math, tools
 
 VERIFIERS: dict[str, Callable[[Problem, str], Verdict]] = {
+    "choice": choice.verify,
     "codebook": codebook.verify,
     "exact": exact.verify,
+    "math": math.verify,
     "reasoning_gym": gym.verify,
+    "tools": tools.verify,
 }
+# Raise InputError where what a verifier needs is not installed.
+_INSTALLED: dict[str, Callable[[], None]] = {"math": math.check_installed}
+
+
+def check(problems: Iterable[Problem]) -> None:
+    """Called before any time is spent on a run.
+
+    Raises:
+        InputError: a problem names a verifier that does not exist, or one whose packages are
+            not installed.
+    """
+    checked: set[str] = set()
+    for problem in problems:
+        name = problem.verifier
+        if name in checked:
+            continue
+        if name not in VERIFIERS:
+            where = f"problem {problem.id!r}: verifier {name!r}"
+            raise InputError(unknown(where, name, VERIFIERS))
+        _INSTALLED.get(name, lambda: None)()
+        checked.add(name)
 
 
 def verify(problem: Problem, response: str, *, truncated: bool = False) -> Verdict:

@@ -18,3 +18,13 @@ def extract(response: str) -> str:
 def verify(problem: Problem, response: str) -> Verdict:
     """1 if the extracted answer equals the gold answer up to outer space, else 0."""
     return Verdict(float(extract(response) == problem.answer.strip()))
+
+
+def gold_response(problem: Problem) -> str:
+    """The gold answer in the asked format."""
+    return f"<answer>{problem.answer}</answer>"
+
+
+def mutated(problem: Problem) -> tuple[str, ...]:
+    """Responses that must score 0."""
+    return f"<answer>{problem.answer}x</answer>", "<answer></answer>"

@@ -1,0 +1,97 @@
+"""Rollouts without training: `mopd rollout` samples, verifies, and writes one file."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from mopd_jax import console, data, experience, offline, rollout_file
+from mopd_jax.config import Config, ConfigError
+from mopd_jax.records import Problem, TrainState
+from mopd_jax.rollout_rows import RolloutFileError, Row
+from mopd_jax.run import Run, newest, policy, prepare
+
+log = logging.getLogger("mopd")
+
+
+def collect(
+    cfg: Config,
+    out: pathlib.Path,
+    *,
+    start: pathlib.Path | None = None,
+    devices: list[jax.Device] | None = None,
+) -> None:
+    """Writes the file `out` with `cfg.steps` steps of rollouts of one student.
+
+    Problems and random keys are those of a run with the same config; so a run's first step and
+    this file's agree. The same arguments on the same devices give the same bytes.
+
+    Args:
+        start: folder of a run whose newest checkpoint is the student, by default the initial
+            weights.
+        devices: that the mesh is laid over, by default all.
+
+    Raises:
+        ConfigError, and what `run.open_run` raises: before anything is sampled.
+    """
+    if cfg.rollout.file is not None:
+        raise ConfigError(
+            f"rollout.file={cfg.rollout.file} is for training; `mopd rollout` samples: set "
+            "rollout.file=None"
+        )
+    if start is not None and cfg.rollout.policy == "teacher":
+        raise ConfigError(
+            f"--from={start} is for a student, and rollout.policy='teacher' samples a teacher "
+            "that stays as it is; leave --from out"
+        )
+    if out.exists():
+        raise ConfigError(f"{out} is there already; remove it, or choose another --out")
+    origin = None if start is None else newest(start, cfg)
+    run, problems, source = prepare(cfg, out.parent, devices=devices)
+    weights, zero = policy(run, source, origin), np.int32(0)
+    state = TrainState(
+        params=weights,
+        teacher=weights,  # Whoever samples, these are its weights.
+        optimizer=None,
+        step=zero,
+        skipped=zero,
+        key=jax.random.key(cfg.seed),
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    trained = 0 if origin is None else origin.step
+    header = offline.header(run, steps=cfg.steps, trained=trained)
+    with jax.set_mesh(run.mesh):
+        rollout_file.write(out, header, _rows(run, state, problems))
+    rows = cfg.steps * cfg.rollout.prompts * cfg.rollout.group
+    log.info("%s: %d rollouts in %.1f MB", out, rows, out.stat().st_size / 1e6)
+
+
+def _rows(run: Run, state: TrainState, problems: list[Problem]) -> Iterator[Row]:
+    """The rows of all steps; a line is logged of each."""
+    cfg = run.cfg
+    stream = data.ProblemStream(problems, seed=cfg.seed)
+    for step in range(1, cfg.steps + 1):
+        clock = console.Clock(step, cfg.steps, phases=3)
+        with clock.phase("rollout"):
+            taken, uids = stream.take(cfg.rollout.prompts)
+            sampled = experience.sample(
+                run, run.sample, state, taken, uids, purpose=experience.TRAIN, step=step
+            )
+            if not np.isfinite(sampled.behaviour_logp).all():
+                raise RolloutFileError(
+                    f"step {step}: a log-prob of the student is not finite, so nothing can be "
+                    "trained from it; check the weights and model.compute_dtype"
+                )
+        with clock.phase("verify"):
+            verdicts = experience.verify(sampled)
+            rewards, valid, success = experience.outcomes(verdicts, cfg)
+        with clock.phase("context"):
+            chosen = experience.choose_peers(run, sampled, success, valid, step)
+            rendered = experience.render(run, sampled, chosen, verdicts, success)
+        values = experience.group_metrics(sampled, rewards, valid, success, rendered.records)
+        console.say_rollouts(step, cfg, values | clock.seconds())
+        yield from offline.rows(sampled, verdicts, chosen, rendered, step=step)

@@ -1,0 +1,310 @@
+r"""Mathematical answers: the last \boxed{} against the gold answer, by exact rules.
+
+    question                   policy
+    -------------------------  -----------------------------------------------------------------
+    where the answer stands    last \boxed{...} that stands in no other box; \boxed 5 and
+                               \fbox{5} are read, but are not the asked format; no box, an empty
+                               box or one whose braces do not balance: no answer
+    integers, decimals         exact rational numbers: 3.0 = 3, 0.5 = 1/2, .5 = 0.5, 2e3 = 2000
+    fractions                  1/2 = 2/4 = \frac12 = \dfrac{1}{2} = 0.5
+    mixed numbers              1\frac{1}{2} = 1 1/2 = 3/2; never 11/2
+    repeating decimals         0.\overline{3} = 1/3
+    rounded decimals           right with six decimals or more, if the other side can be no
+                               decimal and both agree to six and to one part in a million
+    thousands separators       1,000 = 1{,}000 = 1\,000 = 1000; `1, 000` is a list
+    percent                    50\% = 1/2; 50\% = 50 only where the question speaks of percent
+    units, degrees, currency   may be missing on one side; where both have one, the names must
+                               agree; nothing is converted; a bare single letter is a variable
+    x = 5                      = 5, as f(x) = x^2 is x^2 and x \in S is S; x = 5 is not y = 5
+    equations                  equal if they differ by a constant factor: x^2+1=0 is 2x^2=-2,
+                               not x^2+2=0
+    lists and sets             {1,2} = {2,1} = 1,2 = "1 and 2"; \pm 2 = 2,-2; {5} = 5
+    tuples and intervals       in order, with the same brackets: (0,1) is not [0,1]; a bare list
+                               may stand for a tuple in its order
+    inequalities               x > 1 = (1,\infty)
+    letters                    case counts in single letters (r is not R), not in words
+    \log without a base        base 10 or base e, the same on both sides
+    i                          the imaginary unit, on both sides
+    everything else            math-verify decides: x^2+1 = 1+x^2, \sqrt8 = 2\sqrt2, matrices
+    what cannot be decided     `error`: a limit of time or memory was met, or the gold answer is
+                               a formula that cannot be read
+    an unreadable answer       wrong, where the gold answer can be read
+
+Numbers, words, lists of them and equal texts are decided here. Other formulas are decided in a
+worker process (`math_pool.py`), whose limit is real and holds in every thread. Feedback speaks
+of the format only. Gold is in `problem.answer`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import re
+from fractions import Fraction
+from typing import Literal
+
+from mopd_jax.config_dict import InputError
+from mopd_jax.records import Problem, Verdict
+from mopd_jax.verifiers import math_text
+from mopd_jax.verifiers.math_pool import Pool, Undecided
+
+CPU_SECONDS = 5.0
+WALL_SECONDS = 60.0
+LONGEST = 2000  # Characters of a boxed answer. A longer one is no answer.
+_MOST_PAIRS = 400  # Pairs of elements that one request compares.
+
+POOL = Pool(
+    pathlib.Path(__file__).with_name("math_worker.py"),
+    size=min(4, os.cpu_count() or 1),
+    cpu_seconds=CPU_SECONDS,
+    wall_seconds=WALL_SECONDS,
+)
+
+NO_BOX = r"No answer was found: put the final answer in \boxed{}."
+OPEN_BOX = r"The braces of the last \boxed{} do not balance, so it holds no answer."
+EMPTY_BOX = r"The last \boxed{} is empty."
+LONG_BOX = rf"The last \boxed{{}} holds more than {LONGEST} characters; box the answer alone."
+
+_SPEAKS_OF_PERCENT = re.compile(r"percent|%|\bpct\b", re.IGNORECASE)
+
+
+def check_installed() -> None:
+    """Raises InputError if what decides formulas is not installed."""
+    if importlib.util.find_spec("math_verify") is None:
+        raise InputError(
+            "verifier 'math' needs the package math-verify: pip install 'mopd_jax[verifiers]'"
+        )
+
+
+def verify(problem: Problem, response: str) -> Verdict:
+    """1 if the boxed answer equals `problem.answer` by the table above, else 0.
+
+    `meta["percent"]`, a bool, says whether the question speaks of percent; where it is missing,
+    the question's text does.
+    """
+    if not (gold := math_text.clean(problem.answer)):
+        return Verdict(0.0, error="the gold answer is empty")
+    box = math_text.last_box(response)
+    if box is None:
+        return Verdict(0.0, feedback=NO_BOX, format_ok=False)
+    if not box.closed:
+        return Verdict(0.0, feedback=OPEN_BOX, format_ok=False)
+    if len(box.content) > LONGEST:
+        return Verdict(0.0, feedback=LONG_BOX, format_ok=False)
+    if not (answer := math_text.clean(box.content)):
+        return Verdict(0.0, feedback=EMPTY_BOX, format_ok=False)
+    try:
+        right = same(gold, answer, percent=_percent(problem))
+    except Undecided as error:
+        return Verdict(0.0, error=str(error), format_ok=box.plain)
+    return Verdict(float(right), format_ok=box.plain)
+
+
+def gold_response(problem: Problem) -> str:
+    """The gold answer in the asked format."""
+    return rf"The final answer is \boxed{{{problem.answer}}}."
+
+
+def mutated(problem: Problem) -> tuple[str, ...]:
+    """Responses in the asked format that must score 0."""
+    gold = math_text.clean(problem.answer)
+    value, _ = math_text.take_unit(math_text.take_percent(gold)[0])
+    wrong = ["", "0.123456789"]
+    if number := math_text.number(value):
+        v = number.value
+        others = [x for x in (v + 1, v - 1, 2 * v + 3) if x != v]
+        wrong += [f"{x.numerator}/{x.denominator}" for x in others]
+    elif math_text.words(gold):
+        wrong.append(rf"\text{{not }}{gold}")
+    elif math_text.squash(gold).lstrip("+-") != r"\infty":  # Plus one, it is what it was.
+        wrong += [f"({gold})+1", gold + "17"]
+    return (*(rf"\boxed{{{text}}}" for text in wrong), "It stands in no box.")
+
+
+def _percent(problem: Problem) -> bool:
+    stated = problem.meta.get("percent")
+    if isinstance(stated, bool):
+        return stated
+    question = problem.messages[-1]["content"] if problem.messages else ""
+    return _SPEAKS_OF_PERCENT.search(question) is not None
+
+
+def same(gold: str, answer: str, *, percent: bool = False) -> bool:
+    """Whether two cleaned answers are equal.
+
+    Raises:
+        Undecided: no rule decides, and the checker met its limit or cannot read the gold.
+    """
+    if math_text.squash(gold) == math_text.squash(answer):
+        return True
+    gold, answer = _values(gold, answer)
+    pairs = _decompose(gold, answer)
+    if pairs is False:
+        return False
+    if pairs is None:
+        return _all_equal([(gold, answer)], percent)
+    kind, left, right = pairs
+    if kind == "ordered":
+        return _all_equal(list(zip(left, right, strict=True)), percent)
+    return _match(left, right, percent)
+
+
+def _values(gold: str, answer: str) -> tuple[str, str]:
+    """Both without `x =`, where one side has it, or both have the same."""
+    (gold_name, gold_value), (answer_name, answer_value) = (
+        math_text.assignment(text) for text in (gold, answer)
+    )
+    if gold_name and answer_name:
+        same_name = gold_name == answer_name
+        return (gold_value, answer_value) if same_name else (gold, answer)
+    if gold_name:
+        # Of two equations neither is a value.
+        equation = answer_value == answer and math_text.is_relation(answer)
+        return (gold, answer) if equation else (gold_value, answer_value)
+    if answer_name and math_text.is_relation(gold):
+        return gold, answer
+    # Of `2 + 3 = 5` the value is an answer; a gold equation stays what it is.
+    return gold, answer_value
+
+
+def _decompose(gold: str, answer: str) -> tuple[str, tuple, tuple] | Literal[False] | None:
+    """("ordered" or "unordered", parts, parts), None for one thing against one, or False."""
+    a, b = math_text.shape(gold), math_text.shape(answer)
+    loose = {"list", "set"}
+    if a.kind == b.kind == "scalar":
+        return None
+    if a.kind in loose and b.kind in loose:
+        return len(a.parts) == len(b.parts) and ("unordered", a.parts, b.parts)
+    if "scalar" in (a.kind, b.kind):
+        one = a if b.kind == "scalar" else b
+        if one.kind == "set" and len(one.parts) == 1:
+            return "ordered", a.parts, b.parts
+        return None  # A union, an inequality or the empty set may equal it.
+    if a.kind == b.kind or {a.kind, b.kind} in ({"list", "()"}, {"list", "[]"}):
+        return len(a.parts) == len(b.parts) and ("ordered", a.parts, b.parts)
+    return False
+
+
+def _all_equal(pairs: list[tuple[str, str]], percent: bool) -> bool:
+    open_pairs = []
+    for gold, answer in pairs:
+        known = _known(gold, answer, percent)
+        if known is False:
+            return False
+        if known is None:
+            open_pairs.append((gold, answer))
+    return all(_ask(open_pairs)) if open_pairs else True
+
+
+def _match(golds: tuple[str, ...], answers: tuple[str, ...], percent: bool) -> bool:
+    """Whether each gold has an answer of its own, in any order."""
+    size = len(golds)
+    table = [[_known(gold, answer, percent) for answer in answers] for gold in golds]
+    # What is certainly equal is out of the question; equality is an equivalence.
+    free = list(range(size))
+    rest = []
+    for i in range(size):
+        certain = next((j for j in free if table[i][j]), None)
+        if certain is None:
+            rest.append(i)
+        else:
+            free.remove(certain)
+    if any(all(table[i][j] is False for j in free) for i in rest):
+        return False
+    unknown = [(i, j) for i in rest for j in free if table[i][j] is None]
+    if len(unknown) > _MOST_PAIRS:
+        raise Undecided(f"{len(unknown)} pairs of elements; at most {_MOST_PAIRS} are checked")
+    if unknown:
+        outcomes = _ask([(golds[i], answers[j]) for i, j in unknown])
+        for (i, j), equal in zip(unknown, outcomes, strict=True):
+            table[i][j] = equal
+    for i in rest:
+        found = next((j for j in free if table[i][j]), None)
+        if found is None:
+            return False
+        free.remove(found)
+    return True
+
+
+def _known(gold: str, answer: str, percent: bool) -> bool | None:
+    """Whether two scalars are equal, as far as text and rational numbers tell; else None."""
+    if math_text.squash(gold) == math_text.squash(answer):
+        return True
+    gold, answer = _values(gold, answer)
+    gold, gold_percent = math_text.take_percent(gold)
+    answer, answer_percent = math_text.take_percent(answer)
+    (gold, gold_unit), (answer, answer_unit) = map(math_text.take_unit, (gold, answer))
+    # `5 m` beside \text{m}: the one side says that the letter is a unit.
+    for unit in filter(None, (gold_unit, answer_unit)):
+        gold, answer = (_without_bare(text, unit) for text in (gold, answer))
+    if gold_unit and answer_unit and gold_unit != answer_unit:
+        return False
+    a, b = math_text.number(gold), math_text.number(answer)
+    if a is not None and b is not None:
+        if gold_percent == answer_percent:
+            return _equal(a, b)
+        hundredth = math_text.Number(Fraction(1, 100))
+        scaled_a = _times(a, hundredth) if gold_percent else a
+        scaled_b = _times(b, hundredth) if answer_percent else b
+        return _equal(scaled_a, scaled_b) or (percent and _equal(a, b))
+    if math_text.squash(gold) == math_text.squash(answer):
+        return gold_percent == answer_percent or percent
+    return _known_words(gold, answer)
+
+
+def _without_bare(text: str, unit: str) -> str:
+    rest = text.removesuffix(unit).rstrip(" ")
+    return rest if rest != text and math_text.number(rest) is not None else text
+
+
+def _times(a: math_text.Number, b: math_text.Number) -> math_text.Number:
+    return math_text.Number(a.value * b.value, a.decimals)
+
+
+def _equal(a: math_text.Number, b: math_text.Number) -> bool:
+    if a.value == b.value:
+        return True
+    # Six decimals are a rounding only of what no decimal can be.
+    exact, rounded = sorted((a, b), key=lambda n: n.decimals)
+    if rounded.decimals < 6 or exact.decimals or _terminates(exact.value):
+        return False
+    near = abs(a.value - b.value) <= Fraction(1, 10**6) * max(abs(a.value), abs(b.value))
+    return near and round(a.value, 6) == round(b.value, 6)
+
+
+def _terminates(value: Fraction) -> bool:
+    """Whether a finite decimal is this number."""
+    return 10 ** value.denominator.bit_length() % value.denominator == 0
+
+
+def _known_words(gold: str, answer: str) -> bool | None:
+    a, b = math_text.words(gold), math_text.words(answer)
+    if a is None or b is None:
+        return None
+    (a_text, a_bare), (b_text, b_bare) = a, b
+    if a_text == b_text:
+        return True
+    if len(a_text) > 1 and a_text.casefold() == b_text.casefold():
+        return True
+    # Bare letters may be a product of variables: ab = ba.
+    return a_bare and b_bare and sorted(a_text) == sorted(b_text)
+
+
+def _ask(pairs: list[tuple[str, str]]) -> list[bool]:
+    """The worker's word on pairs of formulas."""
+    ready = [tuple(_formula(text) for text in _values(*pair)) for pair in pairs]
+    answer = POOL.ask({"pairs": ready})
+    found = []
+    for (gold, _), outcome in zip(pairs, answer["outcomes"], strict=True):
+        if outcome == "gold unreadable" and math_text.words(gold) is None:
+            raise Undecided("the gold answer is no formula that the checker can read")
+        found.append(outcome == "equal")
+    return found
+
+
+def _formula(text: str) -> str:
+    """What the worker reads: without percent sign and unit, but with their value."""
+    value, is_percent = math_text.take_percent(text)
+    value, _ = math_text.take_unit(value)
+    return rf"\frac{{{value}}}{{100}}" if is_percent else value

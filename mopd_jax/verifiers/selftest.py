@@ -1,0 +1,153 @@
+"""Does a verifier accept the gold answer of every item, and refuse answers that are wrong?
+
+The share of items whose gold answer scores 1 is the ceiling of every result on these items: no
+model can do better there. It belongs beside the result.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from mopd_jax import verifiers
+from mopd_jax.config_dict import InputError
+from mopd_jax.records import Problem
+from mopd_jax.verifiers import choice, exact, math, tools
+
+Policy = Literal["error", "exclude", "keep"]
+Finding = tuple[str, str]  # (id of the item, what is wrong)
+
+_SHOWN = 20
+
+
+class _WithGold(Protocol):
+    """What a verifier must offer to be tested: right and wrong responses in its format."""
+
+    def gold_response(self, problem: Problem) -> str: ...
+
+    def mutated(self, problem: Problem) -> tuple[str, ...]: ...
+
+
+# Verifier's name -> its right and wrong responses.
+WITH_GOLD: dict[str, _WithGold] = {
+    "choice": choice,
+    "exact": exact,
+    "math": math,
+    "tools": tools,
+}
+
+
+class SelfTestError(InputError):
+    """Items cannot be judged as they should be; the message lists them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfTest:
+    """The outcome on all items.
+
+    tested: items whose verifier offers right and wrong responses.
+    failed: those whose gold answer does not score 1.
+    unsound: those of which a wrong response scores more than 0, or cannot be decided.
+    untested: ids of the items whose verifier offers none; neither failed nor sound.
+    kept: the problems that the policy lets through, in their order.
+    """
+
+    tested: int
+    failed: tuple[Finding, ...]
+    unsound: tuple[Finding, ...]
+    untested: tuple[str, ...]
+    kept: tuple[Problem, ...]
+
+    @property
+    def ceiling(self) -> float:
+        """Share of the tested items whose gold answer scores 1; nan without any."""
+        return 1.0 - len(self.failed) / self.tested if self.tested else float("nan")
+
+    def summary(self) -> dict[str, float | int]:
+        """Numbers for the record of a run."""
+        return {
+            "ceiling": self.ceiling,
+            "tested": self.tested,
+            "gold_failed": len(self.failed),
+            "unsound": len(self.unsound),
+            "untested": len(self.untested),
+            "kept": len(self.kept),
+        }
+
+
+def selftest(
+    problems: Sequence[Problem], *, policy: Policy = "error", threads: int = 1
+) -> SelfTest:
+    """Judges the gold answer and wrong answers of every problem.
+
+    Args:
+        policy: what becomes of items that failed or are unsound: "error" raises, "exclude"
+            leaves them out of `kept`, "keep" leaves them in. Items that could not be tested
+            are always kept.
+        threads: how many problems are judged at a time.
+
+    Raises:
+        InputError: an unknown policy, or what `verifiers.check` raises.
+        SelfTestError: an item failed or is unsound, and the policy is "error".
+    """
+    if policy not in ("error", "exclude", "keep"):
+        raise InputError(f"policy={policy!r}; it must be one of error, exclude, keep")
+    verifiers.check(problems)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        findings = list(pool.map(_judge, problems))
+    failed, unsound, untested, kept = [], [], [], []
+    for problem, (gold, wrong) in zip(problems, findings, strict=True):
+        if problem.verifier not in WITH_GOLD:
+            untested.append(problem.id)
+        if gold:
+            failed.append((problem.id, gold))
+        if wrong:
+            unsound.append((problem.id, wrong))
+        if policy == "keep" or not (gold or wrong):
+            kept.append(problem)
+    found = SelfTest(
+        tested=len(problems) - len(untested),
+        failed=tuple(failed),
+        unsound=tuple(unsound),
+        untested=tuple(untested),
+        kept=tuple(kept),
+    )
+    if policy == "error" and (failed or unsound):
+        raise SelfTestError(_complaint(found))
+    return found
+
+
+def _judge(problem: Problem) -> tuple[str, str]:
+    """(why the gold answer fails, why a wrong one does not), each "" where it does."""
+    forms = WITH_GOLD.get(problem.verifier)
+    if forms is None:
+        return "", ""
+    try:
+        right, wrong = forms.gold_response(problem), forms.mutated(problem)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        # A gold answer that its verifier cannot even write down.
+        return f"{type(error).__name__}: {error}", ""
+    gold = verifiers.verify(problem, right)
+    if gold.error or gold.reward != 1.0:
+        return gold.error or f"the gold answer scores {gold.reward:g}", ""
+    for response in wrong:
+        verdict = verifiers.verify(problem, response)
+        if verdict.error or verdict.reward:
+            what = verdict.error or f"scores {verdict.reward:g}"
+            return "", f"the wrong response {response[:80]!r}: {what}"
+    return "", ""
+
+
+def _complaint(found: SelfTest) -> str:
+    bad = [*found.failed, *found.unsound]
+    lines = [
+        f"{len(found.failed)} of {found.tested} items fail on their own gold answer "
+        f"(ceiling {found.ceiling:.4f}), {len(found.unsound)} let a wrong answer pass:"
+    ]
+    lines += [f"  {name}: {why}" for name, why in bad[:_SHOWN]]
+    if len(bad) > _SHOWN:
+        lines.append(f"  and {len(bad) - _SHOWN} more")
+    lines.append("repair the items, or choose the policy 'exclude' or 'keep'")
+    return "\n".join(lines)

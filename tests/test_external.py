@@ -1,0 +1,107 @@
+"""A teacher that is another model: what must fit, what need not, what a checkpoint keeps."""
+
+import dataclasses
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+from test_train import checksums, flags
+
+from mopd_jax import cli, external, logbook, sharding, tokenizer, train, weights
+from mopd_jax.config import Config, ConfigError, MeshConfig, TeacherConfig
+from mopd_jax.models import decoder
+
+
+@pytest.fixture(scope="module")
+def words():
+    return tokenizer.load("builtin:codebook")
+
+
+@pytest.fixture(scope="module")
+def student():
+    return weights.load_config("builtin:codebook")
+
+
+def export(folder, words, model, seed=3):
+    """A model folder with random weights and the codebook's tokenizer."""
+    params = decoder.init(jax.random.key(seed), model)
+    weights.export_hf(params, model, folder, tokenizer_source=words)
+    return params
+
+
+def config(path):
+    return Config(teacher=TeacherConfig(kind="external", path=str(path)))
+
+
+def trained(folder, path, **changes):
+    cfg, workdir = cli.parse(
+        flags(folder, teacher__kind="external", teacher__path=path, **changes)
+    )
+    return train.train(cfg, workdir, devices=jax.devices()[:1])
+
+
+def test_a_run_with_a_wider_teacher_resumes_to_the_same_bits(tmp_path, words, student):
+    wide = dataclasses.replace(student, width=96, layers=2)
+    export(tmp_path / "teacher", words, wide)
+    options = {"eval__every": 100, "checkpoint__every": 2, "context__gold": "off"}
+    whole = trained(tmp_path / "whole", tmp_path / "teacher", steps=4, **options)
+    trained(tmp_path / "parts", tmp_path / "teacher", steps=2, **options)
+    parts = trained(tmp_path / "parts", tmp_path / "teacher", steps=4, **options)
+    assert checksums(tmp_path / "parts", 4) == checksums(tmp_path / "whole", 4)
+    assert not any("teacher" in name for name in checksums(tmp_path / "parts", 4))
+    jax.tree.map(np.testing.assert_array_equal, parts.teacher, whole.teacher)
+    assert parts.teacher["embed"].shape == (student.vocab_size, 96)
+    records = [r for r in logbook.read(tmp_path / "parts") if r["kind"] == "train"]
+    assert [r["update_applied"] for r in records] == [1] * 4
+
+
+def test_padding_of_its_vocabulary_is_cut_off(tmp_path, words, student):
+    padded = dataclasses.replace(student, vocab_size=student.vocab_size + 6)
+    params = export(tmp_path / "teacher", words, padded)
+    model = external.check(config(tmp_path / "teacher"), student, words)
+    assert model.vocab_size == student.vocab_size
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    got = external.load(config(tmp_path / "teacher"), model, mesh)
+    np.testing.assert_array_equal(got["embed"], params["embed"][: student.vocab_size])
+    abstract, _ = decoder.abstract(model)
+    assert jax.tree.map(lambda x: x.shape, got) == jax.tree.map(lambda x: x.shape, abstract)
+
+
+def test_a_smaller_head_is_refused(tmp_path, words, student):
+    export(tmp_path / "teacher", words, student)
+    wider = dataclasses.replace(student, vocab_size=student.vocab_size + 6)
+    with pytest.raises(ConfigError, match=r"its head has 74 rows, the student's 80; pad"):
+        external.check(config(tmp_path / "teacher"), wider, words)
+
+
+def test_it_is_kept_in_the_compute_dtype(tmp_path, words, student):
+    export(tmp_path / "teacher", words, student)
+    cfg = config(tmp_path / "teacher")
+    cfg = dataclasses.replace(
+        cfg, model=dataclasses.replace(cfg.model, compute_dtype="bfloat16")
+    )
+    model = external.check(cfg, student, words)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    kinds = {x.dtype.name for x in jax.tree.leaves(external.load(cfg, model, mesh))}
+    assert kinds == {"bfloat16"}
+
+
+def test_another_vocabulary_is_refused(tmp_path, words, student):
+    export(tmp_path / "teacher", words, student)
+    path = tmp_path / "teacher/tokenizer.json"
+    tokens = json.loads(path.read_text())
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["r0"], vocabulary["r1"] = vocabulary["r1"], vocabulary["r0"]
+    path.write_text(json.dumps(tokens))
+    with pytest.raises(ConfigError, match="log-probs are of other tokens.*student's family"):
+        external.check(config(tmp_path / "teacher"), student, words)
+
+
+def test_another_template_is_said_aloud(tmp_path, words, student, caplog):
+    export(tmp_path / "teacher", words, student)
+    (tmp_path / "teacher/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    with caplog.at_level(logging.WARNING, logger="mopd"):
+        external.check(config(tmp_path / "teacher"), student, words)
+    assert "another chat template" in caplog.text

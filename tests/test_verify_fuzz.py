@@ -1,0 +1,156 @@
+"""Any text gets a verdict: nothing raises, hangs, or leaves processes or files open."""
+
+import json
+import os
+import pathlib
+import time
+
+import psutil
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mopd_jax import verifiers
+from mopd_jax.records import Problem, Verdict
+from mopd_jax.verifiers import math, math_worker
+from mopd_jax.verifiers.math_pool import Pool
+
+TURN = ({"role": "user", "content": "What?"},)
+# What texts are made of, separated by spaces.
+PIECES = {
+    "math": r"""
+        \boxed{ \boxed \fbox{ } { \frac \frac{1}{2} \sqrt \{ \} \left( \right) \pm \cup \infty
+        \text{cm} \begin{pmatrix} \end{pmatrix} & \\ \int_0^1 \sum_{k=1}^n \log \sin x y i e
+        0 1 7 12 1,000 0.5 . , ; + - * / ^ ^{ _ ! ( ) [ ] | = < \le \% % $ \$ \( \) \in
+        \overline{3} ^\circ \pi π √ ½ ² − dollars or and""",
+    "choice": r"""
+        <answer> </answer> <answer A B C D a b . ) ( : ** ` _ Answer: answer is option and or
+        not \boxed{ \text{ } / & + - the value""",
+    "tools": r"""
+        Action: Action Input: action_input: f g { } [ ] , : true null NaN 1 1.0 1e999 " "a"
+        "a": \u00 \ {} {"a":1} ``` ```json <think> </think> Observation: **""",
+}
+GOLDS = {
+    "math": ["5", r"\frac{1}{2}", r"\sqrt{2}x+1", r"\{1, \sqrt{3}\}", r"(1,\infty)", r"50\%"],
+    "choice": ["A", "C"],
+    "tools": [json.dumps([{"Action": "f", "Action_Input": '{"a": 1}'}])],
+}
+WRAPPED = {
+    "math": r"so \boxed{%s}",
+    "choice": "<answer>%s</answer>",
+    "tools": "Action: f\nAction Input: %s",
+}
+
+
+def responses(name):
+    glue = st.sampled_from(["", " ", "\n"])
+    pieces = st.lists(st.tuples(st.sampled_from(PIECES[name].split()), glue), max_size=12)
+    made = pieces.map(lambda parts: "".join(piece + g for piece, g in parts))
+    wild = st.text(
+        st.characters(exclude_categories=()), max_size=200
+    )  # Surrogates and controls, too.
+    inner = made | wild
+    return st.one_of(inner, inner.map(lambda text: WRAPPED[name].replace("%s", text)))
+
+
+def leftovers():
+    me = psutil.Process()
+    files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    return {p.pid for p in me.children(recursive=True)}, files, me.num_threads()
+
+
+@pytest.fixture
+def quick_pool(monkeypatch):
+    """A pool whose limit lets thousands of endless formulas pass by."""
+    pool = Pool(pathlib.Path(math_worker.__file__), size=1, cpu_seconds=0.5, wall_seconds=60.0)
+    monkeypatch.setattr(math, "POOL", pool)
+    yield pool
+    pool.close()
+
+
+def run(name, count, pool):
+    before = leftovers()
+    undecided = []
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(gold=st.sampled_from(GOLDS[name]), response=responses(name))
+    def check(gold, response):
+        begun = time.monotonic()
+        problem = Problem("p", TURN, gold, name)
+        # The verifier itself, not the boundary that would catch what it raises.
+        verdict = verifiers.VERIFIERS[name](problem, response)
+        assert isinstance(verdict, Verdict)
+        assert verdict.reward in (0.0, 1.0)
+        assert isinstance(verdict.format_ok, bool)
+        assert not verdict.feedback_has_gold
+        if verdict.error:
+            assert "CPU time" in verdict.error or "memory" in verdict.error
+            undecided.append(response)
+        assert time.monotonic() - begun < 60
+
+    check()
+    pool.close()
+    assert leftovers() == before
+    return undecided
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_any_text_gets_a_verdict(name, quick_pool):
+    undecided = run(name, 300, quick_pool)
+    assert len(undecided) < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PIECES)
+def test_ten_thousand_texts_get_a_verdict(name, quick_pool):
+    undecided = run(name, 10_000, quick_pool)
+    assert len(undecided) < 200
+
+
+HUGE = 200_000
+SHAPES = [
+    "{",
+    "}",
+    "(",
+    "[",
+    "\\",
+    "$",
+    "\n",
+    " ",
+    "-",
+    "9",
+    "\x00",
+    "\ud800",
+    "\ufdfa",
+    "\\boxed{",
+    "\\boxed ",
+    "\\frac",
+    "^(",
+    "<answer>",
+    "</answer>",
+    "answer is ",
+    "B. ",
+    "\\text{",
+    "Action: f\n",
+    "Action Input:\n",
+    "Action: f\nAction Input: {\n",
+    '{"a":',
+    "</think>",
+]
+
+
+@pytest.mark.parametrize("name", PIECES)
+@pytest.mark.parametrize("piece", SHAPES)
+def test_huge_texts_take_a_moment(name, piece):
+    text = piece * (HUGE // len(piece))
+    for response in (text, WRAPPED[name].replace("%s", text)):
+        begun = time.process_time()
+        verdict = verifiers.VERIFIERS[name](Problem("p", TURN, GOLDS[name][0], name), response)
+        assert verdict.reward == 0.0
+        assert time.process_time() - begun < 3.0

@@ -1,0 +1,386 @@
+"""The verifier of mathematics: each rule of its table, its limits, and its worker processes."""
+
+import concurrent.futures
+import os
+import pathlib
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+
+from mopd_jax import verifiers
+from mopd_jax.config_dict import InputError
+from mopd_jax.records import Problem
+from mopd_jax.verifiers import math, math_text, math_worker
+from mopd_jax.verifiers.math_pool import Pool, Undecided
+
+
+def problem(gold, question="How many?", **meta):
+    return Problem("p", ({"role": "user", "content": question},), gold, "math", meta)
+
+
+def judge(gold, answer, question="How many?", **meta):
+    return verifiers.verify(problem(gold, question, **meta), rf"So it is \boxed{{{answer}}}.")
+
+
+# (case, gold, answer): equal, and refused by graders that strip delimiters, compare text, or
+# lose their time limit outside of the main thread.
+WRONGLY_REFUSED_ELSEWHERE = [
+    ("root taken out", r"\sqrt{8}", r"2\sqrt{2}"),
+    ("root in plain text", "sqrt(8)", "2 sqrt(2)"),
+    ("order of a sum", "x^2+1", "1+x^2"),
+    ("power carried out", "2^{10}", "1024"),
+    ("power without braces", "2^10", "1024"),
+    ("order of a set", r"\{1,2\}", r"\{2,1\}"),
+    ("order of a set without escapes", "{1,2}", "{2,1}"),
+    ("two ways to write the exponential", "e^2", r"\exp(2)"),
+    ("exponential in plain text", "e^2", "exp(2)"),
+    ("fraction without braces", r"\frac12", r"\frac{1}{2}"),
+    (
+        "kinds of matrix",
+        r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        r"\begin{bmatrix}1&2\\3&4\end{bmatrix}",
+    ),
+    ("slash for a fraction", r"\frac{1}{2}", "1/2"),
+    ("decimal for a fraction", r"\frac{1}{2}", "0.5"),
+    ("decimal zero", "3", "3.0"),
+    ("thousands separator", "1000", "1,000"),
+    ("name in front", "5", "x=5"),
+    ("root, as text compared", r"\sqrt{8}", "2√2"),
+]
+# (case, gold, answer): different, and accepted by graders that delete white space or signs.
+WRONGLY_ACCEPTED_ELSEWHERE = [
+    ("mixed number", "11/2", "1 1/2"),
+    ("mixed number as gold", "1 1/2", "11/2"),
+    ("percent sign", "50", r"50\%"),
+    ("numbers side by side", "6", "5 1"),
+    ("product of numbers side by side", "0", "0.00.01"),
+    ("equations without real solutions", "x^2+1=0", "x^2+2=0"),
+    ("small numbers", "10^{-7}", "0.0000002"),
+    ("very small numbers", "10^{-20}", "10^{-21}"),
+    ("case of a variable", r"\pi R^2", r"\pi r^2"),
+    ("variable that looks like a unit", "2m", "2"),
+    ("ends of an interval", "(0,1)", "[0,1]"),
+]
+EQUAL = [
+    ("1/2", "2/4"),
+    (".5", "0.5"),
+    ("2e3", "2000"),
+    ("1{,}000", "1000"),
+    (r"1\,000", "1000"),
+    (r"10^6", "1,000,000"),
+    (r"1\frac{1}{2}", r"\frac{3}{2}"),
+    ("3/2", "1 1/2"),
+    ("-1 1/2", "-1.5"),
+    (r"\frac{1}{3}", r"0.\overline{3}"),
+    ("1/3", "0.333333"),
+    (r"\frac{\sqrt{2}}{2}", "0.707107"),
+    (r"50\%", "0.5"),
+    (r"0\%", "0"),
+    (r"\frac{3}{4}", r"75\%"),
+    ("90", r"90^\circ"),
+    (r"90^{\circ}", "90 degrees"),
+    (r"5 \text{ cm}", "5"),
+    ("5", r"5\text{ cm}"),
+    (r"5\text{ m}", "5 m"),
+    (r"12 \text{ cm}^2", r"12\,\mathrm{cm}^2"),
+    (r"6\text{ square units}", "6"),
+    (r"\$5", "5"),
+    ("2e", r"2\mathrm{e}"),
+    ("A^T", r"A^\mathrm{T}"),
+    ("10", r"10\,\mathrm{N}/\mathrm{C}"),
+    ("5 dollars", r"\$5"),
+    ("x=5", "5"),
+    ("f(x)=x^2", "x^2"),
+    ("(x,y)=(1,2)", "(1,2)"),
+    (r"x \in \{1,2\}", r"\{1,2\}"),
+    ("3", "2+1=3"),
+    ("x^2+1=0", "2x^2=-2"),
+    ("y=2x", "2x=y"),
+    ("1, 2", r"x=1 \text{ or } x=2"),
+    ("a=1, b=2", "b=2, a=1"),
+    (r"\pm 2", "2,-2"),
+    (r"1\pm\sqrt{2}", r"1+\sqrt2,1-\sqrt2"),
+    ("5", r"\{5\}"),
+    ("(1,2)", "1, 2"),
+    (r"\left(\frac12,3\right)", "(0.5, 3)"),
+    (r"\langle 1,2\rangle", "(1,2)"),
+    (r"(1,\infty)", "x>1"),
+    (r"(-\infty,1)\cup(2,3)", r"(2,3)\cup(-\infty,1)"),
+    (r"\emptyset", r"\{\}"),
+    (r"\text{Yes}", "yes"),
+    (r"\text{No solution}", "no solution"),
+    (r"\text{(C)}", "C"),
+    ("ab", "ba"),
+    (r"\ln 2", r"\log 2"),
+    ("2", r"\log 100"),
+    ("i", r"\sqrt{-1}"),
+    (r"e^{i\pi}", "-1"),
+    ("-3", "−3"),
+    (r"2\pi", "2π"),
+    (r"$5$", "5."),
+    ("-896*x**3 + 2*x**10", "2x^{10}-896x^3"),
+    ("(x-1)(x+1)", "x^2-1"),
+    (r"\frac{x^2-1}{x-1}", "x+1"),
+    (r"\tan x", r"\frac{\sin x}{\cos x}"),
+]
+DIFFERENT = [
+    ("1/3", "0.33"),
+    ("2/3", "0.666666"),
+    ("5", "5.0000001"),
+    (r"3\mathbf{i}", "3"),
+    (r"5\mathbf{x}+2\mathbf{y}", r"5\mathbf{x}+2"),
+    ("2", r"2\mathrm{e}"),
+    ("1/2", "0.5000001"),
+    (r"\frac{\sqrt{2}}{2}", "0.7071"),
+    ("0.0000001", "0.0000002"),
+    ("1000", "1, 000"),
+    (r"5 \text{ cm}", r"5\text{ m}"),
+    ("x=5", "y=5"),
+    ("3", "2+1=4"),
+    ("(1,2)", "(2,1)"),
+    ("(1,2,3)", "(1,3,2)"),
+    ("(2,1)", "(3,1)"),
+    (r"\{1,2\}", "(1,2)"),
+    (r"\{1,2\}", r"\{1,2,2\}"),
+    (r"\{1,1,2\}", r"\{1,2,2\}"),
+    (r"\{\sqrt2, \sqrt3\}", r"\{\sqrt2, \sqrt5\}"),
+    (r"\text{Yes}", "No"),
+    ("r", "R"),
+    ("5", "5 garbage"),
+    ("5", "5 ]"),
+    ("1", r"\infty"),
+    (r"\sqrt{x^2}", "x"),
+    ("x+1", "x-1"),
+]
+
+
+@pytest.mark.parametrize(("case", "gold", "answer"), WRONGLY_REFUSED_ELSEWHERE)
+def test_right_answers_that_other_graders_refuse(case, gold, answer):
+    del case
+    assert judge(gold, answer).reward == 1.0
+    assert judge(answer, gold).reward == 1.0
+
+
+@pytest.mark.parametrize(("case", "gold", "answer"), WRONGLY_ACCEPTED_ELSEWHERE)
+def test_wrong_answers_that_other_graders_accept(case, gold, answer):
+    del case
+    verdict = judge(gold, answer)
+    assert (verdict.reward, verdict.error) == (0.0, "")
+
+
+@pytest.mark.parametrize(("gold", "answer"), EQUAL)
+def test_equal(gold, answer):
+    verdict = judge(gold, answer)
+    assert (verdict.reward, verdict.error, verdict.format_ok) == (1.0, "", True)
+
+
+@pytest.mark.parametrize(("gold", "answer"), DIFFERENT)
+def test_different(gold, answer):
+    verdict = judge(gold, answer)
+    assert (verdict.reward, verdict.error) == (0.0, "")
+
+
+def test_a_percent_sign_may_go_where_the_question_has_one():
+    assert judge("50", r"50\%", "What percent is it?").reward == 1.0
+    assert judge(r"50\%", "50", "Give it in %.").reward == 1.0
+    assert judge("50", r"50\%", percent=True).reward == 1.0
+    assert judge("50", r"50\%", "What percent is it?", percent=False).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "content", "closed", "plain"),
+    [
+        (r"\boxed{5}", "5", True, True),
+        (r"\boxed {5}", "5", True, True),
+        (r"\boxed{1} then \boxed{2}", "2", True, True),
+        (r"\boxed{2} then \boxed{", "", False, True),
+        (r"\boxed{2", "", False, True),
+        (r"\boxed{ never closed, \boxed{3}", "3", True, True),
+        (r"\boxed{x = \boxed{5}}", r"x = \boxed{5}", True, True),
+        (r"\boxed{\{1,2\}}", r"\{1,2\}", True, True),
+        (r"\boxed{\frac{1}{2}} and {text", r"\frac{1}{2}", True, True),
+        (r"\boxed 5", "5", True, False),
+        (r"$\boxed 12$.", "12", True, False),
+        (r"\boxed\frac{1}{2}.", r"\frac{1}{2}", True, False),
+        (r"\fbox{7}", "7", True, False),
+        (r"\boxedness{7}", None, None, None),
+        ("7", None, None, None),
+    ],
+)
+def test_the_last_box(response, content, closed, plain):
+    box = math_text.last_box(response)
+    assert box == (None if content is None else (content, closed, plain))
+
+
+@pytest.mark.parametrize(
+    ("response", "feedback"),
+    [
+        ("It is 5.", math.NO_BOX),
+        (r"\boxed{5", math.OPEN_BOX),
+        (r"\boxed{}", math.EMPTY_BOX),
+        (r"\boxed{" + "1" * 3000 + "}", math.LONG_BOX),
+    ],
+)
+def test_feedback_speaks_of_the_format_only(response, feedback):
+    verdict = verifiers.verify(problem("5"), response)
+    assert (verdict.reward, verdict.feedback, verdict.format_ok) == (0.0, feedback, False)
+    assert not verdict.feedback_has_gold
+    assert not verifiers.verify(problem("5"), r"\boxed{6}").feedback
+
+
+def test_boxes_in_another_form_are_read_but_are_not_the_format():
+    for response in (r"\boxed 5", r"\fbox{5}"):
+        verdict = verifiers.verify(problem("5"), response)
+        assert (verdict.reward, verdict.format_ok) == (1.0, False)
+
+
+def test_an_unreadable_gold_is_an_error_and_an_unreadable_answer_is_wrong():
+    assert "gold" in judge(r"p \to q", "q").error
+    assert judge(r"p \to q", r"p \to q").reward == 1.0
+    assert judge("", "5").error
+    verdict = judge("x", r"x \to \& ]")
+    assert (verdict.reward, verdict.error) == (0.0, "")
+
+
+def test_verdicts_are_the_same_in_every_thread():
+    rows = [
+        ("0.5", r"\frac12"),
+        (r"\sqrt8", r"2\sqrt2"),
+        ("x+1", "x-1"),
+        ("x^2-1", "(x-1)(x+1)"),
+    ]
+    here = [judge(*row).reward for row in rows] * 3
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        there = list(pool.map(lambda row: judge(*row).reward, rows * 3))
+    assert here == there == [1.0, 1.0, 0.0, 1.0] * 3
+
+
+@pytest.fixture
+def pool():
+    made = Pool(pathlib.Path(math_worker.__file__), size=2, cpu_seconds=0.5, wall_seconds=30.0)
+    yield made
+    made.close()
+
+
+def children():
+    return {p.pid for p in psutil.Process().children(recursive=True)}
+
+
+ENDLESS = [r"\sum_{k=1}^{10000000000} k^{k}", "100000000!"]
+
+
+def test_what_never_ends_is_an_error_from_any_thread_and_leaves_nothing(pool, monkeypatch):
+    monkeypatch.setattr(math, "POOL", pool)
+    before = children()
+    files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc") else 0
+    found = []
+    thread = threading.Thread(target=lambda: found.extend(judge("2x", a) for a in ENDLESS))
+    thread.start()
+    thread.join()
+    assert len(found) == len(ENDLESS)
+    for verdict in found:
+        assert verdict.error == "not decided in 0.5 s of CPU time"
+        assert verdict.reward == 0.0
+    assert judge(r"\sqrt8", r"2\sqrt2").reward == 1.0  # In a new worker.
+    pool.close()
+    assert children() == before
+    if files:
+        assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_a_killed_worker_is_an_error_and_is_replaced(pool):
+    pair = {"pairs": [[r"\sqrt8", r"2\sqrt2"]]}
+    before = children()
+    assert pool.ask(pair) == {"outcomes": ["equal"]}
+    (worker,) = children() - before
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(Undecided, match="ended with status -9"):
+        pool.ask(pair)
+    assert pool.ask(pair) == {"outcomes": ["equal"]}
+
+
+def test_a_stopped_worker_meets_the_wall_limit():
+    slow = Pool(pathlib.Path(math_worker.__file__), size=1, cpu_seconds=5.0, wall_seconds=0.5)
+    before = children()
+    pair = {"pairs": [["x", "x"]]}
+    slow.ask(pair)
+    (worker,) = children() - before
+    os.kill(worker, signal.SIGSTOP)
+    begun = time.monotonic()
+    with pytest.raises(Undecided, match="overloaded"):
+        slow.ask(pair)
+    assert time.monotonic() - begun < 10
+    slow.close()
+    assert children() == before
+
+
+def test_a_worker_that_cannot_start_says_so(tmp_path):
+    program = tmp_path / "worker.py"
+    program.write_text("import json; print(json.dumps({'broken': 'no such package'}))")
+    broken = Pool(program, size=1, cpu_seconds=1.0, wall_seconds=5.0)
+    with pytest.raises(Undecided, match="did not start: no such package"):
+        broken.ask({})
+    program.write_text("raise SystemExit(3)")
+    with pytest.raises(Undecided, match="did not start .status 3."):
+        broken.ask({})
+
+
+def test_a_request_larger_than_a_pipe_is_refused(pool):
+    with pytest.raises(Undecided, match="bytes"):
+        pool.ask({"pairs": [["1" * 70_000, "2"]]})
+
+
+# What sympy's reader of strings would run as Python.
+PYTHON = [
+    "__import__('os').system('touch {path}')",
+    r"\text{{__import__('os').system('touch {path}')}}",
+    r"\operatorname{{eval}}(open('{path}','w'))",
+    r"\{{open('{path}', 'w')\}}",
+    r"\mathrm{{exec}}(\text{{import os}})",
+    "x = open('{path}','w')",
+    r"\begin{{pmatrix}}open('{path}','w')\end{{pmatrix}}",
+    r"S(open('{path}','w'))",
+    r"lambda: open('{path}','w')",
+]
+
+
+@pytest.mark.parametrize("text", PYTHON)
+def test_no_text_is_run_as_python(text, tmp_path):
+    path = tmp_path / "written"
+    for gold in ("x", text.format(path=path)):
+        judge(gold, text.format(path=path) + " ")
+        judge(gold + "+1", text.format(path=path))
+    assert not path.exists()
+
+
+def test_the_worker_refuses_what_no_formula_needs():
+    for event, args in [
+        ("compile", (b"1+1", "<string>")),
+        ("compile", ("1+1", "<lambdifygenerated-1>")),
+        ("open", ("x", "w", os.O_WRONLY | os.O_CREAT)),
+        ("os.system", (b"ls",)),
+        ("subprocess.Popen", ("ls", [], None, None)),
+        ("socket.connect", (None, None)),
+        ("ctypes.dlopen", ("libc.so.6",)),
+    ]:
+        with pytest.raises(PermissionError):
+            math_worker._refuse(event, args)
+    math_worker._refuse("open", ("x", "r", os.O_RDONLY))
+    math_worker._refuse("compile", (b"", "/lib/sympy/x.py"))
+    for text in ("__import__('os')", "x", "1+1", "", ".", "e5"):
+        with pytest.raises(ValueError, match="not a number"):
+            math_worker._read_number(text)
+
+
+def test_a_missing_package_is_said_once_and_early(monkeypatch):
+    monkeypatch.setattr(math.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"math-verify.*mopd_jax\[verifiers\]"):
+        verifiers.check([problem("5")])
+
+
+def test_an_unknown_verifier_is_said_early():
+    with pytest.raises(InputError, match="did you mean math"):
+        verifiers.check([Problem("p", (), "5", "maths")])

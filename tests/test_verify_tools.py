@@ -1,0 +1,201 @@
+"""The verifier of tool use: calls compared one by one, with typed arguments."""
+
+import json
+
+import pytest
+
+from mopd_jax import verifiers
+from mopd_jax.records import Problem
+from mopd_jax.verifiers import tools
+
+TURN = ({"role": "user", "content": "Do it."},)
+NESTED = {"a": 1, "n": {"x": [1, {"y": "} Action: no"}]}}
+GOLD = [
+    {"Action": "f", "Action_Input": json.dumps(NESTED)},
+    {"Action": "g", "Action_Input": {}},
+]
+TWICE = [
+    {"Action": "f", "Action_Input": '{"to": 1, "from": 2}'},
+    {"Action": "f", "Action_Input": '{"to": 3, "from": 4}'},
+]
+RIGHT = (
+    f"Thought: so.\nAction: f\nAction Input: {json.dumps(NESTED)}\n"
+    "Action: g\nAction Input: {}"
+)
+
+
+def judge(response, gold=GOLD, **meta):
+    answer = gold if isinstance(gold, str) else json.dumps(gold)
+    return verifiers.verify(Problem("p", TURN, answer, "tools", meta), response)
+
+
+def said(*calls):
+    return "\n".join(f"Action: {name}\nAction Input: {value}" for name, value in calls)
+
+
+# (case, gold, response): right, and refused by graders with the shortest brace span.
+WRONGLY_REFUSED_ELSEWHERE = [
+    ("nested arguments", GOLD, RIGHT),
+    (
+        "name that begins with a bracket",
+        [{"Action": "[f", "Action_Input": "{}"}],
+        said(("[f", "{}")),
+    ),
+    ("number written otherwise", TWICE[:1], said(("f", '{"from": 2.0, "to": 1e0}'))),
+]
+# (case, gold, response): wrong, and accepted by graders that merge all arguments.
+WRONGLY_ACCEPTED_ELSEWHERE = [
+    (
+        "arguments swapped between calls",
+        TWICE,
+        said(("f", '{"to": 1, "from": 4}'), ("f", '{"to": 3, "from": 2}')),
+    ),
+    (
+        "wrong argument hidden by a later call",
+        TWICE,
+        said(("f", '{"to": 9, "from": 9}'), ("f", '{"to": 3, "from": 4}')),
+    ),
+    (
+        "wrong argument hidden by a later key",
+        TWICE[:1],
+        said(("f", '{"to": 9, "to": 1, "from": 2}')),
+    ),
+    ("garbage where nothing is asked", GOLD[1:], said(("g", "{garbage}"))),
+    ("an argument where nothing is asked", GOLD[1:], said(("g", '{"a": 1}'))),
+    ("no input at all", GOLD[1:], "Action: g"),
+    ("calls in one name", TWICE[:1], said(("f", '{"to": 1}'), ("f", '{"from": 2}'))),
+]
+
+
+@pytest.mark.parametrize(("case", "gold", "response"), WRONGLY_REFUSED_ELSEWHERE)
+def test_right_calls_that_other_graders_refuse(case, gold, response):
+    del case
+    verdict = judge(response, gold)
+    assert (verdict.reward, verdict.format_ok, verdict.error) == (1.0, True, "")
+
+
+@pytest.mark.parametrize(("case", "gold", "response"), WRONGLY_ACCEPTED_ELSEWHERE)
+def test_wrong_calls_that_other_graders_accept(case, gold, response):
+    del case
+    verdict = judge(response, gold)
+    assert (verdict.reward, verdict.error) == (0.0, "")
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        RIGHT.replace('{"a"', '```json\n{"a"').replace("}]}}", "}]}}\n```"),
+        RIGHT.replace("{}", "`{}`"),
+        RIGHT.replace("Action: f", "**Action:** `f`").replace(
+            "Action Input:", "**Action Input:**"
+        ),
+        RIGHT.replace("\nAction Input", " Action Input"),
+        RIGHT.replace("Input: ", "Input:\n"),
+        RIGHT.replace("\nAction", "\nACTION"),
+        RIGHT + "\nObservation: done\nFinal Answer: 5",
+        "<think>\nAction: h\nAction Input: {}\n</think>\n" + RIGHT,
+        said(("g", "{}"), ("f", json.dumps(NESTED, indent=2))),
+    ],
+)
+def test_ways_to_write_the_same_calls(response):
+    verdict = judge(response)
+    assert (verdict.reward, verdict.format_ok) == (1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ('"1"', "1"),
+        ("true", "1"),
+        ("1", "true"),
+        ("null", "0"),
+        ("[1, 2]", "[2, 1]"),
+        ('"a "', '"a"'),
+        ('{"b": {}}', '{"b": []}'),
+        ("0.1", "0.10000000000000001"),
+    ],
+)
+def test_types_and_values_are_exact(given, wanted):
+    gold = [{"Action": "f", "Action_Input": f'{{"a": {wanted}}}'}]
+    assert judge(said(("f", f'{{"a": {wanted}}}')), gold).reward == 1.0
+    assert judge(said(("f", f'{{"a": {given}}}')), gold).reward == 0.0
+
+
+def test_a_null_is_no_missing_key():
+    gold = [{"Action": "f", "Action_Input": "{}"}]
+    assert judge(said(("f", '{"a": null}')), gold).reward == 0.0
+
+
+def test_order():
+    swapped = said(("f", '{"to": 3, "from": 4}'), ("f", '{"to": 1, "from": 2}'))
+    assert judge(swapped, TWICE).reward == 1.0
+    assert judge(swapped, TWICE, order="exact").reward == 0.0
+    once = said(("f", '{"to": 3, "from": 4}'))
+    assert judge(once, TWICE).reward == 0.0
+    assert judge(f"{swapped}\n{once}", TWICE).reward == 0.0
+    assert judge(said(("F", "{}")), [{"Action": "f", "Action_Input": {}}]).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "count", "why"),
+    [
+        ("I would rather not.", 0, "No call was found"),
+        ("Action: f", 1, "it has no Action Input"),
+        ("Action: f\nAction Input:", 1, "no JSON object"),
+        ("Action: f\nAction Input: [1]", 1, "no JSON object"),
+        ('Action: f\nAction Input: "{}"', 1, "no JSON object"),
+        ('Action: f\nAction Input: {"a": }', 1, "not readable JSON"),
+        ('Action: f\nAction Input: {"a": NaN}', 1, "NaN is no JSON"),
+        ('Action: f\nAction Input: {"a": 1e99999999999999999999}', 1, "out of range"),
+        ('Action: f\nAction Input: {"a": 1, "a": 1}', 1, "twice"),
+        ("Action: f\nAction Input: {} or so", 1, "behind the JSON"),
+        ('Action: f\nAction Input: {"a": ' + "[" * 70 + "]" * 70 + "}", 1, "more than 64 deep"),
+        ('Action: f\nAction Input: {"a": ' + "[" * 100_000, 1, "too deeply"),
+        ("Action:\nAction Input: {}", 1, "no name"),
+        ("Action: f\nAction: g\nAction Input: {}", 2, "Call 1 cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_said_without_gold(response, count, why):
+    verdict = judge(response)
+    assert (verdict.reward, verdict.format_ok, verdict.error) == (0.0, False, "")
+    assert why in verdict.feedback
+    assert len(tools.calls(response)) == count
+    assert not verdict.feedback_has_gold
+
+
+def test_feedback_has_gold_only_where_it_is_asked_for_and_says_so():
+    wrong = said(("f", '{"a": 2}'))
+    hidden = judge(wrong, TWICE)
+    assert hidden.feedback == "Calls that were found: 1."
+    assert not hidden.feedback_has_gold
+    open_ = judge(wrong, TWICE, feedback="gold")
+    assert '\\"from\\": 4' in open_.feedback
+    assert open_.feedback_has_gold
+    right = said(*((c["Action"], c["Action_Input"]) for c in TWICE))
+    verdict = judge(right, TWICE, feedback="gold")
+    assert (verdict.reward, verdict.feedback, verdict.feedback_has_gold) == (1.0, "", False)
+
+
+@pytest.mark.parametrize(
+    ("gold", "meta", "message"),
+    [
+        ("f(1)", {}, "no JSON"),
+        ("[]", {}, "no list of calls"),
+        ('{"Action": "f"}', {}, "no list of calls"),
+        ('[{"Action": "f"}]', {}, "call 1"),
+        ('[{"Action": "", "Action_Input": "{}"}]', {}, "no name"),
+        ('[{"Action": "f", "Action_Input": "[]"}]', {}, "unreadable arguments"),
+        ('[{"Action": "f", "Action_Input": "{"}]', {}, "unreadable arguments"),
+        ('[{"Action": "f", "Action_Input": 5}]', {}, "unreadable arguments"),
+        (json.dumps(GOLD), {"order": "some"}, "one of any, exact"),
+        (json.dumps(GOLD), {"feedback": "all"}, "one of format, gold"),
+    ],
+)
+def test_items_that_cannot_be_judged(gold, meta, message):
+    assert message in judge(RIGHT, gold, **meta).error
+
+
+def test_many_broken_calls_take_no_time_and_little_feedback():
+    verdict = judge("Action: f\nAction Input: {\n" * 20_000)
+    assert "19992 more calls" in verdict.feedback
+    assert len(verdict.feedback) < 2000
