@@ -52,10 +52,11 @@ def header(run: Run, problems: Sequence[Problem]) -> Result:
                 "places; check the model's chat template, and that nothing is cut or added "
                 "behind it",
             )
+    pairs = zip(rendered.records, records, strict=True)
     numbers = {
         "header_tokens": len(due),
-        "rows_with_context": int(sum(record.informed for record in rendered.records)),
-        "rows_cut": int(sum(sum(r.cut) + r.gold_cut + r.dropped > 0 for r in records)),
+        "rows_with_context": sum(record.informed for record in rendered.records),
+        "rows_cut": sum(cut.length < whole.length for whole, cut in pairs),
     }
     return Result("header", numbers)
 
