@@ -425,6 +425,15 @@ def test_a_teacher_that_need_not_be_the_student(opened, tmp_path):
     assert "kind 'student' has no copy" in rollouts.other_teacher(itself, state)
 
 
+def test_an_empty_context_shows_no_gold_either(opened, first):
+    run, sampled = opened[0], first[0]
+    rows = rollouts.few(run, sampled)
+    for given in (run, with_context(run, gold="answer")):
+        read = rollouts.plain(given, rows)
+        assert (read.prompt[:, -6:] == rows.prompt).all()
+        assert read.prompt_mask.sum() == rows.prompt_mask.sum()
+
+
 def test_a_teacher_with_other_weights(opened, first, fails):
     run, state, _ = opened
     other = jax.tree.map(lambda x: x * 1.001, state.teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -130,7 +131,7 @@ def plain(run: Run, rows: Rows) -> Rows:
         [[""]] * len(rows.problems),
         PeerPlan(nobody, nobody),
         run.tokenizer,
-        cfg=run.cfg.context,
+        cfg=dataclasses.replace(run.cfg.context, gold="off"),
     )
     return rows._replace(prompt=inputs.prompt, prompt_mask=inputs.prompt_mask)
 
