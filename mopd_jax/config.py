@@ -127,7 +127,8 @@ class RolloutConfig:
     prompt_length, response_length: S and T in tokens; a longer prompt is an error, a response
         that has not ended after T tokens is cut there and counted as truncated.
     file: train from the rollouts of this file (docs/rollouts.md) in place of sampling; the
-        other settings must be those it was written with. After its last step comes the first.
+        settings of the sampling must be those it was written with. After its last step comes
+        the first.
     """
 
     prompts: int = 32

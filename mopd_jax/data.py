@@ -66,6 +66,14 @@ def load(cfg: DataConfig, split: str, *, seed: int) -> list[Problem]:
         DataError: a missing file, or a row that cannot be used.
     """
     problems = SOURCES[cfg.source](cfg, split, seed)
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise DataError(
+                f"the {split} split has two problems with the id {problem.id!r}; give every "
+                "problem its own id"
+            )
+        seen.add(problem.id)
     return [_instructed(problem, cfg.instruction) for problem in problems]
 
 

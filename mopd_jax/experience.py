@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mopd_jax import context, controls, groups, peers, sharding, steps, verifiers
 from mopd_jax.config import Config, ContextConfig
 from mopd_jax.records import Batch, Message, Problem, TeacherInputs, TrainState, Verdict
-from mopd_jax.run import Run
+from mopd_jax.run import Run, Student
 
 # Purposes of random keys, folded into the root key before the step.
 TRAIN, EVALUATE = 1, 2
@@ -35,7 +35,7 @@ class Sampled:
 
 
 def sample(
-    run: Run,
+    run: Student,
     sampler: Callable[..., Any],
     state: TrainState,
     problems: list[Problem],

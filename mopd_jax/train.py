@@ -15,21 +15,19 @@ bits as one that was never killed.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import pathlib
 import time
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
 from mopd_jax import (
     checkpoint,
     console,
     evaluate,
     experience,
+    heldout,
     inactive,
     offline,
     rollout_file,
@@ -140,29 +138,8 @@ def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
     """Held-out solve rate and pass@k of the student as it is; the outcomes are kept as well."""
     cfg, step = run.cfg, int(state.step)
     begun = time.perf_counter()
-
-    def sample(start: int, stop: int):
-        numbers = np.arange(start, start + cfg.eval.batch)
-        chosen = [run.eval_problems[i] for i in np.minimum(numbers, stop - 1).tolist()]
-        # The same keys at every evaluation: differences are the student's, not the draw's.
-        out = experience.sample(
-            run,
-            run.sample_eval,
-            state,
-            chosen,
-            numbers.astype(np.uint32),
-            purpose=experience.EVALUATE,
-            step=0,
-        )
-        _, valid, success = experience.outcomes(experience.verify(out), cfg)
-        real = slice(0, stop - start)
-        lengths = out.mask.sum(axis=2)
-        return success[real], lengths[real], out.stopped[real], int((~valid[real]).sum())
-
-    bar = functools.partial(tqdm, desc="evaluate", leave=False, disable=None)
-    result = evaluate.evaluate(
-        sample, len(run.eval_problems), batch=cfg.eval.batch, progress=bar
-    )
+    responses = heldout.respond(run, state)
+    result = evaluate.outcome(responses, threshold=cfg.peers.threshold)
     table = result.summary(cfg.eval.ks)
     table["seconds"] = time.perf_counter() - begun
     book.scalars(step, "eval", table)

@@ -194,13 +194,35 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
             "set loss.pointwise_clip=None or another support",
         ),
         ({"loss__step_separator": ""}, "name a text that ends a step"),
-        ({"loss__kl_coef": 0.1}, "set loss.kl_coef=0"),
+        ({"loss__kl_coef": 0.1}, "set loss.kl_coef=0.0"),
+        *[
+            ({"loss__method": method, f"loss__{name}": value}, f"set loss.{name}=")
+            for method, name, value in [
+                ("distill", "clip_low", 0.1),
+                ("distill", "scale_by_std", True),
+                ("distill", "beta", 1.0),
+                ("grpo", "importance_cap", None),
+                ("grpo", "support", "student"),
+                ("grpo", "label_smoothing", 0.1),
+                ("dpo", "aggregation", "token-mean"),
+                ("dpo", "rollout_cap", None),
+                ("simpo", "every_row", True),
+                ("sft", "divergence", "forward_kl"),
+                ("sft", "ratio_base", "sampler"),
+            ]
+        ],
+        (
+            {"loss__every_row": True, "loss__aggregation": "token-mean"},
+            "set loss.every_row=False",
+        ),
+        ({"teacher__kind": "frozen", "teacher__rate": 0.1}, "leave it as it is by default"),
+        ({"teacher__every": 7}, "leave it as it is by default"),
         ({"loss__kl_coef": -0.1, "loss__method": "grpo"}, "at least 0"),
         (
             {"loss__row_weight": "solve_variance", "loss__method": "dpo"},
             "set loss.row_weight='equal'",
         ),
-        ({"loss__sft_rows": "all"}, "set loss.method='sft'"),
+        ({"loss__sft_rows": "all"}, "set loss.sft_rows='success'"),
         ({"teacher__kind": "external"}, "needs a path"),
         ({"teacher__path": "somewhere"}, "needs a path"),
         (
@@ -387,6 +409,102 @@ def test_variants_differ_in_what_their_names_say():
         "reference_code": (2, 1, "mask"),
         **dict.fromkeys(("opsd", "grpo", "dpo", "simpo", "sft", "gkd"), (0, 0, "mask")),
     }
+
+
+PUBLISHED = {
+    "peers.successes": 2,
+    "peers.failures": 1,
+    "peers.slots": None,
+    "peers.rule": "uniform",
+    "peers.failure_rule": None,
+    "peers.threshold": 1.0,
+    "peers.summaries": 0,
+    "peers.targets": "all",
+    "peers.groups": "all",
+    "peers.no_success": "failures",
+    "peers.all_success": "successes",
+    "context.strip_thinking": True,
+    "context.feedback": "off",
+    "context.feedback_with_gold": False,
+    "context.gold": "off",
+    "teacher.kind": "ema",
+    "teacher.rate": 0.05,
+    "teacher.no_context": "plain_prompt",
+    "loss.divergence": "jsd",
+    "loss.alpha": None,
+    "loss.support": "student",
+    "loss.tail": True,
+    "loss.pointwise_clip": None,
+    "loss.aggregation": "seq-mean-token-sum",
+    "loss.every_row": True,
+    "loss.row_weight": "equal",
+    "loss.importance_cap": None,
+    "loss.rollout_cap": None,
+    "optimizer.warmup_steps": 10,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.clip_norm": 1.0,
+    "optimizer.mini_batches": 1,
+    "optimizer.epochs": 1,
+}
+REFERENCE = PUBLISHED | {
+    "peers.rule": "first",
+    "peers.failure_rule": "uniform",
+    "peers.threshold": 0.5,
+    "context.strip_thinking": False,
+    "context.feedback": "no_success",
+    "context.feedback_with_gold": True,
+    "teacher.no_context": "mask",
+    "loss.aggregation": "seq-mean-token-mean",
+    "loss.importance_cap": 2.0,
+    "loss.rollout_cap": 2.0,
+}
+
+
+def odd():
+    """A base that differs from the defaults in all that a preset must set."""
+    cfg = config.defaults()
+    cfg.peers.update(rule="longest", threshold=0.7, targets="failed", summaries=2)
+    cfg.context.update(gold="answer", feedback="always", strip_thinking=False)
+    cfg.data.instruction = "<summary></summary>"
+    cfg.teacher.update(no_context="plain_prompt", kind="frozen")
+    cfg.loss.update(row_weight="solve_variance", divergence="reverse_kl", top_k=7)
+    cfg.optimizer.update(epochs=3, mini_batches=2, warmup_steps=0)
+    return cfg
+
+
+def file(name):
+    return lambda: cli.load(ROOT / f"configs/{name}.py", "mopd")
+
+
+@pytest.mark.parametrize("base", [config.defaults, odd, file("quickstart"), file("smollm2")])
+@pytest.mark.parametrize(
+    ("variant", "want"), [("paper", PUBLISHED), ("reference_code", REFERENCE)]
+)
+def test_presets_set_the_method_whatever_the_base(base, variant, want):
+    cfg = config.from_config_dict(Config, methods.apply(base(), variant))
+    got = {name: getattr(getattr(cfg, name.split(".")[0]), name.split(".")[1]) for name in want}
+    assert got == want
+    assert (cfg.loss.top_k, cfg.optimizer.learning_rate) == (100, 1e-5)
+
+
+@pytest.mark.parametrize("variant", methods.METHODS)
+def test_every_variant_is_valid_on_any_base(variant):
+    """What a variant does not read goes back to its default."""
+    base = odd()
+    if variant.startswith("control_"):
+        base.peers.summaries, base.context.gold = 0, "off"
+        base.context.feedback = "off"
+    cfg = config.from_config_dict(Config, methods.apply(base, variant))
+    assert cfg.name == variant
+
+
+def test_an_external_teacher_stays_where_a_teacher_is_read():
+    for variant in methods.METHODS:
+        cfg = config.defaults()
+        cfg.teacher.kind, cfg.teacher.path = "external", "elsewhere"
+        made = config.from_config_dict(Config, methods.apply(cfg, variant))
+        reads = made.loss.method == "distill" or variant == "gkd"
+        assert (made.teacher.kind == "external") == reads
 
 
 def test_new_options_of_a_source_may_be_nested():

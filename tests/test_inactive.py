@@ -69,7 +69,15 @@ def test_a_healthy_step_is_silent(cfg):
             {"trained_tokens": 0.0, "mixed_groups": 0.0, "cfg": WEIGHED},
             r"groups of one outcome the weight p \(1 - p\) = 0",
         ),
-        ({"gradient_finite": 0.0}, "a gradient was not finite, so the update was skipped"),
+        (
+            {"gradient_finite": 0.0, "update_applied": 0.0},
+            "a gradient was not finite, so the update was skipped",
+        ),
+        (
+            {"gradient_finite": 0.75, "update_applied": 0.75},
+            "25% of the updates had a gradient not finite",
+        ),
+        ({"update_applied": 0.5}, "50% of the updates had nothing to train on"),
     ],
 )
 def test_each_cause_alone(given, cause):

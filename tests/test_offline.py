@@ -149,7 +149,7 @@ def test_a_resumed_run_wants_the_same_file(file, tmp_path, replayed):
     text = moved.read_text().replace('"feedback": ""', '"feedback": "no"', 1)
     moved.write_text(text)
     error = refused(run, folder, rollout__file=moved, checkpoint__every=1)
-    assert "is not the file that the first 2 steps" in error
+    assert "rollout.file names other content than in the first 2 steps" in error
 
 
 def test_another_method_trains_from_it(file, tmp_path, replayed):
