@@ -40,8 +40,13 @@ class ProblemStream:
 
     def take(self, count: int) -> tuple[list[Problem], np.ndarray]:
         """The next problems and their draw numbers u32[count]; moves `position` on."""
-        uids = np.arange(self.position, self.position + count)
+        found = self.peek(count)
         self.position += count
+        return found
+
+    def peek(self, count: int) -> tuple[list[Problem], np.ndarray]:
+        """What `take` would give; moves nothing."""
+        uids = np.arange(self.position, self.position + count)
         epochs, places = np.divmod(uids, len(self._problems))
         orders = {
             epoch: np.random.default_rng([_EPOCH_ORDER, self._seed, epoch]).permutation(

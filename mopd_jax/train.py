@@ -7,9 +7,10 @@ function of arrays (the jitted ones are made once, in `run.py`) or a thin handle
 
 With `rollout.file` the first three are read from a file of rollouts (`offline.py`).
 
-Run folder: `config.json`, `environment.json`, `command.txt`, `metrics.jsonl`, `tensorboard/`,
-`rollouts/`, `checkpoints/`, `evaluations/`. A killed run, started again with the same command,
-goes on from its last checkpoint and ends with the same bits as one that was never killed.
+Run folder: `config.json`, `environment.json`, `command.txt`, `self_checks.json`,
+`metrics.jsonl`, `tensorboard/`, `rollouts/`, `checkpoints/`, `evaluations/`. A killed run,
+started again with the same command, goes on from its last checkpoint and ends with the same
+bits as one that was never killed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mopd_jax import (
     inactive,
     offline,
     rollout_file,
+    selfcheck,
     teacher,
 )
 from mopd_jax.config import Config
@@ -55,14 +57,18 @@ def train(
 
     Raises:
         ConfigError, data.DataError, RolloutFileError, weights and context errors: before the
-        first step, each with the setting to change.
+        first step, each with the setting to change. selfcheck.SelfCheckError: before the first
+        update.
     """
     run, state, stream, solved = open_run(cfg, workdir, command=command, devices=devices)
     book = Logbook(workdir, step=int(state.step))
+    first = int(state.step) + 1
     with jax.set_mesh(run.mesh):
-        if int(state.step) == 0:
+        if first <= cfg.steps:
+            checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])
+        if first == 1:
             _evaluate(run, state, book)
-        for step in range(int(state.step) + 1, cfg.steps + 1):
+        for step in range(first, cfg.steps + 1):
             clock = console.Clock(step, cfg.steps, phases=4)
             with clock.phase("rollout"):
                 if run.saved is None:
@@ -89,6 +95,8 @@ def train(
                 batch = experience.batch(
                     run, sampled, contexts.inputs, chosen.usage, rewards, valid
                 )
+            if step == first:
+                selfcheck.before_update(run, state, sampled, batch, checks)
             with clock.phase("update"):
                 state, logged = run.update(state, batch)
                 if cfg.teacher.drift_every and step % cfg.teacher.drift_every == 0:

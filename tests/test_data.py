@@ -134,6 +134,10 @@ def test_a_stream_can_be_cut_and_entered_anywhere(size, counts, seed):
     assert uids.dtype == np.uint32
     first = counts[0]
     later = data.ProblemStream(rows, seed=seed, position=first)
+    ahead, numbers = later.peek(counts[1])
+    assert [p.id for p in ahead] == whole[first : first + counts[1]]
+    assert numbers.tolist() == list(range(first, first + counts[1]))
+    assert later.position == first
     assert take(later, sum(counts) - first)[0] == whole[first:]
     assert later.position == sum(counts)
     # Each whole epoch has every problem once.

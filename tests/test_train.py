@@ -77,6 +77,10 @@ def finished(tmp_path_factory):
 def test_run_folder(finished):
     folder, out = finished
     assert "gain (paired)" in out
+    assert "self checks: 6 pass (loss, header, gold, mask, sampler, teacher)" in out
+    checks = json.loads((folder / "self_checks.json").read_text())
+    assert checks["before_step"] == 1
+    assert [c["name"] for c in checks["checks"]][-2:] == ["sampler", "teacher"]
     records = logbook.read(folder)
     steps = [(r["kind"], r["step"]) for r in records]
     trained = [("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4)]
@@ -139,6 +143,9 @@ def test_killed_run_ends_with_the_same_bits(finished, tmp_path):
     assert checkpoint.steps(folder / "checkpoints") == [2]
     out = finish(folder)
     assert "going on from the checkpoint of step 2" in out
+    moved = "student and teacher have moved in 2 steps"
+    assert "self checks: 5 pass (loss, header, gold, mask, sampler); teacher" in out
+    assert f"teacher does not apply: {moved}" in out
     assert checksums(folder, 4) == checksums(finished[0], 4)
     # Every step stands in the log once, with the same numbers.
     free = ("seconds", "tokens_per_second")
@@ -150,6 +157,7 @@ def test_killed_run_ends_with_the_same_bits(finished, tmp_path):
     again = finish(folder)
     assert "gain (paired)" in again
     assert "step 4/4" not in again
+    assert "self checks" not in again
 
 
 @pytest.mark.slow
@@ -228,7 +236,7 @@ def test_eight_devices_equal_one(tmp_path):
     cfg, workdir = cli.parse(flags(tmp_path / "eight", steps=2, mesh__fsdp=2, mesh__tensor=2))
     eight = train.train(cfg, workdir)
     # Adam divides by the gradient's own size, so where that is all rounding, two steps of 1e-3
-    # may differ by a part of themselves; tests/test_train_step.py bounds the gradients.
+    # may differ by a part of themselves; tests/test_invariance.py bounds the gradients.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one.params, eight.params
     )
