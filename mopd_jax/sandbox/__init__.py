@@ -1,0 +1,106 @@
+"""Runs generated programs so that they can harm nothing and forge nothing (docs/sandbox.md).
+
+A `Sandbox` has a few workers. Each is an interpreter that was started once inside its own
+namespaces, without network and without files of the host; every program is a fork of it in
+further namespaces of its own, with an empty disk. The host hands in source and input and takes
+out bytes. Expected outputs stay with the host.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import queue
+
+from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.sandbox import layout
+from mopd_jax.sandbox.layout import SandboxError
+from mopd_jax.sandbox.worker import Outcome, Program, Worker
+
+__all__ = ["Outcome", "Program", "Sandbox", "SandboxError"]
+
+
+class Sandbox:
+    """A pool of workers for all threads of a process; use as a context manager, or close it.
+
+    A fork of the process must not use it. Whatever is left ends with the process.
+    """
+
+    def __init__(self, cfg: SandboxConfig):
+        """Opens the sandbox and starts its first worker, so that what cannot work fails here.
+
+        Raises:
+            SandboxError: if the level cannot be had, with what is missing and what to do.
+        """
+        self._cfg = cfg
+        self._layout = layout.find(cfg)
+        self.workers = cfg.workers or len(os.sched_getaffinity(0))
+        # One thread starts every worker and stays: its end would be theirs.
+        self._starter = concurrent.futures.ThreadPoolExecutor(1, "sandbox-starter")
+        self._free: queue.LifoQueue[tuple[int, Worker | None]] = queue.LifoQueue()
+        try:
+            first = self._start(0)
+        except BaseException:
+            self._starter.shutdown()
+            raise
+        for slot in range(1, self.workers):
+            self._free.put((slot, None))
+        self._free.put((0, first))
+
+    @property
+    def level(self) -> str:
+        """The level in use, which is the one asked for."""
+        return self._layout.level
+
+    @property
+    def description(self) -> str:
+        """The level and what it consists of here, for the start of a run and its record."""
+        return f"{self._layout.level} ({'; '.join(self._layout.parts)}), {self.workers} workers"
+
+    def run(self, program: Program) -> Outcome:
+        """Runs one program to its end; waits for a free worker. Threads may call it together.
+
+        A worker that breaks is replaced, and the program tried once more. If it breaks its
+        worker again although the new one has run an honest program, the program is to blame.
+        """
+        slot, worker = self._free.get()
+        try:
+            worker = worker or self._start(slot)
+            outcome = worker.run(program)
+            if outcome.kind != "broken":
+                return outcome
+            worker = self._replace(slot, worker)
+            if worker.run(Program("print(1)")).stdout != b"1\n":
+                return outcome
+            again = worker.run(program)
+            if again.kind != "broken":
+                return again
+            worker = self._replace(slot, worker)
+            return Outcome("hostile", detail=again.detail)
+        except SandboxError as error:
+            return Outcome("broken", detail=str(error))
+        finally:
+            self._free.put((slot, worker))
+
+    def _start(self, slot: int) -> Worker:
+        return Worker(
+            self._layout, self._cfg, slot, lambda call: self._starter.submit(call).result()
+        )
+
+    def _replace(self, slot: int, worker: Worker) -> Worker:
+        worker.close()
+        return self._start(slot)
+
+    def close(self) -> None:
+        """Ends all workers; waits for programs that still run."""
+        for _ in range(self.workers):
+            _, worker = self._free.get()
+            if worker is not None:
+                worker.close()
+        self._starter.shutdown()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
