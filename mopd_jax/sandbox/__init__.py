@@ -8,9 +8,9 @@ out bytes. Expected outputs stay with the host.
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import queue
+from concurrent.futures import ThreadPoolExecutor
 
 from mopd_jax.config_sandbox import SandboxConfig
 from mopd_jax.sandbox import layout
@@ -36,7 +36,7 @@ class Sandbox:
         self._layout = layout.find(cfg)
         self.workers = cfg.workers or len(os.sched_getaffinity(0))
         # One thread starts every worker and stays: its end would be theirs.
-        self._starter = concurrent.futures.ThreadPoolExecutor(1, "sandbox-starter")
+        self._starter = ThreadPoolExecutor(1, "sandbox-starter")
         self._free: queue.LifoQueue[tuple[int, Worker | None]] = queue.LifoQueue()
         try:
             first = self._start(0)

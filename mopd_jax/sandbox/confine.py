@@ -6,6 +6,7 @@ library only, Python 3.9 or later, since the interpreter inside need not be the 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -142,10 +143,8 @@ def drop_capabilities() -> None:
             prctl(_PR_CAPBSET_DROP, capability)
         except OSError:  # Past the last one, or not ours to drop: then there is none to lose.
             break
-    try:
+    with contextlib.suppress(OSError):
         prctl(_PR_AMBIENT, 4)
-    except OSError:
-        pass
     header, nothing = struct.pack("=Ii", 0x20080522, 0), bytes(24)
     _check(libc().capset(header, nothing), "capset")
 

@@ -23,18 +23,20 @@ import sys
 
 from mopd_jax.sandbox import confine, program, watch
 
-LOADED = (
-    "array bisect collections copy dataclasses datetime decimal enum fractions functools heapq "
-    "itertools math operator os.path queue random re statistics string typing"
-).split()
+LOADED = """
+array bisect collections copy dataclasses datetime decimal enum fractions functools heapq
+itertools math operator os.path queue random re statistics string typing
+"""
 TELL = 100  # A descriptor above those that are in use while a program is confined.
 
 
 def main(control: int, settings: dict) -> None:
     """Serves jobs until the host is gone; returns in no process."""
     confine.die_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Else pid 1 could be interrupted by a program.
-    for name in LOADED:
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Else pid 1 could be interrupted by a program.
+    for name in LOADED.split():
         importlib.import_module(name)
     sys.path[:] = [path for path in sys.path if path]
     site.setquit()  # `exit` and `quit`, which -S leaves out.

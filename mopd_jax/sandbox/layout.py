@@ -6,7 +6,6 @@ Every question is asked once, when a sandbox is opened, and answered by trying.
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import json
 import os
 import pathlib
@@ -169,8 +168,8 @@ def _interpreter(cfg: SandboxConfig, layout: Layout) -> dict:
     who = "an unprivileged user" if layout.other_user else "this user"
     raise SandboxError(
         f"no Python for generated programs that {who} can start ({'; '.join(tried)}); install "
-        "python3 from the system's packages, or name an interpreter in sandbox.python that lies "
-        "outside private folders such as /root"
+        "python3 from the system's packages, or name in sandbox.python an interpreter outside "
+        "private folders such as /root"
     )
 
 
@@ -218,9 +217,7 @@ def command(
         "readable": readable,
         "scratch": "/tmp" if isolated else scratch,
     }
-    texts = [
-        importlib.resources.files(_BELOW).joinpath(f"{name}.py").read_text() for name in GUEST
-    ]
+    texts = [pathlib.Path(__file__).with_name(f"{name}.py").read_text() for name in GUEST]
     # Not -I: it ignores the hash seed. The environment is ours and the folder is empty.
     run = [layout.interpreter["executable"], "-s", "-S", "-B", "-X", "utf8", "-c", _BOOT]
     run += [str(control), json.dumps(settings), *texts]

@@ -1,4 +1,4 @@
-"""The program's own process inside the sandbox: real streams, its module, its function's result.
+"""The program's own process inside the sandbox: real streams, its module, its result.
 
 Nothing here is a barrier: the program shares this interpreter and may change all of it. It can
 only write bytes, and the host compares those with what never entered the sandbox.
@@ -8,9 +8,9 @@ Standard library only, Python 3.9 or later.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
-import io
 import json
 import os
 import sys
@@ -24,7 +24,6 @@ PRELUDE = (PRELUDE + " functools operator typing").split()
 _RECURSION = 50_000  # Of function tests, whose judges raise it too.
 _FILE = "<program>"
 _MAX_DEPTH = 200  # Of a returned value.
-
 
 
 def run_program(job: dict) -> None:
@@ -70,10 +69,8 @@ def run_program(job: dict) -> None:
 
 def quietly(call) -> None:
     """Calls; what goes wrong at a program's end does not stop the rest of it."""
-    try:
+    with contextlib.suppress(BaseException):
         call()
-    except BaseException:
-        pass
 
 
 def exit_code(code) -> int:
@@ -88,7 +85,7 @@ def wrap_streams() -> tuple:
     """Real files on descriptors 0, 1, 2: `.buffer`, `.fileno()` and `open(0)` work."""
 
     def text(fd, mode, **options):
-        return io.open(fd, mode, encoding="utf-8", closefd=False, **options)
+        return open(fd, mode, encoding="utf-8", closefd=False, **options)
 
     sys.stdin = sys.__stdin__ = text(0, "r", errors="surrogateescape")
     sys.stdout = sys.__stdout__ = text(1, "w", errors="surrogateescape")
@@ -156,7 +153,5 @@ def explain(kind, error, trace) -> None:
         text = "".join(traceback.format_exception(kind, error, trace, limit=-8))
     except BaseException:
         text = f"{kind.__name__}\n"
-    try:
+    with contextlib.suppress(BaseException):
         sys.stderr.write(text)
-    except BaseException:
-        pass

@@ -6,14 +6,13 @@ Standard library only, Python 3.9 or later.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
-import shutil
 import signal
 import socket
 import stat
-import subprocess
 import time
 
 TICK = 0.05  # Seconds between two looks at a running program.
@@ -158,16 +157,12 @@ def end_all(pid: int, settings: dict) -> int:
     status = 0
     while True:
         if settings["isolated"]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         else:
             for child in below(os.getpid()):
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(child, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
         try:
             ended, code = os.waitpid(-1, 0)
         except ChildProcessError:
@@ -182,30 +177,46 @@ def sweep() -> None:
 
 
 def too_much(folder: str, limit: int) -> bool:
-    """Whether a folder holds more bytes, or _NAMES names, than it may."""
+    """Whether a folder holds more bytes or names than it may, or hides how much it holds."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
     total = names = 0
-    for parent, _, files in os.walk(folder):
-        for name in files:
-            try:
-                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
-            except OSError:
-                continue
-        names += len(files) + 1
-        if total > limit or names > _NAMES:
-            return True
+    try:
+        for _, _, files, place in os.fwalk(folder, onerror=refuse):
+            for name in files:
+                with contextlib.suppress(FileNotFoundError):
+                    total += os.lstat(name, dir_fd=place).st_blocks * 512
+            names += len(files) + 1
+            if total > limit or names > _NAMES:
+                return True
+    except (OSError, RecursionError):
+        return True
     return False
 
 
 def clear(folder: str) -> None:
-    """Empties a folder, also of what its owner has locked itself out of."""
-    for entry in os.scandir(folder):
-        if entry.is_symlink() or not entry.is_dir(follow_symlinks=False):
-            os.unlink(entry.path)
-            continue
-        for parent, names, _ in os.walk(entry.path):
-            for name in (parent, *(os.path.join(parent, n) for n in names)):
-                if not os.path.islink(name):
-                    os.chmod(name, stat.S_IRWXU)
-        shutil.rmtree(entry.path, ignore_errors=True)
-        if os.path.lexists(entry.path):  # Deeper than Python can follow.
-            subprocess.run(["/bin/rm", "-rf", "--", entry.path], check=False)
+    """Empties a folder, also of what its owner is locked out of or what no path can reach.
+
+    Goes there: only for processes that have nothing else to do with their working folder.
+    """
+    os.chdir(folder)
+    inside: list[str] = []
+    while True:
+        deeper = None
+        for entry in list(os.scandir(".")):
+            if entry.is_dir(follow_symlinks=False):
+                deeper = entry.name
+                break
+            os.unlink(entry.name)
+        if deeper is not None:
+            os.chmod(deeper, stat.S_IRWXU)
+            os.chdir(deeper)
+            inside.append(deeper)
+        elif inside:
+            os.chdir("..")
+            os.rmdir(inside.pop())
+        else:
+            return
