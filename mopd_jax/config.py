@@ -21,12 +21,14 @@ from mopd_jax.config_dict import (
 )
 from mopd_jax.config_dict import at_least as _at_least
 from mopd_jax.config_dict import require as _require
+from mopd_jax.config_sandbox import SandboxConfig
 
 __all__ = [
     "Config",
     "ConfigError",
     "ContextConfig",
     "PeerConfig",
+    "SandboxConfig",
     "defaults",
     "fingerprint",
     "from_config_dict",
@@ -345,6 +347,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    sandbox: SandboxConfig = SandboxConfig()
 
     def __post_init__(self):
         _at_least(self, 1, "steps", "dump_every")

@@ -24,6 +24,7 @@ from mopd_jax import (
     sharding,
     tokenizer,
     train_step,
+    verifiers,
     weights,
 )
 from mopd_jax import config as configs
@@ -31,6 +32,7 @@ from mopd_jax.config import Config, ConfigError
 from mopd_jax.logbook import write_text
 from mopd_jax.models import decoder
 from mopd_jax.records import Batch, Problem, Tokenizer, TrainState
+from mopd_jax.sandbox import Sandbox
 
 log = logging.getLogger("mopd")
 
@@ -52,6 +54,7 @@ class Run:
     sample: Callable[..., Any]
     sample_eval: Callable[..., Any]
     update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    sandbox: Sandbox | None = None  # Where the verifier runs programs.
 
 
 def open_run(
@@ -119,6 +122,7 @@ def open_run(
         sample=sampler(sampling=cfg.rollout, group=cfg.rollout.group),
         sample_eval=sampler(sampling=cfg.eval, group=cfg.eval.samples),
         update=train_step.make_train_step(cfg, model, mesh),
+        sandbox=_sandbox(cfg, [*train_problems, *eval_problems]),
     )
     state, position = _state(run, source)
     _write_records(run, command)
@@ -133,6 +137,14 @@ def open_run(
         time.perf_counter() - begun,
     )
     return run, state, stream
+
+
+def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
+    if not verifiers.needs_sandbox(problems):
+        return None
+    sandbox = Sandbox(cfg.sandbox)
+    log.info("generated programs run in the sandbox level %s", sandbox.description)
+    return sandbox
 
 
 def _question(problem: Problem) -> str:
@@ -173,6 +185,7 @@ def _write_records(run: Run, command: str) -> None:
         "config": configs.fingerprint(run.cfg),
         "templates": configs.fingerprint(run.cfg.context),
         "tokenizer": run.tokenizer.fingerprint,
+        "sandbox": None if run.sandbox is None else run.sandbox.description,
     }
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.folder / "config.json", configs.to_json(run.cfg) + "\n")

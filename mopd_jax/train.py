@@ -67,7 +67,7 @@ def train(
                     step=step,
                 )
             with clock.phase("verify"):
-                verdicts = experience.verify(sampled)
+                verdicts = experience.verify(run, sampled)
                 rewards, valid, success = experience.outcomes(verdicts, cfg)
             with clock.phase("context"):
                 chosen = experience.choose_peers(run, sampled, success, valid, step)
@@ -82,6 +82,8 @@ def train(
                 sampled, rewards, valid, success, contexts.records
             )
             values |= experience.choice_metrics(chosen, contexts)
+            if run.sandbox is not None:
+                values["sandbox_level"] = run.sandbox.level
             values |= clock.seconds()
             values["tokens_per_second"] = float(sampled.mask.sum()) / values["seconds"]
             book.scalars(step, "train", values)
@@ -97,6 +99,8 @@ def train(
                 meta = {"position": stream.position}
                 checkpoint.save(workdir / "checkpoints", state, meta, keep=cfg.checkpoint.keep)
     book.close()
+    if run.sandbox is not None:
+        run.sandbox.close()
     log.info("%s", console.final_table(workdir))
     return state
 
@@ -119,7 +123,7 @@ def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
             purpose=experience.EVALUATE,
             step=0,
         )
-        _, valid, success = experience.outcomes(experience.verify(out), cfg)
+        _, valid, success = experience.outcomes(experience.verify(run, out), cfg)
         real = slice(0, stop - start)
         lengths = out.mask.sum(axis=2)
         return success[real], lengths[real], out.stopped[real], int((~valid[real]).sum())

@@ -23,7 +23,7 @@ from mopd_jax.sandbox import Program, Sandbox
 SECRET = "the-text-of-the-secret"
 LIMITS = {
     "cpu_seconds": 0.5,
-    "idle_seconds": 1.0,
+    "idle_seconds": 0.6,
     "wall_seconds": 120.0,
     "memory_mb": 512,
     "processes": 16,
@@ -138,14 +138,14 @@ def main(uid, level):
     os.setgid(uid)
     os.setuid(uid)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *args: print("the parent got a signal"))
+        signal.signal(number, lambda *args: sys.stdout.write("a signal came\n"))
     with Sandbox(config(level)) as box:
         yard = Yard(box)
         for hostile in hostile_programs.PROGRAMS:
             outcome = box.run(Program(yard.source(hostile)))
             for problem in yard.problems(hostile, outcome):
-                print(hostile.name, problem, flush=True)
-        print("programs:", len(hostile_programs.PROGRAMS), "as", os.getuid())
+                sys.stdout.write(f"{hostile.name} {problem}\n")
+        sys.stdout.write(f"{len(hostile_programs.PROGRAMS)} programs as {os.getuid()}\n")
         yard.close()
 
 

@@ -32,6 +32,7 @@ from mopd_jax.config import (
 from mopd_jax.models import decoder
 from mopd_jax.peers import PeerPlan
 from mopd_jax.records import Verdict
+from mopd_jax.sandbox import worker
 from mopd_jax.testing import random_batch, tiny_decoder
 
 BASE = Config(
@@ -139,6 +140,10 @@ def instructed(cfg):
 
 def rollout_and_update(cfg):
     return sampler(cfg, "rollout"), update(cfg)
+
+
+def sandboxed(cfg):
+    return worker.make_job(worker.Program("print(1)"), cfg.sandbox)
 
 
 def evaluation(cfg):
@@ -250,6 +255,18 @@ CASES = [
         ]
     ],
     (neutral_contexts, "context", {"neutral": "<bad> {text}"}, {}),
+    *[
+        (sandboxed, "sandbox", change, {})
+        for change in [
+            {"cpu_seconds": 5.0},
+            {"wall_seconds": 99.0},
+            {"idle_seconds": 9.0},
+            {"memory_mb": 99},
+            {"processes": 9},
+            {"file_mb": 9},
+            {"output_kb": 9},
+        ]
+    ],
     (instructed, "data", {"instruction": "r0"}, {}),
     (contexts, "context", {"cut_mark": " <bad> "}, {"peer_tokens": 3}),
 ]
@@ -276,6 +293,7 @@ def test_every_field_is_in_the_table_or_the_loop():
         "model": {"path"},
         "peers": {"truncated", "threshold"},
         "rollout": {"prompts"},
+        "sandbox": {"level", "workers", "python"},  # In `test_sandbox.py`.
         "teacher": {"no_context"},
     }
     for section in dataclasses.fields(Config):

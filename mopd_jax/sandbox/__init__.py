@@ -53,6 +53,11 @@ class Sandbox:
         return self._layout.level
 
     @property
+    def output_kb(self) -> int:
+        """How much a program may write."""
+        return self._cfg.output_kb
+
+    @property
     def description(self) -> str:
         """The level and what it consists of here, for the start of a run and its record."""
         return f"{self._layout.level} ({'; '.join(self._layout.parts)}), {self.workers} workers"

@@ -75,12 +75,14 @@ class Layout:
     parts: what it consists of here, for people and records.
     interpreter: the answers of the interpreter that programs run with.
     other_user: this process is root, so that workers get a uid of their own each.
+    bwrap: path of bubblewrap, for namespaces.
     """
 
     level: str
     parts: tuple[str, ...]
     interpreter: dict
     other_user: bool
+    bwrap: str = ""
 
     def uid(self, slot: int) -> int:
         """Of worker `slot`; two runs on a machine rarely share one."""
@@ -109,9 +111,10 @@ def find(cfg: SandboxConfig) -> Layout:
         )
     first = Layout(cfg.level, (), {}, os.getuid() == 0)
     interpreter = _interpreter(cfg, first)
-    parts = [f"Python {interpreter['version']}"]
+    parts, bwrap = [f"Python {interpreter['version']}"], ""
     if cfg.level == "namespaces":
-        parts += [_bubblewrap()]
+        bwrap, version = _bubblewrap()
+        parts += [version]
         if not confine.seccomp_known():
             raise SandboxError(
                 f"sandbox.level='namespaces' needs seccomp, which this kernel or machine "
@@ -124,21 +127,22 @@ def find(cfg: SandboxConfig) -> Layout:
         parts += ["seccomp" if confine.seccomp_known() else "NO seccomp: the network is open"]
     if first.other_user:
         parts += ["uids of its own"]
-    return Layout(cfg.level, tuple(parts), interpreter, first.other_user)
+    return Layout(cfg.level, tuple(parts), interpreter, first.other_user, bwrap)
 
 
 def _weaker() -> str:
     return "or set sandbox.level='limits', which is weaker (docs/sandbox.md says how much)"
 
 
-def _bubblewrap() -> str:
-    if shutil.which("bwrap") is None:
+def _bubblewrap() -> tuple[str, str]:
+    path = shutil.which("bwrap")
+    if path is None:
         raise SandboxError(
             "sandbox.level='namespaces' needs bubblewrap, and there is no `bwrap` on the PATH: "
             f"install it (Debian, Ubuntu: apt-get install bubblewrap), {_weaker()}"
         )
-    done = subprocess.run(["bwrap", "--version"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "bubblewrap"
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    return path, done.stdout.strip() or "bubblewrap"
 
 
 def _interpreter(cfg: SandboxConfig, layout: Layout) -> dict:
@@ -223,7 +227,14 @@ def command(
     run += [str(control), json.dumps(settings), *texts]
     if not isolated:
         return run, _ENVIRONMENT
-    wrap = ["bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv"]
+    wrap = [
+        layout.bwrap,
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        "--clearenv",
+    ]
     for kind in ("user", "pid", "net", "ipc", "uts", "cgroup-try"):
         wrap.append(f"--unshare-{kind}")
     wrap += ["--hostname", "sandbox"]
@@ -242,7 +253,7 @@ def command(
     wrap += ["--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", "--chdir", "/tmp"]
     # Read-only, or one program could leave something for the next.
     wrap += ["--remount-ro", "/dev", "--remount-ro", "/"]
-    return [*wrap, "--", *run], {"PATH": os.environ.get("PATH", "")}
+    return [*wrap, "--", *run], {}
 
 
 def _without(shown: list[str], hidden: list[str]) -> list[str]:

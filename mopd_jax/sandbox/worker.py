@@ -75,6 +75,28 @@ class Outcome:
     detail: str = ""
 
 
+def make_job(program: Program, cfg: SandboxConfig, *, others: int = 0) -> dict:
+    """What the supervisor is told: the program and its limits, in seconds and bytes.
+
+    Args:
+        others: tasks that the kernel counts as the program's and that are not its own.
+    """
+    limit = cfg.cpu_seconds if program.cpu_seconds is None else program.cpu_seconds
+    return {
+        "source": program.source,
+        "call": program.call,
+        "arguments": program.arguments,
+        "cpu": limit,
+        # A longer limit has the same share of the clock.
+        "wall": cfg.wall_seconds * max(1.0, limit / cfg.cpu_seconds),
+        "idle": cfg.idle_seconds,
+        "memory": cfg.memory_mb << 20,
+        "file": cfg.file_mb << 20,
+        "tasks": cfg.processes + _FIXED_TASKS + others,
+        "output": cfg.output_kb << 10,
+    }
+
+
 class Worker:
     """One zygote in its sandbox. Not for use by two threads at a time."""
 
@@ -151,20 +173,7 @@ class Worker:
 
     def run(self, program: Program) -> Outcome:
         """Runs one program to its end. A kind of `broken` says that the worker is of no use."""
-        cfg = self._cfg
-        limit = cfg.cpu_seconds if program.cpu_seconds is None else program.cpu_seconds
-        scale = max(1.0, limit / cfg.cpu_seconds)
-        job = {
-            "source": program.source,
-            "call": program.call,
-            "arguments": program.arguments,
-            "cpu": limit,
-            "wall": cfg.wall_seconds * scale,
-            "idle": cfg.idle_seconds,
-            "memory": cfg.memory_mb << 20,
-            "file": cfg.file_mb << 20,
-            "tasks": cfg.processes + _FIXED_TASKS + self._others,
-        }
+        job = make_job(program, self._cfg, others=self._others)
         payload = json.dumps(job).encode()
         stdin = _sealed(program.stdin.encode("utf-8", "surrogateescape"))
         ours, theirs = socket.socketpair()
@@ -180,7 +189,7 @@ class Worker:
             ours.settimeout(_READY)
             ours.sendall(struct.pack("=Q", len(payload)) + payload)
             patience = job["wall"] + _READY
-            return _collect(ours, [end for end, _ in pipes], cfg.output_kb << 10, patience)
+            return _collect(ours, [end for end, _ in pipes], job["output"], patience)
         except OSError as error:
             return Outcome("broken", detail=f"{type(error).__name__}: {error}")
         finally:

@@ -159,6 +159,12 @@ def verify(
         if source is not None:
             said = f"The program is longer than {LONGEST_PROGRAM} characters."
         return Verdict(0.0, 0.0, feedback=said, format_ok=False)
+    for number, test in enumerate(tests, 1):
+        if len(str(test.expected)) >= sandbox.output_kb << 10:
+            raise ValueError(
+                f"problem {problem.id!r}, test {number} expects more output than "
+                f"sandbox.output_kb={sandbox.output_kb} allows; raise that setting"
+            )
     results = [run_test(source, test, problem, sandbox) for test in tests]
     for number, result in enumerate(results, 1):
         if result.outcome.kind in _NO_VERDICT:
