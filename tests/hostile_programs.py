@@ -88,6 +88,19 @@ RESOURCES = [
         """,
         ("memory",),
     ),
+    Hostile(
+        "memory_under_a_name_that_is_no_text",
+        """
+        for _ in range(8):
+            if os.fork() == 0:
+                C.prctl(15, b"\\xff) R \\n(", 0, 0, 0)
+                x = bytearray(b"x") * (180 << 20)
+                time.sleep(30)
+        C.prctl(15, b"\\xff\\xfe", 0, 0, 0)
+        time.sleep(30)
+        """,
+        ("memory",),
+    ),
     Hostile("huge_number", "x = 7 ** (10 ** 9)", ("cpu", "error", "memory")),
     Hostile("regular_expression", 'import re\nre.match("(a+)+$", "a" * 60 + "b")', ("cpu",)),
     Hostile("busy_for_ever", "while True: pass", ("cpu",)),

@@ -234,10 +234,10 @@ def test_what_the_machine_starves_is_no_failure(level):
 
 
 def test_programs_see_nothing_of_each_other():
-    with open_or_skip("namespaces", workers=2) as box:
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            for outcome in pool.map(box.run, [Program(LOOK)] * 2):
-                assert outcome.stdout == b"['mark'] ['1', '2'] 2\n"
+    opened = open_or_skip("namespaces", workers=2)
+    with opened as box, concurrent.futures.ThreadPoolExecutor(2) as pool:
+        for outcome in pool.map(box.run, [Program(LOOK)] * 2):
+            assert outcome.stdout == b"['mark'] ['1', '2'] 2\n"
 
 
 def test_the_same_program_says_the_same_every_time(level):

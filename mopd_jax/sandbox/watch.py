@@ -121,21 +121,25 @@ def snapshot(pids: list[int], seen: dict[int, float]) -> dict:
     waited, memory, asleep, reaped = 0.0, 0, True, 0.0
     for pid in pids:
         try:
-            with open(f"/proc/{pid}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
+            fields = stat_fields(f"/proc/{pid}/stat")
             seen[pid] = max(seen.get(pid, 0.0), sum(map(int, fields[11:13])) / _CLOCK)
             reaped += sum(map(int, fields[13:15])) / _CLOCK
             for task in os.listdir(f"/proc/{pid}/task"):
                 with open(f"/proc/{pid}/task/{task}/schedstat") as file:
                     waited += int(file.read().split()[1]) / 1e9
-                with open(f"/proc/{pid}/task/{task}/stat") as file:
-                    asleep &= file.read().rpartition(")")[2].split()[0] not in "RD"
+                asleep &= stat_fields(f"/proc/{pid}/task/{task}/stat")[0] not in (b"R", b"D")
             memory += occupied(pid)
         except (OSError, IndexError, ValueError):
             continue
     live = sum(seen.get(pid, 0.0) for pid in pids) + reaped
     cpu = max(sum(seen.values()), live + buried())
     return {"cpu": cpu, "waited": waited, "memory": memory, "asleep": asleep}
+
+
+def stat_fields(path: str) -> list[bytes]:
+    """The fields after the name, which is whatever bytes a program gave itself."""
+    with open(path, "rb") as file:
+        return file.read().rpartition(b")")[2].split()
 
 
 def occupied(pid: int) -> int:

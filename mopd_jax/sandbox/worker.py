@@ -117,11 +117,12 @@ class Worker:
             SandboxError: if it does not come up, with what it said.
         """
         self._cfg = cfg
-        self._scratch = ""
+        self._scratch, self._uid = "", None
         if found.level == "limits":
             self._scratch = tempfile.mkdtemp(prefix="mopd-sandbox-")
             if found.other_user:
-                os.chown(self._scratch, found.uid(slot), found.uid(slot))
+                self._uid = found.uid(slot)
+                os.chown(self._scratch, self._uid, self._uid)
         self._others = 0
         if not found.other_user and (found.level == "limits" or _old_kernel()):
             self._others = _tasks_of(os.getuid())
@@ -207,6 +208,11 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
+        if self._uid is not None:
+            # No namespace ends what is left, but it has a uid that nothing else has.
+            end = ["/bin/sh", "-c", "kill -9 -1"]
+            options = {"user": self._uid, "group": self._uid, "extra_groups": []}
+            subprocess.run(end, capture_output=True, check=False, **options)
         if self._scratch:
             # Not shutil's: a program can nest folders deeper than Python can follow.
             remove = ["/bin/sh", "-c", 'chmod -R u+rwx -- "$1"; rm -rf -- "$1"', "sh"]

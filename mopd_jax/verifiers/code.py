@@ -52,17 +52,47 @@ class Test:
     expected: Any  # Text, or a JSON value.
 
 
-def tests_of(problem: Problem) -> list[Test]:
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What `Problem.meta` says of the tests of a problem.
+
+    call: name of the function of functional tests.
+    cpu_seconds: of one test; None is the sandbox's own limit.
+    """
+
+    tests: list[Test]
+    call: str | None
+    cpu_seconds: float | None
+    tolerance: float
+
+
+def task_of(problem: Problem) -> Task:
     """The tests in `problem.meta`.
 
     Raises:
         ValueError: naming the test and what is wrong with it.
     """
-    meta = problem.meta
-    rows = meta.get("tests")
+    rows = problem.meta.get("tests")
     if not isinstance(rows, list | tuple) or not rows:
         raise ValueError(f"problem {problem.id!r} has no tests; give meta['tests']")
-    return [_test(row, i, problem) for i, row in enumerate(rows, 1)]
+    return Task(
+        [_test(row, i, problem) for i, row in enumerate(rows, 1)],
+        problem.meta.get("fn_name"),
+        _number(problem, "time_limit", None),
+        _number(problem, "float_tolerance", programs.TOLERANCE),
+    )
+
+
+def _number(problem: Problem, name: str, default: float | None) -> float | None:
+    value = problem.meta.get(name)
+    if value is None:
+        return default
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1e6 or (name == "time_limit" and value == 0):
+        raise ValueError(
+            f"problem {problem.id!r}: meta[{name!r}] is {value!r}; give a number or nothing"
+        )
+    return float(value)
 
 
 def _test(row: Any, number: int, problem: Problem) -> Test:
@@ -97,37 +127,26 @@ class Result:
     test: Test
 
 
-def run_test(source: str, test: Test, problem: Problem, sandbox: Sandbox) -> Result:
+def run_test(source: str, test: Test, task: Task, sandbox: Sandbox) -> Result:
     """Runs a program on one test and compares outside the sandbox."""
-    meta = problem.meta
     functional = test.arguments is not None
     program = Program(
         source,
         stdin=test.program_input,
-        call=meta["fn_name"] if functional else None,
+        call=task.call if functional else None,
         arguments=test.arguments if functional else "[]",
-        cpu_seconds=_positive(problem, "time_limit", None),
+        cpu_seconds=task.cpu_seconds,
     )
     outcome = sandbox.run(program)
     if outcome.kind != "ok":
         return Result(False, outcome, test)
-    tolerance = _positive(problem, "float_tolerance", programs.TOLERANCE)
     if functional:
         known, value = programs.read_result(outcome.result)
-        passed = known and programs.same_value(value, test.expected, tolerance=tolerance)
+        passed = known and programs.same_value(value, test.expected, tolerance=task.tolerance)
     else:
         printed = outcome.stdout.decode("utf-8", "replace")
-        passed = programs.same_output(printed, test.expected, tolerance=tolerance)
+        passed = programs.same_output(printed, test.expected, tolerance=task.tolerance)
     return Result(passed, outcome, test)
-
-
-def _positive(problem: Problem, name: str, default: float | None) -> float | None:
-    value = problem.meta.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-        raise ValueError(f"problem {problem.id!r}: meta[{name!r}] is {value!r}; give a number")
-    return float(value)
 
 
 def verify(
@@ -149,23 +168,23 @@ def verify(
         ValueError: if the problem's tests cannot be used.
         SandboxError: if no sandbox can be opened.
     """
-    tests = tests_of(problem)
+    task = task_of(problem)
     if sandbox is None:
         with Sandbox(SandboxConfig(workers=1)) as own:
             return verify(problem, response, sandbox=own, feedback=feedback)
+    for number, test in enumerate(task.tests, 1):
+        if len(str(test.expected)) >= sandbox.output_kb << 10:
+            raise ValueError(
+                f"problem {problem.id!r}, test {number} expects more output than "
+                f"sandbox.output_kb={sandbox.output_kb} allows; raise that setting"
+            )
     source, well_formed = programs.extract(response)
     if source is None or len(source) > LONGEST_PROGRAM:
         said = "The response has no fenced block with a Python program."
         if source is not None:
             said = f"The program is longer than {LONGEST_PROGRAM} characters."
         return Verdict(0.0, 0.0, feedback=said, format_ok=False)
-    for number, test in enumerate(tests, 1):
-        if len(str(test.expected)) >= sandbox.output_kb << 10:
-            raise ValueError(
-                f"problem {problem.id!r}, test {number} expects more output than "
-                f"sandbox.output_kb={sandbox.output_kb} allows; raise that setting"
-            )
-    results = [run_test(source, test, problem, sandbox) for test in tests]
+    results = [run_test(source, test, task, sandbox) for test in task.tests]
     for number, result in enumerate(results, 1):
         if result.outcome.kind in _NO_VERDICT:
             kind, detail = result.outcome.kind, result.outcome.detail

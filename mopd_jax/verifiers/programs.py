@@ -11,8 +11,6 @@ import re
 from decimal import Decimal
 from typing import Any, NamedTuple
 
-# A run of three or more backticks or tildes, alone at the start of a line but for its tag.
-_FENCE = re.compile(r"^([ \t]*)(`{3,}|~{3,})[ \t]*([^`\n]*?)[ \t]*\r?$")
 _PYTHON = {"python", "py", "python3", "py3", "pypy", "pypy3"}
 # Plain decimal notation: no nan, no inf, no `1_000`, no digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
@@ -43,23 +41,23 @@ def extract(response: str) -> Extracted:
     lines = response.split("\n")
     at = 0
     while at < len(lines):
-        opening = _FENCE.match(lines[at])
+        opening = _fence(lines[at])
         at += 1
         if opening is None:
             continue
-        indent, fence, tag = opening.groups()
         first, closed = at, False
         while at < len(lines) and not closed:
-            closing = _FENCE.match(lines[at])
+            closing = _fence(lines[at])
             closed = (
                 closing is not None
-                and closing[2][0] == fence[0]
-                and len(closing[2]) >= len(fence)
-                and not closing[3]
+                and closing.mark == opening.mark
+                and closing.length >= opening.length
+                and not closing.tag
             )
             at += 1
         body = lines[first : at - 1 if closed else at]
-        text = "\n".join(_outdented(line, len(indent)) for line in body).replace("\r\n", "\n")
+        text = "\n".join(_outdented(line.removesuffix("\r"), opening.indent) for line in body)
+        tag = opening.tag
         word = re.split(r"[\s,:]", tag.strip("{}. \t").lower(), maxsplit=1)[0]
         if text.strip() and word in _PYTHON:
             tagged.append((text, closed))
@@ -67,6 +65,27 @@ def extract(response: str) -> Extracted:
             plain.append((text, closed))
     found = tagged or plain
     return Extracted(*found[-1]) if found else Extracted(None, False)
+
+
+class _Fence(NamedTuple):
+    indent: int
+    mark: str
+    length: int
+    tag: str
+
+
+def _fence(line: str) -> _Fence | None:
+    """A run of three or more backticks or tildes at the start of a line, with its tag.
+
+    By hand and in linear time: an expression with two stars is a trap for hostile text.
+    """
+    text = line.lstrip(" \t")
+    mark = text[:1]
+    length = len(text) - len(text.lstrip(mark)) if mark in ("`", "~") else 0
+    tag = text[length:].strip()
+    if length < 3 or "`" in tag:
+        return None
+    return _Fence(len(line) - len(text), mark, length, tag)
 
 
 def _outdented(line: str, most: int) -> str:
