@@ -1,12 +1,10 @@
 """The code verifier: what a program is, what a right output is, and nothing else passes."""
 
-import concurrent.futures
 import json
 import os
 import random
 import subprocess
 import sys
-import threading
 import time
 
 import forging_programs
@@ -562,39 +560,27 @@ def test_verdicts_are_the_same_at_load_1_and_load_8(box):
         assert judged(box, rows) == calm
 
 
+ATTACKS = [
+    "import os\nwhile True:\n try: os.fork()\n except OSError: pass",
+    "x = []\nwhile True: x.append(bytes(1 << 20))",
+    "while True: print('x' * 9999)",
+    "while True: pass",
+]
+
+
 @pytest.mark.slow
-def test_legitimate_programs_pass_beside_hostile_ones_on_a_machine_with_twice_its_load(box):
-    rows = [
-        row
-        for row in batch()
-        if row[2] in (*legitimate_programs.SCRIPTS, *legitimate_programs.FUNCTIONS)
-    ]
-    hostile = [
-        "import os\nwhile True:\n try: os.fork()\n except OSError: pass",
-        "x = []\nwhile True: x.append(bytes(1 << 20))",
-        "while True: print('x' * 9999)",
-        "while True: pass",
-    ]
-    stop = threading.Event()
-
-    def attack(source):
-        while not stop.is_set():
-            verifiers.verify(
-                problem(("", "HIDDEN"), time_limit=0.5), fenced(source), sandbox=box
-            )
-
-    with (
-        Load(2 * len(os.sched_getaffinity(0))),
-        concurrent.futures.ThreadPoolExecutor(4) as pool,
-    ):
-        attacks = [pool.submit(attack, source) for source in hostile]
-        try:
-            done = judged(box, rows)
-        finally:
-            stop.set()
-        for running in attacks:
-            running.result()
-    assert {name: kept for name, kept in done.items() if kept != (1.0, 1.0, "")} == {}
+@pytest.mark.parametrize("level", ["namespaces", "limits"])
+def test_legitimate_programs_pass_beside_hostile_ones_on_a_machine_at_twice_its_load(level):
+    right = {*legitimate_programs.SCRIPTS, *legitimate_programs.FUNCTIONS}
+    rows = [row for row in batch() if row[2] in right]
+    task = problem(("", "HIDDEN"), time_limit=0.5)
+    rows += [(task, fenced(source), f"attack {i}") for i, source in enumerate(ATTACKS * 4)]
+    random.Random(0).shuffle(rows)
+    load = Load(2 * len(os.sched_getaffinity(0)))
+    with load, open_or_skip(level, cpu_seconds=4.0, wall_seconds=240.0, workers=4) as box:
+        done = judged(box, rows)
+    for name, kept in done.items():
+        assert kept == ((0.0, 0.0, "") if name.startswith("attack") else (1.0, 1.0, "")), name
 
 
 def test_livecodebench_rows_map_on_the_format(any_box):

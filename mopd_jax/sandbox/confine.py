@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import platform
 import resource
@@ -77,6 +78,7 @@ def numbers(table: str, machine: str) -> dict[str, int]:
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
 
 
+@functools.cache
 def libc() -> ctypes.CDLL:
     """The C library with errno kept."""
     return ctypes.CDLL(None, use_errno=True)
@@ -239,16 +241,22 @@ def _ranges(values: list[int]) -> list[tuple[int, int]]:
     return found
 
 
+@functools.cache
+def filter_code(*, isolated: bool, pid: int) -> bytes:
+    """The filter of this machine as the kernel reads it, eight bytes an instruction."""
+    rules = filter_rules(platform.machine(), isolated=isolated, pid=pid)
+    return b"".join(struct.pack("=HBBI", *rule) for rule in rules)
+
+
 def restrict_calls(*, isolated: bool) -> None:
     """Puts the filter on this process and all it will start; raises OSError.
 
     A forked child keeps the filter of its parent: without `isolated` it may signal that parent
     and not itself.
     """
-    rules = filter_rules(platform.machine(), isolated=isolated, pid=os.getpid())
-    code = b"".join(struct.pack("=HBBI", *rule) for rule in rules)
+    code = filter_code(isolated=isolated, pid=0 if isolated else os.getpid())
     kept = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("=HxxxxxxQ", len(rules), ctypes.addressof(kept))
+    program = struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(kept))
     pointer = ctypes.create_string_buffer(program, len(program))
     no_new_privileges()
     mode_filter = ctypes.c_ulong(2)

@@ -43,6 +43,7 @@ def main(control: int, settings: dict) -> None:
     rules = None
     if settings["isolated"]:
         confine.enter_user_namespace()
+        confine.filter_code(isolated=True, pid=0)  # Made once, kept by every fork.
     else:
         confine.adopt_orphans()
         if settings["landlock"]:
