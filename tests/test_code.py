@@ -6,15 +6,18 @@ import random
 import subprocess
 import sys
 import time
+import types
 
 import forging_programs
 import hypothesis
 import legitimate_programs
+import numpy as np
 import pytest
+import sandbox_yard
 from hypothesis import strategies as st
 from test_sandbox import open_or_skip
 
-from mopd_jax import verifiers
+from mopd_jax import config, experience, run, verifiers
 from mopd_jax.records import Problem
 from mopd_jax.sandbox import Outcome
 from mopd_jax.verifiers import code, programs
@@ -486,13 +489,15 @@ def test_without_a_reference_there_is_no_self_test():
 def batch():
     rows = []
     for name, (source, given, wanted) in legitimate_programs.SCRIPTS.items():
-        rows.append((problem((given, wanted)), fenced(source), name))
+        rows.append((problem((given, wanted)), fenced(source), f"right script {name}"))
     for name, (source, given, wanted) in legitimate_programs.FUNCTIONS.items():
-        rows.append((problem((given, wanted), fn_name="answer"), fenced(source), name))
+        task = problem((given, wanted), fn_name="answer")
+        rows.append((task, fenced(source), f"right function {name}"))
     for name, source in forging_programs.FUNCTIONS.items():
-        rows.append((problem(("5", '"HIDDEN"'), fn_name="answer"), fenced(source), name))
+        task = problem(("5", '"HIDDEN"'), fn_name="answer")
+        rows.append((task, fenced(source), f"wrong function {name}"))
     for name, source in forging_programs.SCRIPTS.items():
-        rows.append((problem(("5", "HIDDEN")), fenced(source), name))
+        rows.append((problem(("5", "HIDDEN")), fenced(source), f"wrong script {name}"))
     return rows
 
 
@@ -546,6 +551,7 @@ class Load:
 
 def judged(box, rows):
     tasks, texts, names = zip(*rows, strict=True)
+    assert len(set(names)) == len(names)
     verdicts = verifiers.verify_all(tasks, texts, [False] * len(tasks), sandbox=box)
     return {
         n: (v.reward, v.test_fraction, v.error) for n, v in zip(names, verdicts, strict=True)
@@ -555,7 +561,9 @@ def judged(box, rows):
 @pytest.mark.slow
 def test_verdicts_are_the_same_at_load_1_and_load_8(box):
     rows = batch()
-    calm = judged(box, rows)
+    with Load(1):
+        calm = judged(box, rows)
+    assert all(kept[0] == name.startswith("right") for name, kept in calm.items())
     with Load(8):
         assert judged(box, rows) == calm
 
@@ -571,8 +579,7 @@ ATTACKS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("level", ["namespaces", "limits"])
 def test_legitimate_programs_pass_beside_hostile_ones_on_a_machine_at_twice_its_load(level):
-    right = {*legitimate_programs.SCRIPTS, *legitimate_programs.FUNCTIONS}
-    rows = [row for row in batch() if row[2] in right]
+    rows = [row for row in batch() if row[2].startswith("right")]
     task = problem(("", "HIDDEN"), time_limit=0.5)
     rows += [(task, fenced(source), f"attack {i}") for i, source in enumerate(ATTACKS * 4)]
     random.Random(0).shuffle(rows)
@@ -581,6 +588,27 @@ def test_legitimate_programs_pass_beside_hostile_ones_on_a_machine_at_twice_its_
         done = judged(box, rows)
     for name, kept in done.items():
         assert kept == ((0.0, 0.0, "") if name.startswith("attack") else (1.0, 1.0, "")), name
+
+
+def test_a_run_opens_a_sandbox_only_where_its_data_needs_one(caplog):
+    open_or_skip("namespaces").close()
+    cfg = config.Config(sandbox=sandbox_yard.config("namespaces"))
+    assert run._sandbox(cfg, [Problem("e", (), "7", "exact")]) is None
+    caplog.set_level("INFO", "mopd")
+    with run._sandbox(cfg, [Problem("e", (), "7", "exact"), problem(("", ""))]) as box:
+        assert f"sandbox level {box.description}" in caplog.text
+        assert box.description.startswith("namespaces (Python 3.")
+
+
+def test_a_steps_rollouts_are_judged_in_the_runs_sandbox(any_box):
+    sampled = types.SimpleNamespace(
+        problems=[problem(("", "1")), Problem("e", (), "x", "exact")],
+        texts=[[fenced("print(1)"), fenced("print(2)"), "1"], ["x", "y", "x"]],
+        stopped=np.array([[True, True, False], [False, True, True]]),
+    )
+    verdicts = experience.verify(types.SimpleNamespace(sandbox=any_box), sampled)
+    assert [[v.reward for v in row] for row in verdicts] == [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]
+    assert [[v.truncated for v in row] for row in verdicts] == (~sampled.stopped).tolist()
 
 
 def test_livecodebench_rows_map_on_the_format(any_box):

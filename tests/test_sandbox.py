@@ -300,6 +300,40 @@ def test_the_weaker_level_says_what_it_lacks(monkeypatch, missing):
         assert box.run(Program("import os\nwhile True: os.fork()")).kind == "error"
 
 
+def test_what_starts_and_does_not_run_is_refused(level, monkeypatch):
+    open_or_skip(level).close()
+    monkeypatch.setattr(worker.Worker, "run", lambda *args: Outcome("broken", detail="pidfd"))
+    with pytest.raises(SandboxError, match=f"{level}.*does not run a program .broken pidfd."):
+        Sandbox(sandbox_yard.config(level))
+
+
+def test_programs_see_the_standard_library_and_no_packages(tmp_path):
+    for name in (
+        "lib/py/json",
+        "lib/py/site-packages/data",
+        "lib/dist-packages",
+        "bin",
+        "home",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("bin/python", "lib/py/os.py"):
+        (tmp_path / name).touch()
+    found = {
+        "standard": [f"{tmp_path}/lib/py"] * 2,
+        "libraries": [f"{tmp_path}/lib"],
+        "executable": f"{tmp_path}/bin/python",
+        "packages": [f"{tmp_path}/lib/py/site-packages", f"{tmp_path}/home/packages"],
+    }
+    shown, hidden = layout.visible(found)
+    mine = [path for path in shown if path.startswith(str(tmp_path))]
+    assert mine == [f"{tmp_path}/bin/python", f"{tmp_path}/lib"]
+    assert hidden == [f"{tmp_path}/lib/dist-packages", f"{tmp_path}/lib/py/site-packages"]
+    # Landlock cannot take away, so what is hidden is left out of what is given.
+    given = [p for p in layout._without(shown, hidden) if p.startswith(str(tmp_path))]
+    inside = [f"{tmp_path}/lib/py/json", f"{tmp_path}/lib/py/os.py"]
+    assert given == [f"{tmp_path}/bin/python", *inside]
+
+
 def test_other_systems_are_refused(monkeypatch):
     monkeypatch.setattr(platform, "system", lambda: "Darwin")
     with pytest.raises(SandboxError, match="Linux only"):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import queue
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 
 from mopd_jax.config_sandbox import SandboxConfig
 from mopd_jax.sandbox import layout
@@ -18,6 +19,34 @@ from mopd_jax.sandbox.layout import SandboxError
 from mopd_jax.sandbox.worker import Outcome, Program, Worker
 
 __all__ = ["Outcome", "Program", "Sandbox", "SandboxError"]
+
+
+class _Starter:
+    """One thread that starts every worker and stays: its end would be theirs.
+
+    A thread of its own and no executor's, which ends while other threads may still verify.
+    """
+
+    def __init__(self):
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="sandbox-starter", daemon=True).start()
+
+    def _serve(self) -> None:
+        while (asked := self._calls.get()) is not None:
+            call, answer = asked
+            try:
+                answer.set_result(call())
+            except Exception as error:
+                answer.set_exception(error)
+
+    def call(self, function):
+        """What the function returns or raises, called in that thread."""
+        answer: Future = Future()
+        self._calls.put((function, answer))
+        return answer.result()
+
+    def close(self) -> None:
+        self._calls.put(None)
 
 
 class Sandbox:
@@ -35,13 +64,12 @@ class Sandbox:
         self._cfg = cfg
         self._layout = layout.find(cfg)
         self.workers = cfg.workers or len(os.sched_getaffinity(0))
-        # One thread starts every worker and stays: its end would be theirs.
-        self._starter = ThreadPoolExecutor(1, "sandbox-starter")
+        self._starter = _Starter()
         self._free: queue.LifoQueue[tuple[int, Worker | None]] = queue.LifoQueue()
         try:
             first = self._start(0)
         except BaseException:
-            self._starter.shutdown()
+            self._starter.close()
             raise
         for slot in range(1, self.workers):
             self._free.put((slot, None))
@@ -65,36 +93,36 @@ class Sandbox:
     def run(self, program: Program) -> Outcome:
         """Runs one program to its end; waits for a free worker. Threads may call it together.
 
-        A worker that breaks is replaced, and the program tried once more. If it breaks its
-        worker again although the new one has run an honest program, the program is to blame.
+        A worker that breaks is replaced, and the program tried once more. If it breaks the new
+        one too, which has run an honest program meanwhile, the program is to blame.
         """
         slot, worker = self._free.get()
         try:
-            worker = worker or self._start(slot)
-            outcome = worker.run(program)
-            if outcome.kind != "broken":
-                return outcome
-            worker = self._replace(slot, worker)
-            if worker.run(Program("print(1)")).stdout != b"1\n":
-                return outcome
-            again = worker.run(program)
-            if again.kind != "broken":
-                return again
-            worker = self._replace(slot, worker)
-            return Outcome("hostile", detail=again.detail)
+            for _ in range(2):
+                worker = worker or self._start(slot)
+                outcome = worker.run(program)
+                if outcome.kind != "broken":
+                    return outcome
+                worker.close()
+                worker = None
+            return Outcome("hostile", detail=outcome.detail)
         except SandboxError as error:
             return Outcome("broken", detail=str(error))
         finally:
             self._free.put((slot, worker))
 
     def _start(self, slot: int) -> Worker:
-        return Worker(
-            self._layout, self._cfg, slot, lambda call: self._starter.submit(call).result()
-        )
-
-    def _replace(self, slot: int, worker: Worker) -> Worker:
-        worker.close()
-        return self._start(slot)
+        """A worker that has run an honest program."""
+        worker = Worker(self._layout, self._cfg, slot, self._starter.call)
+        tried = worker.run(Program("print(1)"))
+        if tried.stdout != b"1\n":
+            worker.close()
+            raise SandboxError(
+                f"sandbox.level={self.level!r} starts here but does not run a program "
+                f"({tried.kind} {tried.detail}); a kernel older than 5.4, or one that is none "
+                "of Linux itself, may be why. docs/sandbox.md says what is needed"
+            )
+        return worker
 
     def close(self) -> None:
         """Ends all workers; waits for programs that still run."""
@@ -102,7 +130,7 @@ class Sandbox:
             _, worker = self._free.get()
             if worker is not None:
                 worker.close()
-        self._starter.shutdown()
+        self._starter.close()
 
     def __enter__(self) -> Sandbox:
         return self

@@ -125,8 +125,7 @@ def snapshot(pids: list[int], seen: dict[int, float]) -> dict:
             seen[pid] = max(seen.get(pid, 0.0), sum(map(int, fields[11:13])) / _CLOCK)
             reaped += sum(map(int, fields[13:15])) / _CLOCK
             for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/schedstat") as file:
-                    waited += int(file.read().split()[1]) / 1e9
+                waited += waited_for_a_processor(f"/proc/{pid}/task/{task}/schedstat")
                 asleep &= stat_fields(f"/proc/{pid}/task/{task}/stat")[0] not in (b"R", b"D")
             memory += occupied(pid)
         except (OSError, IndexError, ValueError):
@@ -134,6 +133,15 @@ def snapshot(pids: list[int], seen: dict[int, float]) -> dict:
     live = sum(seen.get(pid, 0.0) for pid in pids) + reaped
     cpu = max(sum(seen.values()), live + buried())
     return {"cpu": cpu, "waited": waited, "memory": memory, "asleep": asleep}
+
+
+def waited_for_a_processor(path: str) -> float:
+    """Seconds that a thread was ready to run and did not; 0 where the kernel does not say."""
+    try:
+        with open(path) as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def stat_fields(path: str) -> list[bytes]:
