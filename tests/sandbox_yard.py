@@ -7,6 +7,7 @@ As a script it runs all hostile programs as another user and prints what went wr
 
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -130,6 +131,7 @@ class Yard:
         self.sibling.wait()
         for server in self.servers:
             server.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def main(uid, level):

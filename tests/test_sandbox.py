@@ -256,7 +256,8 @@ def test_the_same_program_says_the_same_every_time(level):
 
 
 def test_no_level_takes_the_place_of_another(monkeypatch):
-    tmp_path = pathlib.Path(tempfile.mkdtemp(prefix="path-"))  # Others can enter it.
+    folder = tempfile.TemporaryDirectory(prefix="path-")  # Others can enter it.
+    tmp_path = pathlib.Path(folder.name)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SandboxError, match="apt-get install bubblewrap.*level='limits'"):
         Sandbox(sandbox_yard.config("namespaces"))
@@ -266,6 +267,7 @@ def test_no_level_takes_the_place_of_another(monkeypatch):
     tmp_path.chmod(0o755)
     with pytest.raises(SandboxError, match="uid map: Permission denied.*set sandbox.level="):
         Sandbox(sandbox_yard.config("namespaces"))
+    folder.cleanup()
 
 
 def test_an_interpreter_that_nobody_can_start_is_named():

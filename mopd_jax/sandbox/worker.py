@@ -148,6 +148,9 @@ class Worker:
             )
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             self._control.close()
+            os.close(said)
+            if self._scratch:
+                os.rmdir(self._scratch)
             raise layout.SandboxError(
                 f"a sandbox worker could not be started: {type(error).__name__}: {error}"
             ) from error
