@@ -21,6 +21,7 @@ from mopd_jax.config_dict import (
 )
 from mopd_jax.config_dict import at_least as _at_least
 from mopd_jax.config_dict import require as _require
+from mopd_jax.config_sandbox import SandboxConfig
 from mopd_jax.config_update import (
     Aggregation,
     Divergence,
@@ -39,6 +40,7 @@ __all__ = [
     "LossConfig",
     "OptimizerConfig",
     "PeerConfig",
+    "SandboxConfig",
     "TeacherConfig",
     "defaults",
     "fingerprint",
@@ -225,6 +227,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    sandbox: SandboxConfig = SandboxConfig()
 
     def __post_init__(self):
         _at_least(self, 1, "steps", "dump_every")

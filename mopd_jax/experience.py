@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -97,18 +98,17 @@ class Rendered:
     withheld: int  # Feedback that may contain gold and was not shown.
 
 
-def verify(sampled: Sampled) -> list[list[Verdict]]:
+def verify(run: Run, sampled: Sampled) -> list[list[Verdict]]:
     """One typed verdict per rollout."""
-    rows = tqdm(sampled.problems, desc="verify", leave=False, disable=None)
-    return [
-        [
-            verifiers.verify(problem, text, truncated=not whole)
-            for text, whole in zip(texts, stopped, strict=True)
-        ]
-        for problem, texts, stopped in zip(
-            rows, sampled.texts, sampled.stopped.tolist(), strict=True
-        )
-    ]
+    prompts, group = sampled.stopped.shape
+    verdicts = verifiers.verify_all(
+        [problem for problem in sampled.problems for _ in range(group)],
+        [text for texts in sampled.texts for text in texts],
+        (~sampled.stopped).reshape(-1).tolist(),
+        sandbox=run.sandbox,
+        progress=functools.partial(tqdm, desc="verify", leave=False, disable=None),
+    )
+    return [verdicts[p * group : (p + 1) * group] for p in range(prompts)]
 
 
 def outcomes(verdicts, cfg: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

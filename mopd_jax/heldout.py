@@ -56,7 +56,7 @@ def respond(student: Student, state: TrainState) -> list[list[Response]]:
             purpose=experience.EVALUATE,
             step=0,
         )
-        verdicts = experience.verify(out)
+        verdicts = experience.verify(student, out)
         lengths = out.mask.sum(axis=2)
         return [
             [

@@ -37,6 +37,7 @@ from mopd_jax.logbook import write_text
 from mopd_jax.models import decoder
 from mopd_jax.records import Batch, Params, Problem, Tokenizer, TrainState
 from mopd_jax.rollout_file import Saved
+from mopd_jax.sandbox import Sandbox
 from mopd_jax.solved import Solved
 
 log = logging.getLogger("mopd")
@@ -56,6 +57,7 @@ class Student:
     tokenizer: Tokenizer
     eval_problems: list[Problem]
     sample_eval: Callable[..., Any]
+    sandbox: Sandbox | None  # Where the verifier runs programs.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,6 +141,8 @@ def prepare(
         for problem in train_problems:
             context.gold(problem, cfg.context)
 
+    if student.sandbox is None:
+        student = dataclasses.replace(student, sandbox=_sandbox(cfg, train_problems))
     run = Run(
         **vars(student),
         folder=workdir,
@@ -221,6 +225,7 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
         sample_eval=_sampler(
             cfg, mesh, words, sampling=cfg.eval, group=cfg.eval.samples, model=model
         ),
+        sandbox=_sandbox(cfg, problems),
     )
 
 
@@ -252,6 +257,14 @@ def _check_rows(name: str, size: int, shards: int) -> None:
             f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
             f"use a multiple of {shards}, or give devices to mesh.tensor"
         )
+
+
+def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
+    if not verifiers.needs_sandbox(problems):
+        return None
+    sandbox = Sandbox(cfg.sandbox)
+    log.info("generated programs run in the sandbox level %s", sandbox.description)
+    return sandbox
 
 
 def _question(problem: Problem) -> str:
@@ -292,6 +305,7 @@ def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
         "config": configs.fingerprint(run.cfg),
         "templates": configs.fingerprint(run.cfg.context),
         "tokenizer": run.tokenizer.fingerprint,
+        "sandbox": None if run.sandbox is None else run.sandbox.description,
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", configs.to_json(run.cfg) + "\n")

@@ -87,7 +87,7 @@ def train(
                     sampled, verdicts, draw = offline.take(run, step)
             with clock.phase("verify"):
                 if run.saved is None:
-                    verdicts = experience.verify(sampled)
+                    verdicts = experience.verify(run, sampled)
                 rewards, valid, success = experience.outcomes(verdicts, cfg)
             with clock.phase("context"):
                 chosen = experience.choose_peers(run, sampled, success, valid, draw)
@@ -108,6 +108,8 @@ def train(
             values |= experience.choice_metrics(chosen, contexts)
             solved = solved.after([problem.id for problem in sampled.problems], success)
             values |= solved.metrics()
+            if run.sandbox is not None:
+                values["sandbox_level"] = run.sandbox.level
             values |= clock.seconds()
             values["tokens_per_second"] = float(sampled.mask.sum()) / values["seconds"]
             book.scalars(step, "train", values)
@@ -130,6 +132,8 @@ def train(
                     keep=cfg.checkpoint.keep,
                 )
     book.close()
+    if run.sandbox is not None:
+        run.sandbox.close()
     log.info("%s", console.final_table(workdir))
     return state
 

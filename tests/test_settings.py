@@ -33,6 +33,7 @@ from mopd_jax.config import (
 from mopd_jax.models import decoder
 from mopd_jax.peers import PeerPlan
 from mopd_jax.records import Verdict
+from mopd_jax.sandbox import worker
 from mopd_jax.testing import random_batch, tiny_decoder
 
 BASE = Config(
@@ -142,6 +143,10 @@ def instructed(cfg):
 
 def rollout_and_update(cfg):
     return sampler(cfg, "rollout"), update(cfg)
+
+
+def sandboxed(cfg):
+    return worker.make_job(worker.Program("print(1)"), cfg.sandbox)
 
 
 def evaluation(cfg):
@@ -284,6 +289,18 @@ CASES = [
     (solution, "context", {"gold_block": "<bad> {text}"}, {"gold": "solution"}),
     (stepwise, "loss", {"step_separator": "1"}, {"step_separator": "0"}),
     (neutral_contexts, "context", {"neutral": "<bad> {text}"}, {}),
+    *[
+        (sandboxed, "sandbox", change, {})
+        for change in [
+            {"cpu_seconds": 5.0},
+            {"wall_seconds": 99.0},
+            {"idle_seconds": 9.0},
+            {"memory_mb": 99},
+            {"processes": 9},
+            {"file_mb": 9},
+            {"output_kb": 9},
+        ]
+    ],
     (instructed, "data", {"instruction": "r0"}, {}),
     (contexts, "context", {"cut_mark": " <bad> "}, {"peer_tokens": 3}),
 ]
@@ -310,6 +327,7 @@ def test_every_field_is_in_the_table_or_the_loop():
         "model": {"path"},
         "peers": {"truncated", "threshold"},
         "rollout": {"prompts", "policy", "file"},
+        "sandbox": {"level", "workers", "python"},  # In `test_sandbox.py`.
         "teacher": {"no_context", "path", "drift_every", "cache"},
     }
     for section in dataclasses.fields(Config):

@@ -12,6 +12,7 @@ from mopd_jax import context, experience, verifiers
 from mopd_jax.experience import Sampled
 from mopd_jax.records import Message, Problem, Verdict
 from mopd_jax.run import Run
+from mopd_jax.sandbox import Sandbox
 from mopd_jax.selfcheck.result import Result, fail
 
 
@@ -88,7 +89,7 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
         )
     # Feedback that is asked for with its gold is left out, so that nothing hides behind it.
     judge = cfg.context.feedback != "off" and not cfg.context.feedback_with_gold
-    verdicts = _verdicts(sampled, judge=judge)
+    verdicts = _verdicts(sampled, judge=judge, sandbox=run.sandbox)
     for p, row in enumerate(verdicts):
         for verdict in row:
             if canary in verdict.feedback and not verdict.feedback_has_gold:
@@ -165,14 +166,16 @@ def pretended(run: Run, problems: Sequence[Problem]) -> Sampled:
     )
 
 
-def _verdicts(sampled: Sampled, *, judge: bool = False) -> list[list[Verdict]]:
+def _verdicts(
+    sampled: Sampled, *, judge: bool = False, sandbox: Sandbox | None = None
+) -> list[list[Verdict]]:
     """Two successes and a failure, and of every second problem failures only.
 
     judge: the failures are what the problem's own verifier says, for its feedback.
     """
     made = []
     for p, (problem, texts) in enumerate(zip(sampled.problems, sampled.texts, strict=True)):
-        bad = verifiers.verify(problem, texts[-1]) if judge else Verdict(0.0)
+        bad = verifiers.verify(problem, texts[-1], sandbox=sandbox) if judge else Verdict(0.0)
         bad = dataclasses.replace(bad, reward=0.0, error="")
         good = bad if p % 2 else Verdict(1.0)
         made.append([good, good, bad])

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from mopd_jax import verifiers
 from mopd_jax.config_dict import InputError
 from mopd_jax.records import Problem
-from mopd_jax.verifiers import choice, exact, math, tools
+from mopd_jax.sandbox import Sandbox
+from mopd_jax.verifiers import choice, code, exact, math, tools
 
 Policy = Literal["error", "exclude", "keep"]
 Finding = tuple[str, str]  # (id of the item, what is wrong)
@@ -25,7 +27,7 @@ _SHOWN = 20
 class _WithGold(Protocol):
     """What a verifier must offer to be tested: right and wrong responses in its format."""
 
-    def gold_response(self, problem: Problem) -> str: ...
+    def gold_response(self, problem: Problem) -> str | None: ...  # None: there is none.
 
     def mutated(self, problem: Problem) -> tuple[str, ...]: ...
 
@@ -33,6 +35,7 @@ class _WithGold(Protocol):
 # Verifier's name -> its right and wrong responses.
 WITH_GOLD: dict[str, _WithGold] = {
     "choice": choice,
+    "code": code,
     "exact": exact,
     "math": math,
     "tools": tools,
@@ -78,7 +81,11 @@ class SelfTest:
 
 
 def selftest(
-    problems: Sequence[Problem], *, policy: Policy = "error", threads: int = 1
+    problems: Sequence[Problem],
+    *,
+    policy: Policy = "error",
+    threads: int = 1,
+    sandbox: Sandbox | None = None,
 ) -> SelfTest:
     """Judges the gold answer and wrong answers of every problem.
 
@@ -87,6 +94,7 @@ def selftest(
             leaves them out of `kept`, "keep" leaves them in. Items that could not be tested
             are always kept.
         threads: how many problems are judged at a time.
+        sandbox: where programs run; needed for them only.
 
     Raises:
         InputError: an unknown policy, or what `verifiers.check` raises.
@@ -96,10 +104,10 @@ def selftest(
         raise InputError(f"policy={policy!r}; it must be one of error, exclude, keep")
     verifiers.check(problems)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        findings = list(pool.map(_judge, problems))
+        findings = list(pool.map(functools.partial(_judge, sandbox=sandbox), problems))
     failed, unsound, untested, kept = [], [], [], []
     for problem, (gold, wrong) in zip(problems, findings, strict=True):
-        if problem.verifier not in WITH_GOLD:
+        if gold is None:
             untested.append(problem.id)
         if gold:
             failed.append((problem.id, gold))
@@ -119,21 +127,26 @@ def selftest(
     return found
 
 
-def _judge(problem: Problem) -> tuple[str, str]:
-    """(why the gold answer fails, why a wrong one does not), each "" where it does."""
+def _judge(problem: Problem, *, sandbox: Sandbox | None) -> tuple[str | None, str]:
+    """(why the gold answer fails, why a wrong one does not), each "" where it does.
+
+    The first is None where there is no gold answer to try.
+    """
     forms = WITH_GOLD.get(problem.verifier)
     if forms is None:
-        return "", ""
+        return None, ""
     try:
         right, wrong = forms.gold_response(problem), forms.mutated(problem)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         # A gold answer that its verifier cannot even write down.
         return f"{type(error).__name__}: {error}", ""
-    gold = verifiers.verify(problem, right)
+    if right is None:
+        return None, ""
+    gold = verifiers.verify(problem, right, sandbox=sandbox)
     if gold.error or gold.reward != 1.0:
         return gold.error or f"the gold answer scores {gold.reward:g}", ""
     for response in wrong:
-        verdict = verifiers.verify(problem, response)
+        verdict = verifiers.verify(problem, response, sandbox=sandbox)
         if verdict.error or verdict.reward:
             what = verdict.error or f"scores {verdict.reward:g}"
             return "", f"the wrong response {response[:80]!r}: {what}"
