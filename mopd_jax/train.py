@@ -15,6 +15,7 @@ bits as one that was never killed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import pathlib
@@ -35,6 +36,7 @@ from mopd_jax import (
     teacher,
 )
 from mopd_jax.config import Config
+from mopd_jax.data import ProblemStream
 from mopd_jax.logbook import ROLLOUTS, Logbook, write_text
 from mopd_jax.records import TrainState
 from mopd_jax.run import Run, meta_of, open_run
@@ -63,7 +65,7 @@ def train(
     run, state, stream, solved = open_run(cfg, workdir, command=command, devices=devices)
     book = Logbook(workdir, step=int(state.step))
     first = int(state.step) + 1
-    with jax.set_mesh(run.mesh):
+    with jax.set_mesh(run.mesh), run.sandbox or contextlib.nullcontext():
         if first <= cfg.steps:
             checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])
         if first == 1:
@@ -71,22 +73,9 @@ def train(
         for step in range(first, cfg.steps + 1):
             clock = console.Clock(step, cfg.steps, phases=4)
             with clock.phase("rollout"):
-                if run.saved is None:
-                    problems, uids = stream.take(cfg.rollout.prompts)
-                    sampled = experience.sample(
-                        run,
-                        run.sample,
-                        state,
-                        problems,
-                        uids,
-                        purpose=experience.TRAIN,
-                        step=step,
-                    )
-                    draw = step
-                else:
-                    sampled, verdicts, draw = offline.take(run, step)
+                sampled, verdicts, draw = _rollouts(run, state, stream, step)
             with clock.phase("verify"):
-                if run.saved is None:
+                if verdicts is None:
                     verdicts = experience.verify(run, sampled)
                 rewards, valid, success = experience.outcomes(verdicts, cfg)
             with clock.phase("context"):
@@ -132,10 +121,21 @@ def train(
                     keep=cfg.checkpoint.keep,
                 )
     book.close()
-    if run.sandbox is not None:
-        run.sandbox.close()
     log.info("%s", console.final_table(workdir))
     return state
+
+
+def _rollouts(run: Run, state: TrainState, stream: ProblemStream, step: int):
+    """(Sampled, verdicts, number that keys the step's draws): of the student as it is, whose
+    verdicts are still to be made (None), or from the file of the run."""
+    if run.saved is not None:
+        return offline.take(run, step)
+    problems, uids = stream.take(run.cfg.rollout.prompts)
+    purpose = experience.TRAIN
+    sampled = experience.sample(
+        run, run.sample, state, problems, uids, purpose=purpose, step=step
+    )
+    return sampled, None, step
 
 
 def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:

@@ -68,7 +68,7 @@ def first(opened):
             purpose=experience.TRAIN,
             step=1,
         )
-        verdicts = experience.verify(sampled)
+        verdicts = experience.verify(run, sampled)
         rewards, valid, success = experience.outcomes(verdicts, run.cfg)
         chosen = experience.choose_peers(run, sampled, success, valid, 1)
         rendered = experience.render(run, sampled, chosen, verdicts, success)
