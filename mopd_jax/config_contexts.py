@@ -8,7 +8,7 @@ from mopd_jax.config_dict import at_least, require
 
 Rule = Literal["first", "uniform", "shortest", "longest", "most_similar", "least_similar"]
 FailuresWhen = Literal["always", "no_success"]
-TruncatedPeers = Literal["exclude", "failure"]
+TruncatedPeers = Literal["exclude", "outcome"]
 SummarySource = Literal["success", "failure", "all"]
 Targets = Literal["all", "failed"]
 Groups = Literal["all", "mixed"]
@@ -34,7 +34,8 @@ class PeerConfig:
     failures_when: `no_success` shows failures only where no success can be shown.
     summaries, summary_source: the most further peers that are shown by their summary only, and
         of which outcome; a peer that is shown in full is not summarised as well.
-    truncated: a response cut at T is no peer (`exclude`) or is shown as a failure (`failure`).
+    truncated: a response cut at T is no peer (`exclude`), or is shown under the heading of its
+        verified outcome like any other (`outcome`).
     failure_rule: the rule for failures, where it is another; None: the same.
     threshold: a reward of at least this is a success.
     targets, groups: which rows are distilled at all: also or only `failed` targets, also or

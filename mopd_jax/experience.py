@@ -119,12 +119,12 @@ def outcomes(verdicts, cfg: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def choose_peers(run: Run, sampled: Sampled, success, valid, step: int) -> Chosen:
-    """Who sees whom. A truncated response is no peer, or a failure where the config says so."""
+    """Who sees whom. Labels are the verifier's; truncation decides who may be shown at all."""
     cfg = run.cfg
     usage = peers.usage(success, valid, cfg.peers)
-    whole = sampled.stopped | (cfg.peers.truncated == "failure")
+    whole = sampled.stopped | (cfg.peers.truncated == "outcome")
     given = (
-        success & sampled.stopped,
+        success,
         valid & whole,
         sampled.texts,
         sampled.mask.sum(axis=2),

@@ -84,7 +84,7 @@ def _gkd(cfg):
 def _paper(cfg):
     """MOPD as arXiv 2605.12652 writes it down; what it leaves open is as in `config.py`."""
     _two_successes_one_failure(cfg)
-    cfg.peers.truncated = "failure"
+    cfg.peers.truncated = "outcome"
     cfg.teacher.no_context = "plain_prompt"
     cfg.loss.aggregation = "seq-mean-token-sum"
     cfg.loss.every_row = True
@@ -97,7 +97,7 @@ def _reference_code(cfg):
     _two_successes_one_failure(cfg)
     cfg.peers.rule = "first"
     cfg.peers.failure_rule = "uniform"
-    cfg.peers.truncated = "failure"
+    cfg.peers.truncated = "outcome"
     cfg.peers.threshold = 0.5
     cfg.context.strip_thinking = False
     cfg.context.feedback = "no_success"

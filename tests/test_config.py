@@ -372,6 +372,8 @@ def test_variants_differ_in_what_their_names_say():
         assert feedback == ("no_success" if reads else "off")
         assert (cfg.context.gold != "off") == (variant == "opsd")
         assert cfg.context.feedback_with_gold == (variant == "reference_code")
+        as_published = variant in ("paper", "reference_code")
+        assert cfg.peers.truncated == ("outcome" if as_published else "exclude")
         assert (cfg.rollout.policy == "teacher") == (variant == "gkd")
         assert control == (variant[8:] if variant.startswith("control_") else "off")
     made = {name for name in got if name.startswith("control_")}

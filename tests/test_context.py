@@ -400,7 +400,7 @@ def test_golden_text_of_the_worked_example():
         [0],
         seed=0,
         step=1,
-        cfg=PeerConfig(rule="first", truncated="failure"),
+        cfg=PeerConfig(rule="first", truncated="outcome"),
     )
     problem = Problem("p", ({"role": "user", "content": question},), "24", "exact")
     cfg = ContextConfig(teacher_prompt_length=400)

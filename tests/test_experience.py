@@ -193,6 +193,20 @@ def test_a_plain_row_is_trained_though_it_is_not_informed(words):
     assert trained(step).tolist() == [[True] * 4, [False] * 4, [True] * 4]
 
 
+@pytest.mark.parametrize("truncated", ["exclude", "outcome"])
+def test_a_truncated_success_is_a_success_or_no_peer(words, truncated):
+    """Rollout 3 of the last group is cut at T, and its answer is right all the same."""
+    headings = {"success": "<ok> {text}", "another_success": "<ok> {text}"}
+    headings["failure"] = "<bad> {text}"
+    step = made(words, truncated=truncated, successes=3, context=headings)
+    for record, chat in zip(step[4].records[8:11], step[4].chats[8:11], strict=True):
+        content = chat[-1]["content"]
+        assert (3 in record.shown) == (truncated == "outcome")
+        assert (f"<ok> {TEXTS[2][3]}" in content) == (truncated == "outcome")
+        assert set(record.kinds) == {"success"}
+        assert "<bad>" not in content
+
+
 def test_feedback_is_of_the_own_failed_attempt(words):
     shown = {}
     for mode in ("off", "no_success", "always"):
@@ -253,7 +267,8 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
             q = {70: 0, 5: 1, 33: 2}[uid]
             assert q == p or control in ("unrelated", "cross_failures", "success_only")
             assert TEXTS[q][i] in row["teacher_message"]
-            assert ok == (SUCCESS & STOPPED)[q, i]
+            assert STOPPED[q, i]
+            assert ok == SUCCESS[q, i]
         # The own text is nowhere in what the teacher reads before it scores that text.
         assert row["response"] not in (row["teacher_message"] or "")
         assert seen["control"]["wanted"] == chosen.match.wanted[p, n % 4]

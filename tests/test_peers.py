@@ -88,7 +88,7 @@ def test_worked_example_without_the_truncated_response():
     ]
 
 
-def test_worked_example_with_the_truncated_response_as_a_failure():
+def test_worked_example_with_the_truncated_response():
     seen = {g: set() for g in range(4)}
     for step in range(30):
         plan = choose(EXAMPLE, step=step)
