@@ -20,8 +20,7 @@ from mopd_jax.config_dict import InputError
 from mopd_jax.peers import Entry, PeerPlan
 from mopd_jax.records import Message, Problem, TeacherInputs, Tokenizer
 
-# A span opened by the prompt's header shows only its end; a truncated one only its start.
-_THINKING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL)
+_TAG = re.compile("</?think>")
 
 
 class PromptTooLong(InputError):
@@ -172,6 +171,31 @@ def block_tokens(
     return np.array([[tokens(text) for text in row] for row in texts])
 
 
+def without_thinking(text: str) -> str:
+    """What stands outside all `<think>` spans, without space at its ends; never a bare tag.
+
+    Spans may nest: one ends with the tag that closes as many as were opened. One that is never
+    closed, as in a truncated response, reaches to the end. A tag that closes nothing ends a
+    span that the prompt's header opened, so all before it goes. Time is linear in the text.
+    """
+    kept, depth, start = [], 0, 0
+    for tag in _TAG.finditer(text):
+        if tag.group() == "<think>":
+            if depth == 0:
+                kept.append(text[start : tag.start()])
+            depth += 1
+        elif depth == 0:
+            kept.clear()
+        else:
+            depth -= 1
+        start = tag.end()
+    if depth == 0:
+        kept.append(text[start:])
+    joined = "".join(kept)
+    # What stood around a span may be the parts of a tag.
+    return (" ".join(kept) if _TAG.search(joined) else joined).strip()
+
+
 def render(
     problem: Problem,
     blocks: Sequence[tuple[str, str]],
@@ -307,7 +331,7 @@ def _ready(entry: Entry, texts, ready, tokenizer, cfg) -> _Block:
 def _peer(text: str, entry: Entry, tokenizer: Tokenizer, cfg: ContextConfig) -> _Block:
     """The block of a response, in full or by its summary."""
     if cfg.strip_thinking:
-        text = _THINKING.sub("", text).strip()
+        text = without_thinking(text)
     fell_back = False
     if entry.kind.startswith("summary"):
         tag = re.escape(cfg.summary_tag)

@@ -231,6 +231,8 @@ def test_the_answer_is_in_no_teacher_prompt():
         ("a</think> b <think>c</think> d <think>e", "b d"),
         ("<think></think>c", "c"),
         ("plain", "plain"),
+        ("<think>a<think>b</think>c</think> d", "d"),
+        ("x</think>y</think> z", "z"),
     ],
 )
 def test_thinking_is_removed(text, left):
@@ -239,6 +241,54 @@ def test_thinking_is_removed(text, left):
     assert record.cut == (0,)
     kept, _, _ = show(["target", text], [(1, False)], strip_thinking=False)
     assert " ".join(text.split()) in kept
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>a<think>b</think>c</think>d", "d"),
+        ("x</think>y</think>z", "z"),
+        ("<think>a</think>b</think>c", "c"),
+        ("a<think>b<think>c</think>d", "a"),
+        ("a <think>b</think><think>c</think> d", "a  d"),
+        ("<th<think>a</think>ink> b", "<th ink> b"),
+        ("</thi<think>a</think>nk> b", "</thi nk> b"),
+        ("</think>", ""),
+        ("<think>" * 3 + "a" + "</think>" * 4, ""),
+        ("<thinking>a</thinking>", "<thinking>a</thinking>"),
+    ],
+)
+def test_spans_of_thinking(text, left):
+    assert context.without_thinking(text) == left
+
+
+PIECES = ["<think>", "</think>", "<th", "ink>", "</", "think>", " ", "a", "b\n", "c"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+def test_no_thought_and_no_tag_is_left(text):
+    """Another way to it: which characters are inside a span, by matching tags with a stack."""
+    hidden, opened = np.zeros(len(text), bool), []
+    for tag in re.finditer("</?think>", text):
+        hidden[slice(*tag.span())] = True
+        if tag.group() == "<think>":
+            opened.append(tag.start())
+        else:
+            hidden[opened.pop() if opened else 0 : tag.end()] = True
+    if opened:
+        hidden[opened[0] :] = True
+    got = context.without_thinking(text)
+    assert "<think>" not in got
+    assert "</think>" not in got
+    outside = "".join(c for c, inside in zip(text, hidden, strict=True) if not inside)
+    assert "".join(got.split()) == "".join(outside.split())
+
+
+def test_spans_are_found_in_linear_time():
+    """A million characters: seconds at most, of which a quadratic scan would take hours."""
+    for text in ("<think>" * 140_000, "</think>" * 120_000, "<think>a</think>b" * 60_000):
+        got = context.without_thinking(text)
+        assert got == "b" * got.count("b")
 
 
 def test_thinking_is_no_part_of_a_budget():
