@@ -100,6 +100,27 @@ def student_prompts(
     return left_pad(rows, length, tokenizer.pad_id)
 
 
+def shown_texts(
+    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, cfg: ContextConfig
+) -> list[list[str]]:
+    """[P][G] decoded responses as a full block shows them, before any cut: without special
+    tokens and, by `cfg.strip_thinking`, without thoughts; "" where nothing else is left.
+
+    What is chosen, compared, counted and rendered is this text.
+    """
+
+    def shown(text):
+        while True:
+            text = _clean(text, tokenizer)
+            left = without_thinking(text) if cfg.strip_thinking else text
+            # What stood around a span may be the parts of a special token.
+            if left == text:
+                return text
+            text = left
+
+    return [[shown(text) for text in row] for row in texts]
+
+
 def teacher_inputs(
     problems: Sequence[Problem],
     texts: Sequence[Sequence[str]],
@@ -114,7 +135,7 @@ def teacher_inputs(
 
     Args:
         problems: P problems.
-        texts: [P][G] decoded responses of the group.
+        texts: [P][G] of `shown_texts`; nothing but their middles is taken out here.
         plan: of `peers.choose` or `controls.choose`.
         feedback: [P][G] what the verifier says of the row's own failed attempt, "" for none;
             `cfg.feedback` decides which rows read it.
@@ -163,7 +184,8 @@ def gold(problem: Problem, cfg: ContextConfig) -> str:
 def block_tokens(
     texts: Sequence[Sequence[str]], tokenizer: Tokenizer, cfg: ContextConfig
 ) -> np.ndarray:
-    """i64[P, G], tokens of each response as a full peer, before the whole prompt's limit."""
+    """i64[P, G], tokens of each of the `shown_texts` as a full peer, before the whole prompt's
+    limit."""
 
     def tokens(text):
         return _peer(text, Entry(0, 0, True, "success"), tokenizer, cfg).most
@@ -329,17 +351,14 @@ def _ready(entry: Entry, texts, ready, tokenizer, cfg) -> _Block:
 
 
 def _peer(text: str, entry: Entry, tokenizer: Tokenizer, cfg: ContextConfig) -> _Block:
-    """The block of a response, in full or by its summary."""
-    if cfg.strip_thinking:
-        text = without_thinking(text)
+    """The block of a shown text, in full or by its summary."""
     fell_back = False
     if entry.kind.startswith("summary"):
         tag = re.escape(cfg.summary_tag)
         found = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         summary = found.group(1).strip() if found else ""
         fell_back = not summary
-        text = summary or text[: cfg.summary_chars]
-    text = _clean(text, tokenizer)
+        text = summary or text[: cfg.summary_chars].strip()
     ids = tokenizer.encode(text) if text else []
     most = len(ids) if cfg.peer_tokens is None else min(len(ids), cfg.peer_tokens)
     return _Block(entry.kind, entry, text, ids, most, fell_back)

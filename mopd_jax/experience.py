@@ -85,6 +85,8 @@ class Chosen:
     plan: peers.PeerPlan
     usage: peers.Usage
     match: controls.Match | None
+    texts: list[list[str]]  # [P][G] responses as they are shown.
+    without_text: int  # Rollouts that are no peers since nothing of them can be shown.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,24 +124,27 @@ def choose_peers(run: Run, sampled: Sampled, success, valid, step: int) -> Chose
     """Who sees whom. Labels are the verifier's; truncation decides who may be shown at all."""
     cfg = run.cfg
     usage = peers.usage(success, valid, cfg.peers)
-    whole = sampled.stopped | (cfg.peers.truncated == "outcome")
+    texts = context.shown_texts(sampled.texts, run.tokenizer, cfg.context)
+    readable = np.array([[text != "" for text in row] for row in texts])
+    eligible = valid & (sampled.stopped | (cfg.peers.truncated == "outcome"))
+    without_text = int((eligible & ~readable).sum())
     given = (
         success,
-        valid & whole,
-        sampled.texts,
+        eligible & readable,
+        texts,
         sampled.mask.sum(axis=2),
         sampled.uids.tolist(),
     )
     keys = {"seed": cfg.seed, "step": step, "cfg": cfg.peers, "rows": usage.taught}
     if cfg.peers.control == "off":
-        return Chosen(peers.choose(*given, **keys), usage, None)
+        return Chosen(peers.choose(*given, **keys), usage, None, texts, without_text)
     plan, match = controls.choose(
         *given,
         **keys,
-        tokens=context.block_tokens(sampled.texts, run.tokenizer, cfg.context),
+        tokens=context.block_tokens(texts, run.tokenizer, cfg.context),
         questions=[str(problem.messages) for problem in sampled.problems],
     )
-    return Chosen(plan, usage, match)
+    return Chosen(plan, usage, match, texts, without_text)
 
 
 def render(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Rendered:
@@ -148,7 +153,7 @@ def render(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Ren
     advice, withheld = own_feedback(verdicts, success, chosen.usage.taught, cfg)
     inputs, records, chats = context.teacher_inputs(
         sampled.problems,
-        sampled.texts,
+        chosen.texts,
         chosen.plan,
         run.tokenizer,
         cfg=cfg,
@@ -294,6 +299,7 @@ def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
     found = {
         "rows_left_out": float((chosen.usage.left_out != "").mean()),
         "rows_plain": float(chosen.usage.plain.mean()),
+        "peers_without_text": chosen.without_text,
         "shows_feedback": float(np.mean([r.feedback is not None for r in records])),
         "feedback_tokens_cut": sum(r.feedback_cut for r in records),
         "feedback_dropped": sum(r.feedback_dropped for r in records),

@@ -136,9 +136,9 @@ def choose(
 
     Args:
         success: bool[P, G].
-        candidate: bool[P, G], rollouts that may be shown at all: they have a verdict, and were
-            not truncated unless `cfg.truncated` says so.
-        texts: [P][G] responses; equal texts are shown once.
+        candidate: bool[P, G], rollouts that may be shown at all: they have a verdict and a
+            text, and were not truncated unless `cfg.truncated` says so.
+        texts: [P][G] responses as they would be shown; equal texts are shown once.
         lengths: i[P, G] response lengths in tokens, for the rules that order by length.
         uids: [P], a number of each prompt that does not depend on its place in the batch.
         rows: bool[P, G], rows that get peers, by default all.

@@ -61,7 +61,9 @@ def show(texts, shown, problem=PROBLEM, **changes):
     plan.success[0, 0, : len(good)] = good
     plan.failure[0, 0, : len(bad)] = bad
     words = Words()
-    inputs, records, chats = context.teacher_inputs([problem], [texts], plan, words, cfg=cfg)
+    inputs, records, chats = context.teacher_inputs(
+        [problem], context.shown_texts([texts], words, cfg), plan, words, cfg=cfg
+    )
     assert inputs.prompt.shape == (len(texts), cfg.teacher_prompt_length)
     assert inputs.informed.tolist() == [bool(record.shown) for record in records]
     mask, record = inputs.prompt_mask[0], records[0]
@@ -391,6 +393,23 @@ def test_a_special_token_built_from_parts_is_removed_too():
     assert (record.shown, record.dropped) == ((1,), 1)
 
 
+def test_texts_as_they_are_shown():
+    texts = [["<think>a</think> 42 ", "42<|end|>", "<think>a"], ["<|end|>", " \n", ""]]
+    got = context.shown_texts(texts, Words(), CFG)
+    assert got == [["42", "42", ""], ["", "", ""]]
+    kept = ContextConfig(strip_thinking=False)
+    got = context.shown_texts(texts, Words(), kept)
+    assert got == [["<think>a</think> 42 ", "42", "<think>a"], ["", "", ""]]
+
+
+@given(st.lists(st.sampled_from([*PIECES, "<|end|>", "<|e", "nd|>"]), max_size=25))
+def test_what_is_shown_has_no_tag_and_no_special_token(pieces):
+    [[got]] = context.shown_texts([["".join(pieces)]], Words(), CFG)
+    assert not any(mark in got for mark in ("<think>", "</think>", "<|end|>"))
+    assert context.shown_texts([[got]], Words(), CFG) == [[got]]
+    assert got == got.strip()
+
+
 def teach(
     texts,
     *,
@@ -420,12 +439,13 @@ def teach(
         shell=shell,
     )
     tokenizer = Words()
+    cfg = ContextConfig(**{**CFG.__dict__, **changes})
     inputs, records, _ = context.teacher_inputs(
         [problem],
-        [texts],
+        context.shown_texts([texts], tokenizer, cfg),
         plan,
         tokenizer,
-        cfg=ContextConfig(**{**CFG.__dict__, **changes}),
+        cfg=cfg,
         feedback=[[advice] + [""] * (len(texts) - 1)],
     )
     assert inputs.informed.tolist() == [record.informed for record in records]
@@ -454,7 +474,8 @@ def test_golden_text_of_the_worked_example():
     )
     problem = Problem("p", ({"role": "user", "content": question},), "24", "exact")
     cfg = ContextConfig(teacher_prompt_length=400)
-    _, records, chats = context.teacher_inputs([problem], [texts], plan, Words(), cfg=cfg)
+    shown = context.shown_texts([texts], Words(), cfg)
+    _, records, chats = context.teacher_inputs([problem], shown, plan, Words(), cfg=cfg)
     assert chats[1] == [
         {
             "role": "user",

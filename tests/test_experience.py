@@ -101,7 +101,15 @@ def words():
 
 
 def made(
-    words, *, feedback="r7", gold=False, teacher="mask", context=None, loss=None, **choice
+    words,
+    *,
+    feedback="r7",
+    gold=False,
+    teacher="mask",
+    texts=TEXTS,
+    context=None,
+    loss=None,
+    **choice,
 ):
     """(run, sampled, verdicts, chosen, rendered, batch) of one step, without a device's model.
 
@@ -130,7 +138,7 @@ def made(
         mask=np.ones((3, 4, 5), bool),
         behaviour_logp=np.zeros((3, 4, 5), np.float32),
         stopped=STOPPED,
-        texts=TEXTS,
+        texts=texts,
     )
     verdicts = [
         [
@@ -205,6 +213,36 @@ def test_a_truncated_success_is_a_success_or_no_peer(words, truncated):
         assert (f"<ok> {TEXTS[2][3]}" in content) == (truncated == "outcome")
         assert set(record.kinds) == {"success"}
         assert "<bad>" not in content
+
+
+@pytest.mark.parametrize("control", ["off", *controls.CONTROLS])
+def test_peers_are_chosen_by_the_text_that_is_shown(words, control):
+    """The last group has four successes; two say the same, and one has only thought."""
+    texts = [*TEXTS[:2], ["<think> r1 </think> r4", "<think> r2 </think> r4", "<think> r3", ""]]
+    texts[2][3] = "r5"
+    step = made(words, texts=texts, truncated="outcome", rule="first", control=control)
+    chosen, rendered = step[3], step[4]
+    assert chosen.texts[2] == ["r4", "r4", "", "r5"]
+    assert experience.choice_metrics(chosen, rendered)["peers_without_text"] == 1
+    for record in rendered.records:
+        shown = list(zip(record.prompts, record.shown, strict=True))
+        assert len({chosen.texts[q][i] for q, i in shown}) == len(shown)
+        assert record.dropped == 0
+        assert (2, 2) not in shown
+    # What takes a slot is read.
+    if control == "off":
+        assert [r.shown for r in rendered.records[8:]] == [(1, 3), (0, 3), (0, 3), (0,)]
+        kept = made(words, texts=texts, context={"strip_thinking": False})
+        assert kept[3].without_text == 0
+
+
+@pytest.mark.parametrize("rule", ["most_similar", "least_similar"])
+def test_likeness_is_of_the_text_that_is_shown(words, rule):
+    """Rollout 1 shares the target's thoughts, rollout 2 its answer."""
+    thought = "<think> " + "r9 r8 " * 9 + "</think> "
+    texts = [*TEXTS[:2], [thought + "r1 r2", thought + "r3 r4", "r1 r2 r5", "r6"]]
+    step = made(words, texts=texts, rule=rule, successes=1)
+    assert step[4].records[8].shown == ((2,) if rule == "most_similar" else (1,))
 
 
 def test_feedback_is_of_the_own_failed_attempt(words):
@@ -286,7 +324,8 @@ def test_metrics_of_a_match_by_hand():
     )
     usage = peers.Usage(np.full((1, 4), "", object), np.zeros((1, 4), bool))
     rendered = experience.Rendered(None, [record((), ())] * 4, [], 0)
-    got = experience.choice_metrics(experience.Chosen(None, usage, match), rendered)
+    chosen = experience.Chosen(None, usage, match, [[""] * 4], 0)
+    got = experience.choice_metrics(chosen, rendered)
     assert got["control_match_error"] == pytest.approx((0 + 0.03 + 0.02) / 3)
     assert got["control_match_error_max"] == pytest.approx(0.03)
     assert got["control_matched"] == pytest.approx(2 / 3)

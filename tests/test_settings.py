@@ -125,6 +125,7 @@ def contexts(cfg):
     advice, withheld = experience.own_feedback(
         verdicts, np.zeros((1, 5), bool), np.ones((1, 5), bool), cfg.context
     )
+    texts = context.shown_texts(texts, words, cfg.context)
     inputs, records, chats = context.teacher_inputs(
         [problem], texts, shown, words, cfg=cfg.context, feedback=advice
     )
