@@ -36,6 +36,8 @@ class PeerConfig:
         of which outcome; a peer that is shown in full is not summarised as well.
     truncated: a response cut at T is no peer (`exclude`), or is shown under the heading of its
         verified outcome like any other (`outcome`).
+    same_text: whether a peer may have just the target's text, as it is shown; the teacher could
+        then copy the target. Of a run and of its controls alike.
     failure_rule: the rule for failures, where it is another; None: the same.
     threshold: a reward of at least this is a success.
     targets, groups: which rows are distilled at all: also or only `failed` targets, also or
@@ -59,6 +61,7 @@ class PeerConfig:
     summaries: int = 0
     summary_source: SummarySource = "success"
     truncated: TruncatedPeers = "exclude"
+    same_text: bool = True
     threshold: float = 1.0
     targets: Targets = "all"
     groups: Groups = "all"

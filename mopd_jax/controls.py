@@ -153,8 +153,13 @@ class Pool:
         return sum(int(self.tokens[e.prompt, e.rollout]) for e in entries)
 
     def own(self, p: int, g: int) -> list[tuple[int, int]]:
-        """(p, rollout) of the candidates of prompt p but the target."""
-        return [(p, i) for i in np.flatnonzero(self.candidate[p]).tolist() if i != g]
+        """(p, rollout) of the candidates of prompt p that the target may be shown."""
+        said = self.texts[p][g]
+        return [
+            (p, i)
+            for i in np.flatnonzero(self.candidate[p]).tolist()
+            if i != g and peers.may_show(self.texts[p][i], said, self.cfg)
+        ]
 
     @functools.cached_property
     def everyone(self) -> list[tuple[int, int]]:
@@ -163,17 +168,15 @@ class Pool:
         return [(q, i) for q in by_number for i in np.flatnonzero(self.candidate[q]).tolist()]
 
     def others(self, p: int, g: int, succeeded: bool) -> list[tuple[int, int]]:
-        """(prompt, rollout) of the candidates of other questions with this outcome.
-
-        None says just what the target says: short answers of other prompts may.
-        """
+        """(prompt, rollout) of the candidates of other questions with this outcome that the
+        target may be shown."""
         asked, said = self.questions[p], self.texts[p][g]
         return [
             (q, i)
             for q, i in self.everyone
             if bool(self.success[q, i]) == succeeded
             and self.questions[q] != asked
-            and self.texts[q][i] != said
+            and peers.may_show(self.texts[q][i], said, self.cfg)
         ]
 
     def fill(

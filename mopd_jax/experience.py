@@ -294,12 +294,22 @@ def _shares(contexts, texts) -> dict[str, float]:
 
 
 def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
-    """How the rows are used, and all that was withheld, cut, replaced or left empty."""
-    records = rendered.records
+    """How the rows are used, and all that was withheld, cut, replaced or left empty.
+
+    `own_text_shown` is the part of rows that were shown a peer whose text, as it is shown, is
+    the target's own (`peers.same_text`).
+    """
+    records, texts = rendered.records, chosen.texts
+    own = [text for row in texts for text in row]
+    copies = [
+        any(texts[q][i] == own[n] for q, i in zip(r.prompts, r.shown, strict=True))
+        for n, r in enumerate(records)
+    ]
     found = {
         "rows_left_out": float((chosen.usage.left_out != "").mean()),
         "rows_plain": float(chosen.usage.plain.mean()),
         "peers_without_text": chosen.without_text,
+        "own_text_shown": float(np.mean(copies)),
         "shows_feedback": float(np.mean([r.feedback is not None for r in records])),
         "feedback_tokens_cut": sum(r.feedback_cut for r in records),
         "feedback_dropped": sum(r.feedback_dropped for r in records),

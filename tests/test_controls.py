@@ -66,6 +66,7 @@ def batches(draw):
         "successes": draw(st.integers(1, 3)),
         "failures": draw(st.integers(0, 2)),
         "rule": draw(st.sampled_from(["first", "uniform", "longest", "most_similar"])),
+        "same_text": draw(st.booleans()),
     }
     control = draw(st.sampled_from(sorted(controls.CONTROLS)))
     if control == "success_only":
@@ -99,7 +100,7 @@ def test_every_control(batch):
             assert e.succeeded == success[e.prompt, e.rollout]
             same_question = given["questions"][e.prompt] == given["questions"][p]
             assert (e.prompt == p) or (control in CROSS and not same_question)
-            assert (e.prompt == p) or texts[e.prompt, e.rollout] != texts[p, g]
+            assert given["same_text"] or texts[e.prompt, e.rollout] != texts[p, g]
         shown = [texts[e.prompt, e.rollout] for e in blocks]
         assert len(set(shown)) == len(shown) or control == "shuffled"
         # Every row accounts for its slots and its tokens.
@@ -171,6 +172,24 @@ def test_the_run_that_is_controlled():
     assert pairs(real.entries(0, 3)) == [(0, 0), (0, 1), (0, 2)]
     assert pairs(real.entries(0, 0)) == [(0, 1), (0, 2)]
     assert pairs(real.entries(1, 0)) == [(1, 1)]
+
+
+@pytest.mark.parametrize("control", sorted(set(controls.CONTROLS) - {"shell"}))
+@pytest.mark.parametrize("same_text", [True, False])
+def test_a_control_shows_the_targets_text_if_its_run_does(control, same_text):
+    """Every candidate says what the target says, so a context shows it or nothing."""
+    success = [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
+    plan, _, real = call(control, success, texts=[["t"] * 4] * 3, same_text=same_text)
+    for p, g in itertools.product(range(3), range(4)):
+        assert bool(real.entries(p, g)) == bool(plan.entries(p, g)) == same_text
+    # Where others have other texts, it is among what is drawn, or it is not.
+    texts = [["t", "u", "v", "w"]] * 3
+    shown = set()
+    for step in range(40):
+        plan, _, _ = call(control, success, texts=texts, same_text=same_text, step=step)
+        shown |= {texts[e.prompt][e.rollout] for e in plan.entries(0, 0)}
+    if control in CROSS:
+        assert ("t" in shown) == (same_text and control != "cross_failures")
 
 
 def test_random_peers_hide_their_outcome():

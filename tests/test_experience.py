@@ -236,6 +236,17 @@ def test_peers_are_chosen_by_the_text_that_is_shown(words, control):
         assert kept[3].without_text == 0
 
 
+@pytest.mark.parametrize("same_text", [True, False])
+def test_the_targets_text_as_it_is_shown_is_counted_or_not_shown(words, same_text):
+    """Rollouts 0 and 1 of the last group think otherwise and say the same."""
+    texts = [*TEXTS[:2], ["<think> r1 </think> r4", "<think> r2 </think> r4", "r5", "r6"]]
+    step = made(words, texts=texts, successes=3, same_text=same_text)
+    shown = [r.shown for r in step[4].records[8:]]
+    assert [sorted(row) for row in shown[:2]] == ([[1, 2], [0, 2]] if same_text else [[2], [2]])
+    got = experience.choice_metrics(step[3], step[4])["own_text_shown"]
+    assert got == (2 / 12 if same_text else 0)
+
+
 @pytest.mark.parametrize("rule", ["most_similar", "least_similar"])
 def test_likeness_is_of_the_text_that_is_shown(words, rule):
     """Rollout 1 shares the target's thoughts, rollout 2 its answer."""
