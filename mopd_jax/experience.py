@@ -150,7 +150,10 @@ def choose_peers(run: Run, sampled: Sampled, success, valid, step: int) -> Chose
 def render(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Rendered:
     """What the teachers read. Feedback is on the target itself, and only where it failed."""
     cfg = run.cfg.context
-    advice, withheld = own_feedback(verdicts, success, chosen.usage.taught, cfg)
+    reads = chosen.usage.taught
+    if cfg.feedback == "no_success":
+        reads = reads & ~(chosen.plan.success >= 0).any(axis=2)
+    advice, withheld = own_feedback(verdicts, success, reads, cfg)
     inputs, records, chats = context.teacher_inputs(
         sampled.problems,
         chosen.texts,
@@ -164,20 +167,21 @@ def render(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Ren
 
 
 def own_feedback(
-    verdicts, success: np.ndarray, taught: np.ndarray, cfg: ContextConfig
+    verdicts, success: np.ndarray, reads: np.ndarray, cfg: ContextConfig
 ) -> tuple[list[list[str]], int]:
     """Feedback [P][G] on the row's own failed attempt, "" for none; and how many are withheld
     because their verifier declares that they may contain gold.
 
     Args:
         verdicts: [P][G].
-        success, taught: bool[P, G]; rows that get no context need no feedback.
+        success: bool[P, G].
+        reads: bool[P, G], rows that would be shown feedback if there is some.
     """
     advice = [["" for _ in row] for row in verdicts]
     withheld = 0
     if cfg.feedback == "off":
         return advice, withheld
-    for p, g in np.argwhere(taught & ~success).tolist():
+    for p, g in np.argwhere(reads & ~success).tolist():
         verdict = verdicts[p][g]
         if verdict.error or not verdict.feedback.strip():
             continue

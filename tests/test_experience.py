@@ -288,6 +288,10 @@ def test_feedback_with_gold_is_withheld_and_counted(words):
     assert made(words, gold=True, feedback=" ", context=options)[4].withheld == 0
     assert made(words, gold=True, groups="mixed", context=options)[4].withheld == 1
     assert made(words, gold=True)[4].withheld == 0
+    # Nor where a success is shown in its place: prompt 0's failure, but not the failed group.
+    assert made(words, gold=True, context={"feedback": "no_success"})[4].withheld == 4
+    options = {"feedback": "no_success"}
+    assert made(words, gold=True, successes=0, context=options)[4].withheld == 5
 
 
 @pytest.mark.parametrize("control", controls.CONTROLS)
