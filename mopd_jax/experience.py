@@ -323,4 +323,8 @@ def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
         "summaries": sum(kind.startswith("summary") for r in records for kind in r.kinds),
         "summary_fallbacks": sum(r.fallbacks for r in records),
     }
-    return found if chosen.match is None else found | chosen.match.metrics()
+    if chosen.match is None:
+        return found
+    # The match is that of the blocks as chosen; this much of them the prompt's limit took.
+    cut = int(chosen.match.given.sum()) - sum(sum(r.tokens) for r in records)
+    return found | chosen.match.metrics() | {"control_tokens_cut": cut}

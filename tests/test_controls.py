@@ -106,7 +106,8 @@ def test_every_control(batch):
         # Every row accounts for its slots and its tokens.
         assert match.wanted[p, g] == sum(tokens[p, e.rollout] for e in wanted)
         assert match.given[p, g] == sum(tokens[e.prompt, e.rollout] for e in blocks)
-        assert match.empty[p, g] == len(wanted) - len(blocks) >= 0
+        assert match.slots[p, g] == (0 if control == "shell" else len(wanted))
+        assert match.empty[p, g] == match.slots[p, g] - len(blocks) >= 0
         assert match.same[p, g] == len(set(pairs(wanted)) & set(pairs(blocks)))
         assert plan.shell[p, g] == (control == "shell" and bool(wanted))
         elsewhere = sum(e.prompt != p for e in blocks)
@@ -126,10 +127,10 @@ def test_every_control(batch):
             assert all(e.succeeded and e.kind == "success" for e in blocks)
         if control == "random":
             assert all(e.kind == "neutral" for e in blocks)
-    want, got = match.wanted, match.given
-    error = match.error()
-    assert np.array_equal(np.isnan(error), want == 0)
-    np.testing.assert_allclose(error[want > 0], (np.abs(got - want)[want > 0] / want[want > 0]))
+    some = match.slots > 0
+    want, got = match.wanted[some], match.given[some]
+    assert np.array_equal(np.isnan(match.error()), ~some)
+    np.testing.assert_allclose(match.error()[some], np.abs(got - want) / want)
 
 
 @given(batches(), st.permutations(range(SHAPE[0])))
@@ -279,8 +280,14 @@ def test_the_shell_trains_the_same_rows():
     assert plan.shell.tolist() == real.informed().tolist()
     assert plan.informed().tolist() == real.informed().tolist()
     assert plan.informed().tolist() == [[True] * 3, [False] * 3, [False, True, True]]
-    assert match.error()[0].tolist() == [1.0, 1.0, 1.0]
-    assert (match.empty == real.informed()).all()
+    # It has no slot to fill, so none is empty, and nothing is to match.
+    assert (match.wanted > 0).tolist() == real.informed().tolist()
+    assert not match.slots.any()
+    assert not match.empty.any()
+    assert np.isnan(match.error()).all()
+    values = match.metrics()
+    assert np.isnan([values["control_match_error"], values["control_matched"]]).all()
+    assert values["control_empty_slots"] == 0
 
 
 def test_a_top_up_owes_what_the_own_successes_exceed():

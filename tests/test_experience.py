@@ -117,7 +117,9 @@ def made(
     """
     cfg = Config(
         peers=PeerConfig(**choice),
-        context=ContextConfig(teacher_prompt_length=60, closing="r0", **(context or {})),
+        context=ContextConfig(
+            **{"teacher_prompt_length": 60, "closing": "r0", **(context or {})}
+        ),
         rollout=dataclasses.replace(Config().rollout, prompts=3, group=4, prompt_length=6),
         teacher=TeacherConfig(no_context=teacher),
         loss=LossConfig(**(loss or {})),
@@ -302,6 +304,9 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
         assert (trained(step) == trained(real)).all()
     values = experience.choice_metrics(chosen, rendered)
     assert values["control_same_blocks"] == chosen.match.same.sum()
+    assert values["control_tokens_cut"] == 0
+    assert values["control_empty_slots"] == chosen.match.empty.sum()
+    assert np.isnan(values["control_matched"]) == (control == "shell")
     assert (values["control_relabelled"] > 0) == (control == "shuffled")
     wanted = sum(sum(r.tokens) for r in real[4].records)
     assert chosen.match.wanted.sum() == wanted
@@ -327,23 +332,33 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
         assert seen["control"]["wanted"] == chosen.match.wanted[p, n % 4]
 
 
+def test_what_the_limit_takes_of_a_control_is_counted(words):
+    step = made(words, control="random", context={"teacher_prompt_length": 20})
+    taken = experience.choice_metrics(step[3], step[4])["control_tokens_cut"]
+    assert taken > 0
+    assert taken == step[3].match.given.sum() - sum(sum(r.tokens) for r in step[4].records)
+
+
 def test_metrics_of_a_match_by_hand():
     rows = np.array([[100, 100, 0, 50]])
     match = controls.Match(
         wanted=rows,
         given=np.array([[100, 97, 0, 51]]),
+        slots=np.array([[3, 1, 0, 2]]),
         topped_up=np.array([[0, 1, 0, 0]]),
         empty=np.array([[2, 0, 0, 0]]),
         same=np.array([[1, 1, 0, 0]]),
         relabelled=np.array([[0, 0, 0, 3]]),
     )
     usage = peers.Usage(np.full((1, 4), "", object), np.zeros((1, 4), bool))
-    rendered = experience.Rendered(None, [record((), ())] * 4, [], 0)
+    seen = [record((1,), (True,), tokens=(n,)) for n in (100, 90, 0, 51)]
+    rendered = experience.Rendered(None, seen, [], 0)
     chosen = experience.Chosen(None, usage, match, [[""] * 4], 0)
     got = experience.choice_metrics(chosen, rendered)
     assert got["control_match_error"] == pytest.approx((0 + 0.03 + 0.02) / 3)
     assert got["control_match_error_max"] == pytest.approx(0.03)
     assert got["control_matched"] == pytest.approx(2 / 3)
+    assert got["control_tokens_cut"] == 7
     assert got["control_topped_up"] == 1
     assert got["control_empty_slots"] == 2
     assert got["control_same_blocks"] == 2
@@ -351,13 +366,14 @@ def test_metrics_of_a_match_by_hand():
     assert match.row(0, 3) == {
         "wanted": 50,
         "given": 51,
+        "slots": 2,
         "topped_up": 0,
         "empty": 0,
         "same": 0,
         "relabelled": 3,
         "error": pytest.approx(0.02),
     }
-    nothing = controls.Match(*[np.zeros((1, 2), int)] * 6).metrics()
+    nothing = controls.Match(*[np.zeros((1, 2), int)] * 7).metrics()
     assert np.isnan(nothing["control_match_error"])
     assert np.isnan(nothing["control_matched"])
     assert nothing["control_empty_slots"] == 0
