@@ -251,6 +251,7 @@ class Config:
             distills=self.loss.method == "distill",
             plain_prompt=self.teacher.no_context == "plain_prompt",
             instruction=self.data.instruction,
+            prompts=self.rollout.prompts,
         )
 
 

@@ -14,18 +14,21 @@ from typing import get_args
 from ml_collections import ConfigDict
 
 from mopd_jax.config import ConfigError, PeerConfig, unknown
-from mopd_jax.config_contexts import Control
+from mopd_jax.config_contexts import ROW_POLICIES, Control
 from mopd_jax.config_update import READ_BY, LossConfig, OptimizerConfig, TeacherConfig
 
 
 def apply(cfg: ConfigDict, variant: str) -> ConfigDict:
     """Turns a config with the settings of MOPD into `variant`, and names it so.
 
+    No variant but `opsd` shows gold, whatever the config says before.
+
     Raises:
         ConfigError: if there is no such variant, naming the nearest one.
     """
     if variant not in METHODS:
         raise ConfigError(unknown(f"variant {variant!r}", variant, METHODS))
+    cfg.context.gold = "off"
     METHODS[variant](cfg)
     cfg.name = variant
     return cfg
@@ -120,7 +123,7 @@ def _published(cfg):
     cfg.context.feedback = "off"
     cfg.context.feedback_with_gold = False
     cfg.context.gold = "off"
-    cfg.peers.truncated = "failure"
+    cfg.peers.truncated = "outcome"
     cfg.loss.support = "student"
     cfg.loss.every_row = True
 
@@ -181,13 +184,22 @@ def _reset(section, config):
 
 
 def _no_peers(cfg):
+    """Neither in full nor in brief, nothing to control for, and no feedback in their place."""
     cfg.peers.successes = 0
     cfg.peers.failures = 0
+    cfg.peers.summaries = 0
     cfg.peers.slots = None
+    for name in ("control", "control_match", "control_topup"):
+        cfg.peers[name] = getattr(PeerConfig, name)
+    cfg.context.feedback = "off"
+    cfg.context.feedback_with_gold = False
 
 
 def _no_contexts(cfg):
+    """Every row is trained, and what is read is the plain prompt."""
     _no_peers(cfg)
+    for name in ROW_POLICIES:
+        cfg.peers[name] = getattr(PeerConfig, name)
     # Nothing but the plain prompt has to fit.
     cfg.context.teacher_prompt_length = cfg.rollout.prompt_length
 

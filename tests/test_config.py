@@ -168,6 +168,49 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         ),
         ({"peers__control": "random", "peers__control_topup": False}, "leave it True"),
         *[
+            (
+                {"peers__control": name, "rollout__prompts": 1},
+                "set rollout.prompts to 2 or more",
+            )
+            for name in ("unrelated", "cross_failures", "success_only")
+        ],
+        (
+            {"peers__control": "success_only", "rollout__prompts": 1},
+            "or peers.control_topup=False",
+        ),
+        *[
+            ({"peers__control": name, "peers__failures": 0}, "it would be the run itself")
+            for name in ("cross_failures", "success_only", "shuffled")
+        ],
+        *[
+            ({"peers__control": "shuffled", **only}, "never show both")
+            for only in (
+                {"peers__successes": 0},
+                {"peers__slots": 1},
+                {"peers__failures_when": "no_success"},
+            )
+        ],
+        (
+            {"context__feedback_with_gold": True},
+            "set context.feedback, or context.feedback_with_gold=False",
+        ),
+        *[
+            ({"loss__method": method, "context__gold": "answer"}, "context.gold='answer': only")
+            for method in ("grpo", "dpo", "simpo", "sft")
+        ],
+        (
+            {"loss__method": "grpo", "context__feedback": "always"},
+            "context.feedback='always': only .* set loss.method='distill'",
+        ),
+        (
+            {
+                "loss__method": "sft",
+                "peers__summaries": 1,
+                "data__instruction": "in <summary></summary>",
+            },
+            "peers.summaries=1: only",
+        ),
+        *[
             ({"loss__method": "grpo", f"peers__{name}": value}, f"peers.{name}='{value}': only")
             for name, value in [
                 ("targets", "failed"),
@@ -283,6 +326,51 @@ def test_an_impossible_setting_has_a_remedy(changes, remedy):
         built(**changes)
 
 
+def test_one_prompt_is_enough_for_controls_of_its_own_peers():
+    for name in ("off", "random", "shuffled", "shell"):
+        assert built(rollout__prompts=1, peers__control=name).peers.control == name
+    only = {"peers__control": "success_only", "peers__control_topup": False}
+    assert not built(rollout__prompts=1, **only).peers.control_topup
+
+
+RICH = {
+    "context.gold": "answer",
+    "context.feedback": "always",
+    "context.feedback_with_gold": True,
+    "peers.summaries": 1,
+    "data.instruction": "in <summary></summary>",
+    "peers.targets": "failed",
+    "peers.no_success": "mask",
+    "peers.all_success": "plain_prompt",
+}
+
+
+@pytest.mark.parametrize("variant", [v for v in methods.METHODS if v[:7] != "control"])
+def test_a_variant_of_a_config_with_every_context_is_valid(variant):
+    tree = config.defaults()
+    for dotted, value in RICH.items():
+        config.override(tree, dotted, str(value))
+    cfg = config.from_config_dict(Config, methods.apply(tree, variant))
+    assert cfg.context.gold == ("solution" if variant == "opsd" else "off")
+    bare = variant in ("opd", "grpo", "dpo", "simpo", "sft", "gkd")
+    if bare or variant == "opsd":
+        assert cfg.peers.summaries == 0
+        assert (cfg.context.feedback, cfg.context.feedback_with_gold) == ("off", False)
+    for name in ("targets", "no_success", "all_success"):
+        assert not bare or getattr(cfg.peers, name) == getattr(config.PeerConfig, name)
+    assert cfg.data.instruction == RICH["data.instruction"]  # The same for every method.
+
+
+@pytest.mark.parametrize("variant", ["opd", "opsd", "grpo", "dpo", "simpo", "sft", "gkd"])
+def test_a_variant_without_peers_has_no_control(variant):
+    tree = config.defaults()
+    tree.peers.control, tree.peers.control_match = "random", "token"
+    tree.peers.groups = "mixed"
+    cfg = config.from_config_dict(Config, methods.apply(tree, variant))
+    assert (cfg.peers.control, cfg.peers.control_match) == ("off", "block")
+    assert cfg.peers.groups == ("mixed" if variant == "opsd" else "all")
+
+
 def test_grpo_needs_no_peers_and_opd_a_plain_prompt():
     off = {"peers__successes": 0, "peers__failures": 0}
     assert built(**off, context__feedback="always").context.feedback == "always"
@@ -394,6 +482,8 @@ def test_variants_differ_in_what_their_names_say():
         assert feedback == ("no_success" if reads else "off")
         assert (cfg.context.gold != "off") == (variant == "opsd")
         assert cfg.context.feedback_with_gold == (variant == "reference_code")
+        as_published = variant in ("paper", "reference_code")
+        assert cfg.peers.truncated == ("outcome" if as_published else "exclude")
         assert (cfg.rollout.policy == "teacher") == (variant == "gkd")
         assert control == (variant[8:] if variant.startswith("control_") else "off")
     made = {name for name in got if name.startswith("control_")}

@@ -94,6 +94,7 @@ def plan(cfg):
     lengths = rng.integers(1, 9, (6, 8))
     # Rollout i of prompt p shares i words with its neighbour, so that rules of likeness differ.
     texts = [[f"p{p} r{i} " + "w " * (5 * i % 8) for i in range(8)] for p in range(6)]
+    texts[5][:3] = ["said by three"] * 3
     success = np.array([[g < wins for g in range(8)] for wins in (0, 1, 2, 3, 4, 8)])
     use = peers.usage(success, success | (lengths > 1), cfg.peers)
     given = (success, np.ones_like(success), texts, lengths, list(range(6)))
@@ -126,6 +127,7 @@ def contexts(cfg):
     advice, withheld = experience.own_feedback(
         verdicts, np.zeros((1, 5), bool), np.ones((1, 5), bool), cfg.context
     )
+    texts = context.shown_texts(texts, words, cfg.context)
     inputs, records, chats = context.teacher_inputs(
         [problem], texts, shown, words, cfg=cfg.context, feedback=advice
     )
@@ -245,6 +247,7 @@ CASES = [
             {"rule": "most_similar"},
             {"rule": "least_similar"},
             {"failures_when": "no_success"},
+            {"same_text": False},
             {"summaries": 1},
             {"targets": "failed"},
             {"groups": "mixed"},
