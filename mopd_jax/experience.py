@@ -267,34 +267,32 @@ def group_metrics(sampled, rewards, valid, success, contexts) -> dict[str, float
         "teacher_prompt_tokens_max": int(np.max(prompt_tokens)),
         "peer_tokens_cut": int(sum(sum(record.cut) for record in contexts)),
         "peers_dropped": int(sum(record.dropped for record in contexts)),
-        **_shares(contexts, sampled.texts),
+        **_shares(contexts),
     }
 
 
-def _shares(contexts, texts) -> dict[str, float]:
-    """Fractions of rows by what their contexts, as rendered, hold.
-
-    `target_text_shown` counts rows that were shown a peer with exactly the target's text; the
-    teacher could copy it.
-    """
-    group = len(texts[0])
+def _shares(contexts) -> dict[str, float]:
+    """Fractions of rows by what their contexts, as rendered, hold."""
     good = np.array([any(record.succeeded) for record in contexts])
     bad = np.array([not all(record.succeeded) for record in contexts])
-    equal = [
-        any(
-            texts[q][i] == texts[n // group][n % group]
-            for q, i in zip(record.prompts, record.shown, strict=True)
-        )
-        for n, record in enumerate(contexts)
-    ]
     return {
         "informed": float(np.mean([record.informed for record in contexts])),
         "shows_success": float(good.mean()),
         "shows_failure": float(bad.mean()),
         "shows_failures_only": float((bad & ~good).mean()),
         "peers_per_row": float(np.mean([len(record.shown) for record in contexts])),
-        "target_text_shown": float(np.mean(equal)),
     }
+
+
+def verdict_metrics(verdicts: list[list[Verdict]]) -> dict[str, float]:
+    """What verifiers say beside the reward, means over the rows of which they say it."""
+    every = [verdict for row in verdicts for verdict in row]
+    found = {}
+    for name in ("test_fraction", "format_ok"):
+        said = [v for v in (getattr(verdict, name) for verdict in every) if v is not None]
+        if said:
+            found[name] = float(np.mean(said))
+    return found
 
 
 def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:

@@ -60,6 +60,12 @@ def causes(
                 f"{cfg.peers.no_success!r} and all_success={cfg.peers.all_success!r} leave "
                 "every row out"
             )
+        elif values["peers_without_text"] and not values["peers_dropped"]:
+            found.append(
+                f"{values['peers_without_text']} rollouts have no text but their thoughts, and "
+                "no context shows a peer: raise rollout.response_length, or set "
+                "context.strip_thinking=False"
+            )
         elif values["peers_dropped"]:
             found.append(
                 f"{values['peers_dropped']} peers were chosen and none fits, so every row is "

@@ -95,6 +95,7 @@ def train(
                 sampled, rewards, valid, success, contexts.records
             )
             values |= experience.choice_metrics(chosen, contexts)
+            values |= experience.verdict_metrics(verdicts)
             solved = solved.after([problem.id for problem in sampled.problems], success)
             values |= solved.metrics()
             if run.sandbox is not None:

@@ -42,24 +42,32 @@ def record(shown, succeeded, *, p=0, **fields):
 
 
 def test_shares_by_hand():
-    texts = [["a", "b", "c"], ["d", "e", "e"]]
     contexts = [
         record((1, 2), (True, False)),
         record((2,), (False,)),
         record((), ()),
         record((), ()),
-        record((2,), (True,), p=1),  # Rollouts 1 and 2 of the second prompt say the same.
+        record((2,), (True,), p=1),
         record((0,), (False,), p=1),
     ]
-    got = experience._shares(contexts, texts)
+    got = experience._shares(contexts)
     assert got == {
         "informed": 4 / 6,
         "shows_success": 2 / 6,
         "shows_failure": 3 / 6,
         "shows_failures_only": 2 / 6,
         "peers_per_row": 5 / 6,
-        "target_text_shown": 1 / 6,
     }
+
+
+def test_what_verifiers_say_beside_the_reward():
+    verdicts = [
+        [Verdict(0.0, test_fraction=0.5, format_ok=True), Verdict(1.0, test_fraction=1.0)],
+        [Verdict(0.0, error="crashed"), Verdict(0.0, format_ok=False)],
+    ]
+    got = experience.verdict_metrics(verdicts)
+    assert got == {"test_fraction": 0.75, "format_ok": 0.5}
+    assert experience.verdict_metrics([[Verdict(1.0)]]) == {}
 
 
 def test_groups_without_a_verdict_are_neither_mixed_nor_failed():

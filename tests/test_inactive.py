@@ -13,6 +13,7 @@ HEALTHY = {
     "truncated": 0.1,
     "trained_tokens": 100.0,
     "peers_dropped": 0,
+    "peers_without_text": 0,
     "mixed_groups": 0.5,
     "informed": 0.9,
     "rows_left_out": 0.0,
@@ -60,6 +61,10 @@ def test_a_healthy_step_is_silent(cfg):
         (
             {"trained_tokens": 0.0, "informed": 0.0, "peers_dropped": 3},
             "3 peers were chosen and none fits",
+        ),
+        (
+            {"trained_tokens": 0.0, "informed": 0.0, "peers_without_text": 5},
+            "5 rollouts have no text but their thoughts",
         ),
         ({"trained_tokens": 0.0, "informed": 0.0, "cfg": GRPO}, "every advantage is 0"),
         ({"trained_tokens": 0.0, "cfg": method("dpo")}, "so there is no pair"),

@@ -358,3 +358,21 @@ def test_corrupt_checkpoint(finished, tmp_path, damage):
     if damage == "flip":
         run(folder)
         assert checkpoint.steps(folder / "checkpoints") == [2, 4]
+
+
+def test_several_updates_resume_to_the_same_bits(tmp_path):
+    """A step of four updates, a copy every third step, its drift: in one go and in two."""
+    options = {
+        "optimizer__mini_batches": 2,
+        "optimizer__epochs": 2,
+        "teacher__kind": "periodic",
+        "teacher__every": 3,
+        "teacher__drift_every": 2,
+        "eval__every": 100,
+    }
+    run(tmp_path / "whole", **options)
+    for steps in (2, 4):
+        run(tmp_path / "parts", steps=steps, **options)
+    assert checksums(tmp_path / "parts", 4) == checksums(tmp_path / "whole", 4)
+    records = [r for r in logbook.read(tmp_path / "parts") if r["kind"] == "train"]
+    assert ["drift_distance" in r for r in records] == [False, True, False, True]
