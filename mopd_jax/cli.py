@@ -1,4 +1,4 @@
-"""`mopd train | rollout | config --config=FILE[:VARIANT] [--config.KEY=VALUE ...]`."""
+"""`mopd train | rollout | config --config=FILE[:VARIANT] ...`, and `mopd data COMMAND NAME`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ USAGE = """\
 usage: mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
        mopd rollout --config=FILE[:VARIANT] [--config.KEY=VALUE ...] --out=FILE [--from=DIR]
        mopd config --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
+       mopd data prepare NAME --source=PATH|hub [--out=DIR] [--option.KEY=VALUE ...]
+       mopd data check NAME [--dir=DIR] [--policy=error|exclude|keep]
+       mopd data show NAME [--dir=DIR] [--split=train|test] [--row=N]
 
 train    run the config, or go on with the run that is in the folder
 rollout  sample and verify the config's steps without training, into one file
 config   print every setting of the config as it would run
+data     turn source files into a checked data set, judge its gold answers, look at a row
 
   --config=configs/quickstart.py:grpo    a config file and a variant of it
   --config.peers.failures=0              any setting, by its dotted name
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0
-    commands = {"train": _train, "rollout": _rollout, "config": _show}
+    commands = {"train": _train, "rollout": _rollout, "config": _show, "data": _data}
     try:
         if argv[0] not in commands:
             raise ConfigError(configs.unknown(f"command {argv[0]!r}", argv[0], commands))
@@ -74,6 +78,16 @@ def _show(args: Sequence[str]) -> int:
     cfg, _ = parse(args)
     print(configs.to_json(cfg))
     return 0
+
+
+def _data(args: Sequence[str]) -> int:
+    words = [word for word in args if not word.startswith("--")]
+    flags = [_flag(word) for word in args if word.startswith("--")]
+    from mopd_jax.datasets import commands
+
+    text, status = commands.run(words, flags)
+    print(text)
+    return status
 
 
 def parse(args: Sequence[str]) -> tuple[Config, pathlib.Path]:

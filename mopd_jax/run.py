@@ -10,7 +10,7 @@ import logging
 import pathlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -95,7 +95,7 @@ def open_run(
 
 def prepare(
     cfg: Config, workdir: pathlib.Path, *, devices: list[jax.Device] | None
-) -> tuple[Run, list[Problem], pathlib.Path]:
+) -> tuple[Run, Sequence[Problem], pathlib.Path]:
     """All of a run but its weights: the run, the problems to train on, the weights' path.
 
     Nothing is written. Raises as `open_run` does.
@@ -126,10 +126,15 @@ def prepare(
     trained = {_question(problem) for problem in train_problems}
     both = [problem.id for problem in eval_problems if _question(problem) in trained]
     if both:
-        raise data.DataError(
+        said = (
             f"{len(both)} of {len(eval_problems)} evaluation problems are also trained on, "
-            f"{both[0]!r} for one: they are not held out; remove them from one of the splits"
+            f"{both[0]!r} for one: they are not held out"
         )
+        if cfg.data.held_out:
+            raise data.DataError(
+                f"{said}; remove them from one of the splits, or set data.held_out=False"
+            )
+        log.warning("WARNING %s (data.held_out=False)", said)
     for problems in (train_problems, eval_problems):
         verifiers.check(problems)
         context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
@@ -252,6 +257,7 @@ def _write_records(run: Run, command: str) -> None:
         "config": configs.fingerprint(run.cfg),
         "templates": configs.fingerprint(run.cfg.context),
         "tokenizer": run.tokenizer.fingerprint,
+        "data": data.record(run.cfg.data),
     }
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.folder / "config.json", configs.to_json(run.cfg) + "\n")
