@@ -1,42 +1,17 @@
 """Data sets: rows of every source format, what is refused, what is written, its self-test."""
 
-import importlib.util
 import json
 
 import numpy as np
 import pytest
+from dataset_rows import lines, mopd, needs_tfds, parsed
 
-from mopd_jax import cli, data, verifiers
+from mopd_jax import data, verifiers
 from mopd_jax.config import ConfigError, DataConfig
 from mopd_jax.config_dict import InputError
 from mopd_jax.datasets import catalogue, files, prepare, splits, store
-from mopd_jax.datasets.rows import DataError, Parsed, Row
+from mopd_jax.datasets.rows import DataError, Parsed
 from mopd_jax.records import Problem
-
-needs_tfds = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow_datasets") is None, reason="TFDS is not installed"
-)
-
-
-def lines(path, *rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def parsed(name, *rows, part="rows", **options):
-    """The problems that a format makes of rows."""
-    form = catalogue.find(name)
-    made = []
-    for i, fields in enumerate(rows):
-        row = Row(fields, f"{part}.jsonl, row {i + 1}", part, i)
-        made += form.parse(row, {**form.options, **options})
-    return made
-
-
-def mopd(*argv, status=0):
-    assert cli.main(["data", *map(str, argv)]) == status
-
 
 # SciKnowEval.
 
@@ -357,7 +332,8 @@ def test_the_manifest(chemistry):
     assert source == {"name": "all.jsonl", "sha256": files.checksum(path), "rows": 43}
     assert manifest["splits"] == {"train": 36, "test": 4}
     assert manifest["options"]["seed"] == 42
-    assert sum(manifest["left_out"].values()) == 3
+    assert [rows["count"] for rows in manifest["left_out"].values()] == [1, 1, 1]
+    assert manifest["left_out"]["another level"]["first"] == ["all.jsonl, row 41"]
     again = prepare.prepare(
         "sciknoweval_chemistry",
         path,

@@ -7,12 +7,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from mopd_jax.config_dict import unknown
-from mopd_jax.datasets import jsonl, sciknoweval, tooluse
+from mopd_jax.datasets import (
+    evalplus,
+    gpqa,
+    jsonl,
+    livecodebench,
+    maths,
+    sciknoweval,
+    tooluse,
+)
 from mopd_jax.datasets.rows import DataError, Format
 
+_MATHARENA = "CC BY-NC-SA 4.0 (MathArena)"
 FORMATS: dict[str, Format] = {
     **{f"sciknoweval_{d}": sciknoweval.of_domain(d) for d in sciknoweval.DOMAINS},
     "tooluse": tooluse.FORMAT,
+    "livecodebench": livecodebench.FORMAT,
+    "deepmath": maths.DEEPMATH,
+    "aime24": maths.contest("aime24", "math-ai/aime24", "not stated"),
+    "aime25": maths.contest("aime25", "math-ai/aime25", "not stated"),
+    "hmmt_feb25": maths.contest("hmmt_feb25", "MathArena/hmmt_feb_2025", _MATHARENA),
+    "hmmt_nov25": maths.contest("hmmt_nov25", "MathArena/hmmt_nov_2025", _MATHARENA),
+    "gsm8k": maths.GSM8K,
+    "humanevalplus": evalplus.HUMANEVAL,
+    "mbppplus": evalplus.MBPP,
+    "gpqa": gpqa.FORMAT,
     "jsonl": jsonl.FORMAT,
 }
 

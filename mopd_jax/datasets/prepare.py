@@ -20,6 +20,7 @@ from mopd_jax.records import Problem
 
 BadRows = Literal["error", "exclude"]
 _SHOWN = 20
+_LISTED = 100  # Of the rows that are left out for one reason.
 
 
 def prepare(
@@ -77,7 +78,10 @@ def prepare(
         ],
         "bad_rows": bad_rows,
         "rejected": rejected,
-        "left_out": dict(sorted(left_out.items())),
+        "left_out": {
+            why: {"count": len(rows), "first": rows[:_LISTED]}
+            for why, rows in sorted(left_out.items())
+        },
         "duplicates": duplicates,
         "splits": {split: len(problems) for split, problems in made.items()},
         "content": _content(made),
@@ -88,10 +92,10 @@ def prepare(
 
 def _parsed(
     found: Sequence[pathlib.Path], form: Format, options: Options
-) -> tuple[list[Parsed], collections.Counter, list[str], list[int]]:
+) -> tuple[list[Parsed], dict[str, list[str]], list[str], list[int]]:
     """(problems, rows left out by reason, errors, rows of each file)."""
     parsed: list[Parsed] = []
-    left_out: collections.Counter = collections.Counter()
+    left_out: dict[str, list[str]] = {}
     rejected: list[str] = []
     counted: list[int] = []
     for path in found:
@@ -104,7 +108,7 @@ def _parsed(
             try:
                 problems = form.parse(row, options)
             except LeftOut as reason:
-                left_out[str(reason)] += 1
+                left_out.setdefault(str(reason), []).append(f"{path.name}, row {count}")
             except DataError as error:
                 rejected.append(str(error))
             else:
@@ -156,7 +160,8 @@ def summary(manifest: Mapping[str, Any]) -> str:
         f"{sum(file['rows'] for file in manifest['files'])} rows; "
         f"licence: {manifest['licence']}"
     ]
-    lines += [f"  left out, {why}: {n}" for why, n in manifest["left_out"].items()]
+    for why, rows in manifest["left_out"].items():
+        lines.append(f"  left out, {why}: {rows['count']}")
     lines += [f"  rejected: {error}" for error in manifest["rejected"][:_SHOWN]]
     if len(manifest["rejected"]) > _SHOWN:
         lines.append(f"  and {len(manifest['rejected']) - _SHOWN} more (see the manifest)")
