@@ -57,6 +57,7 @@ LEVELS = {
     "console": 3,
     "data": 4,
     "inactive": 3,
+    "recipes": 4,
     "losses": 3,
     "methods": 3,
     "peers": 3,
