@@ -387,6 +387,16 @@ def test_variants_of_the_papers_experiments(variant, want):
     assert cfg.name == variant.replace("/", "-")
 
 
+def test_the_commands_of_the_documentation_exist():
+    text = (ROOT / "docs/reproduction.md").read_text() + (ROOT / "docs/data.md").read_text()
+    for word, setting in (("DOMAIN", "biology"), ("TASK", "code"), ("METHOD", "sdpo")):
+        text = text.replace(word, setting)
+    found = set(re.findall(r"(configs/\w+\.py)(?::([\w/]+))?", text))
+    assert len(found) > 15
+    for file, variant in found:
+        config.from_config_dict(Config, cli.load(ROOT / file, variant))
+
+
 def test_mathematics_has_the_divergence_of_the_paper():
     want = {"mopd": "reverse_kl", "paper": "reverse_kl", "reference_code": "jsd"}
     for variant, divergence in want.items():
