@@ -7,10 +7,10 @@
 
 Tasks: `tooluse`, and `code` on the paper's own split (configs/tooluse.py, livecodebench.py say
 how to prepare them). Paper, mean@8 / pass@8 in percent, tool use and code: MOPD 66.44 / 68.61
-and 61.92 / 67.35; OPD without peers 59.63 / 61.58 and 60.92 / 67.30; GKD 55.91 / 60.05 and 46.05 / 56.67;
-14B teacher 56.02 / 60.89 and 46.75 / 65.16; 4B student 53.27 / 58.58 and 28.80 / 49.36. The
-rows with a self-teacher are configs/tooluse.py and configs/livecodebench.py with the 4B model.
-Hardware there: 2 nodes of 8 x H100. Nobody has run this file at that size yet.
+and 61.92 / 67.35; OPD without peers 59.63 / 61.58 and 60.92 / 67.30; GKD 55.91 / 60.05 and
+46.05 / 56.67; 14B teacher 56.02 / 60.89 and 46.75 / 65.16; 4B student 53.27 / 58.58 and 28.80 /
+49.36. The rows with a self-teacher are configs/tooluse.py and configs/livecodebench.py with the
+4B model. Hardware there: 2 nodes of 8 x H100. Nobody has run this file at that size yet.
 """
 
 from mopd_jax import recipes

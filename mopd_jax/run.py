@@ -241,6 +241,16 @@ def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
                 f"{workdir} holds a run with another config (different: {', '.join(differ)}); "
                 "choose another --workdir, or use the settings of its config.json"
             )
+    path = workdir / "environment.json"
+    if path.exists():
+        before, now = json.loads(path.read_text()).get("data", {}), data.record(cfg.data)
+        if {k: v["reads"] for k, v in before.items()} != {
+            k: v["reads"] for k, v in now.items()
+        }:
+            raise ConfigError(
+                f"the prepared data that {workdir} began with has changed since, or items were "
+                "excluded; choose another --workdir, or put the data back"
+            )
 
 
 def _write_records(run: Run, command: str) -> None:

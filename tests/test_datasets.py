@@ -398,7 +398,19 @@ def test_items_whose_gold_fails_are_excluded_by_name(tmp_path, capsys):
         assert record["splits"]["train"]["failed"][0][0] == "r1"
     mopd("check", "mine", f"--dir={tmp_path}", "--policy=exclude")
     said = data.record(cfg)["train: mine:train"]
-    assert (said["ceiling"], said["excluded"], said["problems"]) == (0.75, 1, 4)
+    assert (said["ceiling"], said["excluded"], said["problems"]) == (0.75, 1, 3)
+    mopd("check", "mine", f"--dir={tmp_path}", "--policy=keep")
+    assert data.record(cfg)["train: mine:train"]["reads"] != said["reads"]
+
+
+@needs_tfds
+def test_show_takes_the_split_that_there_is(tmp_path, capsys):
+    lines(tmp_path / "eval.jsonl", {"problem": "1 + 1?", "answer": 2})
+    mopd("prepare", "aime24", f"--source={tmp_path}", f"--out={tmp_path}")
+    mopd("show", "aime24", f"--dir={tmp_path}")
+    assert "1 + 1?" in capsys.readouterr().out
+    mopd("show", "aime24", f"--dir={tmp_path}", "--split=train", status=2)
+    assert "has no problems in train" in capsys.readouterr().err
 
 
 @needs_tfds

@@ -31,28 +31,26 @@ def check(
     if policy not in ("error", "exclude", "keep"):
         raise DataError(f"--policy={policy}; it must be one of error, exclude, keep")
     manifest = store.read_manifest(root, name)
-    # What an earlier check excluded is judged again.
-    manifest.pop("check", None)
-    store.write_manifest(store.folder(root, name), manifest)
     lines, sound = [], True
     record: dict[str, Any] = {"policy": policy, "splits": {}, "excluded": {}}
     for split in manifest["splits"]:
-        problems = list(store.Stored(root, name, split))
+        # What an earlier check excluded is judged again.
+        problems = list(store.Stored(root, name, split, with_excluded=True))
         found = selftest.selftest(problems, policy="keep", threads=threads)
         numbers = found.summary()
         if not found.tested:
             numbers["ceiling"] = None
         bad = {name for name, _ in (*found.failed, *found.unsound)}
         places = [i for i, problem in enumerate(problems) if problem.id in bad]
-        excluded = places if policy == "exclude" else []
-        numbers["kept"] = len(problems) - len(excluded)
+        out = places if policy == "exclude" else []
+        numbers["kept"] = len(problems) - len(out)
         record["splits"][split] = {
             **numbers,
             "failed": [list(finding) for finding in found.failed],
             "passed_wrongly": [list(finding) for finding in found.unsound],
         }
-        record["excluded"][split] = excluded
-        lines += _report(split, found, len(problems), len(excluded))
+        record["excluded"][split] = out
+        lines += _report(split, found, len(problems), len(out))
         sound = sound and not (found.failed or found.unsound)
     manifest["check"] = record
     store.write_manifest(store.folder(root, name), manifest)
@@ -75,13 +73,19 @@ def _report(split: str, found: selftest.SelfTest, total: int, excluded: int) -> 
     return lines
 
 
-def show(root: pathlib.Path, name: str, *, split: str = "train", row: int = 0) -> str:
+def show(root: pathlib.Path, name: str, *, split: str | None = None, row: int = 0) -> str:
     """The counts of a data set, and one prompt as the student reads it.
+
+    The split is by default train, and test where train is empty.
 
     Raises:
         DataError: no such data set, split or row.
     """
+    if split is None:
+        split = "train" if store.read_manifest(root, name)["splits"].get("train") else "test"
     problems = store.Stored(root, name, split)
+    if not len(problems):
+        raise DataError(f"{name} has no problems in {split}; see --split")
     if not 0 <= row < len(problems):
         raise DataError(f"--row={row}, but {name} has rows 0 to {len(problems) - 1} in {split}")
     manifest = problems.manifest
@@ -100,4 +104,7 @@ def _prompt(problem: Problem) -> list[str]:
     lines = [f"id {problem.id}, verifier {problem.verifier}"]
     for message in problem.messages:
         lines += ["", f"[{message['role']}]", message["content"]]
-    return [*lines, "", "[gold answer, not shown to the student]", problem.answer]
+    lines += ["", "[gold answer, not shown to the student]", problem.answer]
+    if "tests" in problem.meta:
+        lines.append(f"{len(problem.meta['tests'])} tests")
+    return lines

@@ -53,7 +53,7 @@ def run(
     root = pathlib.Path(given.get("dir", "data"))
     if command == "show":
         row = _whole(given, "row", 0)
-        return check.show(root, name, split=given.get("split", "train"), row=row), 0
+        return check.show(root, name, split=given.get("split"), row=row), 0
     threads = _whole(given, "threads", 1)
     if threads < 1:
         raise DataError(f"--threads={threads}; give 1 or more")

@@ -93,11 +93,18 @@ def read_manifest(root: pathlib.Path, name: str) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def excluded(manifest: Mapping[str, Any], split: str) -> list[int]:
+    """Places in a split of the items that the last check excluded."""
+    return manifest.get("check", {}).get("excluded", {}).get(split, [])
+
+
 class Stored(Sequence[Problem]):
     """The problems of one split, read from disk when they are asked for."""
 
-    def __init__(self, root: pathlib.Path, name: str, split: str):
-        """Opens a split without the items that `mopd data check` excluded.
+    def __init__(
+        self, root: pathlib.Path, name: str, split: str, *, with_excluded: bool = False
+    ):
+        """Opens a split, without the items that `mopd data check` excluded unless asked to.
 
         Raises:
             DataError: no such data set or split, or TFDS is not installed.
@@ -106,7 +113,7 @@ class Stored(Sequence[Problem]):
         known = self.manifest["splits"]
         if split not in known:
             raise DataError(f"{name} has no split {split!r}; it has {', '.join(sorted(known))}")
-        out = set(self.manifest.get("check", {}).get("excluded", {}).get(split, ()))
+        out = set() if with_excluded else set(excluded(self.manifest, split))
         self._places = [i for i in range(known[split]) if i not in out]
         self._rows: Any = ()
         if known[split]:

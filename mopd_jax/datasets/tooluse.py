@@ -90,9 +90,10 @@ def _parse(row: Row, options: Options) -> list[Problem]:
 
 
 def _problem(name: str, text: str, row: Row, answer: str, options: Options) -> Problem:
+    system = row.text("system") if row.fields.get("system") is not None else ""
     return Problem(
         id=name,
-        messages=chat(str(row.fields.get("system") or ""), text),
+        messages=chat(system, text),
         answer=calls(row, row.fields.get(answer), repr(answer)),
         verifier="tools",
         meta={"order": options["order"]},
