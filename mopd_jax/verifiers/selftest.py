@@ -23,9 +23,12 @@ _SHOWN = 20
 
 
 class _WithGold(Protocol):
-    """What a verifier must offer to be tested: right and wrong responses in its format."""
+    """What a verifier must offer to be tested: right and wrong responses in its format.
 
-    def gold_response(self, problem: Problem) -> str: ...
+    `gold_response` is None where the item has none, as a program without a reference solution.
+    """
+
+    def gold_response(self, problem: Problem) -> str | None: ...
 
     def mutated(self, problem: Problem) -> tuple[str, ...]: ...
 
@@ -50,7 +53,7 @@ class SelfTest:
     tested: items whose verifier offers right and wrong responses.
     failed: those whose gold answer does not score 1.
     unsound: those of which a wrong response scores more than 0, or cannot be decided.
-    untested: ids of the items whose verifier offers none; neither failed nor sound.
+    untested: ids of the items for which there are none; neither failed nor sound.
     kept: the problems that the policy lets through, in their order.
     """
 
@@ -98,9 +101,10 @@ def selftest(
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         findings = list(pool.map(_judge, problems))
     failed, unsound, untested, kept = [], [], [], []
-    for problem, (gold, wrong) in zip(problems, findings, strict=True):
-        if problem.verifier not in WITH_GOLD:
+    for problem, finding in zip(problems, findings, strict=True):
+        if finding is None:
             untested.append(problem.id)
+        gold, wrong = finding or ("", "")
         if gold:
             failed.append((problem.id, gold))
         if wrong:
@@ -119,13 +123,19 @@ def selftest(
     return found
 
 
-def _judge(problem: Problem) -> tuple[str, str]:
-    """(why the gold answer fails, why a wrong one does not), each "" where it does."""
+def _judge(problem: Problem) -> tuple[str, str] | None:
+    """(why the gold answer fails, why a wrong one does not), each "" where it does.
+
+    None: there is no right response to test with.
+    """
     forms = WITH_GOLD.get(problem.verifier)
     if forms is None:
-        return "", ""
+        return None
     try:
-        right, wrong = forms.gold_response(problem), forms.mutated(problem)
+        right = forms.gold_response(problem)
+        if right is None:
+            return None
+        wrong = forms.mutated(problem)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         # A gold answer that its verifier cannot even write down.
         return f"{type(error).__name__}: {error}", ""
