@@ -116,6 +116,40 @@ def test_the_published_sizes(rows, held):
     assert (len(made["train"]), len(made["test"])) == (rows - held, held)
 
 
+@pytest.mark.parametrize(
+    ("part", "split"),
+    [
+        ("train", "train"),
+        ("chemistry_test", "test"),
+        ("test-00000-of-00002", "test"),
+        ("Train2", "train"),
+        ("latest", None),
+        ("contest", None),
+        ("train_test", None),
+        ("all", None),
+    ],
+)
+def test_what_a_files_name_says(part, split):
+    assert splits.named(part) == split
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes"),
+    [
+        (["test-00000-of-00002", "test-00001-of-00002"], {"train": 18, "test": 2}),
+        (["chemistry_train", "chemistry_test"], {"train": 10, "test": 10}),
+        (["all"], {"train": 9, "test": 1}),
+    ],
+)
+def test_sciknoweval_is_split_unless_it_is(parts, sizes):
+    form = catalogue.find("sciknoweval_chemistry")
+    rows = [
+        Parsed(p, x) for x in parts for p in parsed("sciknoweval_chemistry", science(1))
+    ] * 10
+    made = form.split(rows, form.options)
+    assert {split: len(made[split]) for split in made} == sizes
+
+
 # Tool use.
 
 CALLS = [{"Action": "find", "Action_Input": '{"city": "Bonn", "days": 3}'}]
@@ -443,6 +477,12 @@ def test_several_data_sets_in_one_split(chemistry):
         (["prepare", "tooluse", "--source=x", "--as=A b"], "cannot be called 'A b'"),
         (["prepare", "tooluse", "--source=x", "--bad-rows=skip"], "must be error or exclude"),
         (["prepare", "jsonl", "--source=x", "--option.seed=1.5"], "it must be int"),
+        (["prepare", "jsonl", "--source=x", "--option.test_share=1.5"], "between 0 and 1"),
+        (["prepare", "jsonl", "--source=x", "--option.seed=-1"], "between 0 and"),
+        (["prepare", "mbppplus", "--source=x", "--option.max_tests=0"], "between 1 and"),
+        (["prepare", "tooluse", "--source=x", "--option.order=exakt"], "did you mean exact"),
+        (["prepare", "livecodebench", "--source=x", "--option.split=test"], "mean tests"),
+        (["prepare", "livecodebench", "--source=x", "--option.end=May"], "must be dates"),
         (["check", "nothing", "--dir=/nowhere"], "has no prepared data set"),
         (["check", "nothing", "--policy=drop"], "must be one of error"),
         (["check", "nothing", "--threads=0"], "1 or more"),

@@ -35,6 +35,15 @@ FORMATS: dict[str, Format] = {
     "jsonl": jsonl.FORMAT,
 }
 
+# Of options of any data set.
+_RANGES = {
+    "test_share": (0, 1),
+    "seed": (0, 2**32),
+    "max_tests": (1, 100_000),
+    "seconds": (0.1, 3600),
+}
+_CHOICES = {"order": ("any", "exact"), "split": ("problem", "tests")}
+
 
 def find(name: str) -> Format:
     """The format of a name; raises DataError with the nearest one if there is none."""
@@ -47,13 +56,16 @@ def options(name: str, given: Mapping[str, str]) -> dict[str, Any]:
     """The options of a data set: its defaults, and the texts that were given in their place.
 
     Raises:
-        DataError: there is no such option, or the value has another type than the default.
+        DataError: there is no such option, or the value is none that it can have.
     """
     made = dict(find(name).options)
     for key, text in given.items():
         if key not in made:
             raise DataError(unknown(f"--option.{key} of {name}", key, list(made) or ["none"]))
         made[key] = _typed(text, made[key], key)
+        _check(key, made[key])
+    if "start" in made:
+        livecodebench.window(made)
     return made
 
 
@@ -69,3 +81,11 @@ def _typed(text: str, default: Any, key: str) -> Any:
     if type(value) is not type(default):
         raise DataError(f"--option.{key}={text}: it must be {type(default).__name__}")
     return value
+
+
+def _check(key: str, value: Any) -> None:
+    least, most = _RANGES.get(key, (None, None))
+    if least is not None and not least <= value <= most:
+        raise DataError(f"--option.{key}={value}: it must lie between {least:g} and {most:g}")
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise DataError(f"--option.{key}={value}: {unknown(repr(value), value, _CHOICES[key])}")

@@ -22,7 +22,7 @@ def _humaneval(row: Row, options: Options) -> list[Problem]:
     start, function = row.text("prompt"), row.text("entry_point")
     text = f"Complete this function.\n```python\n{start.rstrip()}\n```"
     solution = start + row.text("canonical_solution")
-    return [_problem(row, text, function, "candidate", solution, options)]
+    return [_problem(row, text, function, "candidate", solution, options, "humanevalplus")]
 
 
 def _mbpp(row: Row, options: Options) -> list[Problem]:
@@ -36,11 +36,17 @@ def _mbpp(row: Row, options: Options) -> list[Problem]:
         f"{row.text('prompt').strip()}\n\nThe function is called `{called}`. For example:\n"
         f"```python\n{shown[0].strip()}\n```"
     )
-    return [_problem(row, text, called, called, row.text("code"), options)]
+    return [_problem(row, text, called, called, row.text("code"), options, "mbppplus")]
 
 
 def _problem(
-    row: Row, text: str, function: str, called: str, solution: str, options: Options
+    row: Row,
+    text: str,
+    function: str,
+    called: str,
+    solution: str,
+    options: Options,
+    prefix: str,
 ) -> Problem:
     tree = _tree(row)
     if not function.isidentifier():
@@ -68,9 +74,10 @@ def _problem(
         "tests_not_drawn": max(0, len(tests) - options["max_tests"]),
     }
     text += "\n\n" + programs.CLOSING.format(seconds=options["seconds"])
-    name = str(row.fields.get("task_id", row.number)).lower().replace("/", "-")
+    # "HumanEval/7" and 7 are both the task 7 of their data set.
+    number = str(row.fields.get("task_id", row.number)).rpartition("/")[2]
     return Problem(
-        id=f"{options['prefix']}-{name.removeprefix('humaneval-')}",
+        id=f"{prefix}-{number}",
         messages=chat("", text),
         answer="",
         verifier="code",
@@ -115,22 +122,17 @@ def _called(tree: ast.Module) -> str | None:
     return names.pop() if len(names) == 1 else None
 
 
-def _format(parse, prefix: str, licence: str, repo: str) -> Format:
+def _format(parse, licence: str, repo: str) -> Format:
     return Format(
         parse=parse,
         split=splits.test_only,
         licence=licence,
-        options={"prefix": prefix, "max_tests": 64, "seconds": 6.0},
+        options={"max_tests": 64, "seconds": 6.0},
         hub=Hub(repo),
     )
 
 
 HUMANEVAL = _format(
-    _humaneval,
-    "humanevalplus",
-    "Apache-2.0 (EvalPlus), MIT (HumanEval)",
-    "evalplus/humanevalplus",
+    _humaneval, "Apache-2.0 (EvalPlus), MIT (HumanEval)", "evalplus/humanevalplus"
 )
-MBPP = _format(
-    _mbpp, "mbppplus", "Apache-2.0 (EvalPlus), CC BY 4.0 (MBPP)", "evalplus/mbppplus"
-)
+MBPP = _format(_mbpp, "Apache-2.0 (EvalPlus), CC BY 4.0 (MBPP)", "evalplus/mbppplus")

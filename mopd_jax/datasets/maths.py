@@ -12,6 +12,7 @@ Signs and thousands separators stay in the gold answer: the verifier reads them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from mopd_jax.datasets import splits
@@ -36,9 +37,10 @@ def _deepmath(row: Row, options: Options) -> list[Problem]:
     return [_problem(f"deepmath-{row.number}", question, answer, solution)]
 
 
-def _contest(row: Row, options: Options) -> list[Problem]:
+def _contest(row: Row, options: Options, *, contest: str) -> list[Problem]:
+    del options
     number = row.fields.get("problem_idx", row.fields.get("id", row.number))
-    name = f"{options['contest']}-{number}"
+    name = f"{contest}-{number}"
     return [_problem(name, row.first_text("problem", "question"), _gold(row))]
 
 
@@ -86,9 +88,8 @@ GSM8K = Format(
 def contest(name: str, repo: str, licence: str) -> Format:
     """A contest, which is for evaluation only."""
     return Format(
-        parse=_contest,
+        parse=functools.partial(_contest, contest=name),
         split=splits.test_only,
         licence=licence,
-        options={"contest": name},
         hub=Hub(repo),
     )

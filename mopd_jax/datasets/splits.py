@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from mopd_jax.datasets.rows import DataError, Options, Parsed, Splits
 from mopd_jax.records import Problem
+
+# Of train_v2, test-00000-of-00001 and chemistry_test; not of latest or contest.
+_SPLIT = re.compile(r"(?<![a-z])(train|test)(?![a-z])")
 
 
 def permuted(parsed: Sequence[Parsed], *, share: float, seed: int) -> Splits:
@@ -41,9 +45,9 @@ def given(parsed: Sequence[Parsed]) -> Splits:
 
 
 def named(part: str) -> str | None:
-    """The split that a file's name says, if it says one."""
-    said = [split for split in ("train", "test") if split in part.lower()]
-    return said[0] if len(said) == 1 else None
+    """The split that a file's name says as a word of its own, if it says one."""
+    said = set(_SPLIT.findall(part.lower()))
+    return said.pop() if len(said) == 1 else None
 
 
 def test_only(parsed: Sequence[Parsed], options: Options) -> Splits:
