@@ -374,6 +374,8 @@ def test_tests_that_json_cannot_say_are_counted():
         (humaneval("[[1]]", "[f(i) for i in range(3)]"), "computed, not written down"),
         (humaneval("[[1]]", "[1]", "abs(candidate(*inp))"), "more than compare"),
         (humaneval("[[1]]", "[1]", "candidate(*inp, k=1)"), "more than compare"),
+        ({**humaneval("[[1]]", "[1]"), "entry_point": "find_zero"}, "a rule of its own"),
+        ({**humaneval("[[1]]", "[1]"), "test": "assert candidate(1)"}, "more than compare"),
     ],
 )
 def test_problems_without_usable_tests_are_left_out(row, message):
@@ -386,8 +388,13 @@ def test_mbpp_plus():
     assert problem.meta["tests"][0]["input"] == "[1, 2]\n[3]"
     assert "`join`" in problem.messages[-1]["content"]
     assert "assert join((1,), (2,)) == (1, 2)" in problem.messages[-1]["content"]
-    with pytest.raises(LeftOut):
+    assert "float_tolerance" not in problem.meta
+    loose = mbpp()["test"].replace("exp, 0)", "exp, 1e-4)")
+    assert parsed("mbppplus", mbpp(test=loose))[0].meta["float_tolerance"] == 1e-4
+    with pytest.raises(LeftOut, match="more than compare"):
         parsed("mbppplus", mbpp(call="set(join(*inp))"))
+    with pytest.raises(LeftOut, match="a rule of its own"):
+        parsed("mbppplus", mbpp(call="similar_elements(*inp)"))
 
 
 @pytest.mark.parametrize(
