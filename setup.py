@@ -8,7 +8,8 @@ KERNELS = ["mopd_jax.kernels"] + [f"mopd_jax.kernels.{p}" for p in find_packages
 EXTRAS = {
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
-    "data": ["tensorflow-datasets", "importlib_resources"],
+    # TFDS without tensorflow; pyarrow comes with it. The second is one it does not declare.
+    "data": ["tensorflow-datasets>=4.9.10", "importlib_resources", "huggingface_hub"],
     "smollm2": ["gguf", "reasoning-gym"],
     "report": ["matplotlib"],
     # The parser's version is that of the grammar: math-verify 0.9 reads with antlr 4.13.2.
@@ -18,6 +19,7 @@ EXTRAS = {
     "tunix": ["google-tunix>=0.1.7"],
 }
 EXTRAS["test"] = [
+    *EXTRAS["data"],
     *EXTRAS["smollm2"],
     *EXTRAS["report"],
     *EXTRAS["verifiers"],

@@ -1,4 +1,4 @@
-"""`mopd train | rollout | eval | compare | config`: flags to records, errors to one line."""
+"""`mopd train | rollout | eval | compare | data | config`: from flags to records and errors."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ usage: mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DI
        mopd config --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
        mopd eval --config=FILE[:VARIANT] [--from=RUN | --model=PATH] --out=FOLDER
        mopd compare FOLDER_A FOLDER_B [...] [--metrics=NAME,NAME] [--out=FOLDER]
+       mopd data prepare NAME --source=PATH|hub [--out=DIR] [--option.KEY=VALUE ...]
+       mopd data check NAME [--dir=DIR] [--policy=error|exclude|keep]
+       mopd data show NAME [--dir=DIR] [--split=train|test] [--row=N]
 
 train    run the config, or go on with the run that is in the folder
 rollout  sample and verify the config's steps without training, into one file
 config   print every setting of the config as it would run
 eval     sample the held-out problems, judge, and measure; docs/evaluation.md
 compare  evaluations of the same problems, each paired with the first
+data     turn source files into a checked data set, judge its gold answers, look at a row
 
   --config=configs/quickstart.py:grpo    a config file and a variant of it
   --config.peers.failures=0              any setting, by its dotted name
@@ -47,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0
-    commands = {"train": _train, "rollout": _rollout, "config": _show}
+    commands = {"train": _train, "rollout": _rollout, "config": _show, "data": _data}
     commands |= {"eval": _eval, "compare": _compare}
     try:
         if argv[0] not in commands:
@@ -88,6 +92,16 @@ def _show(args: Sequence[str]) -> int:
     cfg, _ = parse(args)
     print(configs.to_json(cfg))
     return 0
+
+
+def _data(args: Sequence[str]) -> int:
+    words = [word for word in args if not word.startswith("--")]
+    flags = [_flag(word) for word in args if word.startswith("--")]
+    from mopd_jax.datasets import commands
+
+    text, status = commands.run(words, flags)
+    print(text)
+    return status
 
 
 def _eval(args: Sequence[str]) -> int:

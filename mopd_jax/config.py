@@ -51,7 +51,7 @@ __all__ = [
     "unknown",
 ]
 
-Source = Literal["codebook", "reasoning_gym", "jsonl"]
+Source = Literal["codebook", "reasoning_gym", "jsonl", "tfds"]
 Policy = Literal["student", "teacher"]
 Dtype = Literal["float32", "bfloat16"]
 
@@ -94,11 +94,14 @@ class ModelConfig:
 class DataConfig:
     """Where problems come from.
 
-    source: `codebook` and `reasoning_gym` generate them, `jsonl` reads files.
+    source: `codebook` and `reasoning_gym` generate them, `jsonl` reads files, `tfds` what
+        `mopd data prepare` wrote.
     train_path, eval_path: JSONL files, for `jsonl` only.
     instruction: stands at the end of every problem's last user message, in training and
         evaluation and for every method alike; with `peers.summaries` it asks for a summary.
     options: of the source (see `data.py`), a flat mapping; unknown names are errors there.
+    held_out: evaluation problems that are also trained on are an error. Where they are meant to
+        be the same (the paper's LiveCodeBench: the same problems, with more tests), False.
     """
 
     source: Source = "codebook"
@@ -106,6 +109,7 @@ class DataConfig:
     eval_path: str | None = None
     instruction: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    held_out: bool = True
 
     def __post_init__(self):
         if self.source == "jsonl":
@@ -116,7 +120,7 @@ class DataConfig:
         else:
             _require(
                 self.train_path is None and self.eval_path is None,
-                f"DataConfig.source {self.source!r} generates its rows; data.train_path and "
+                f"DataConfig.source {self.source!r} reads no such files; data.train_path and "
                 "data.eval_path belong to source 'jsonl'",
             )
 

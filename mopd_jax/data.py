@@ -3,12 +3,14 @@
 The order of an epoch is a pure function of (seed, epoch), so a position, one number, says all
 there is to resume from. Sources: `codebook` and `reasoning_gym` generate their rows, `jsonl`
 reads rows `{"id"?, "prompt" | "messages", "answer", "solution"?, "verifier"?, "meta"?}` from
-files; the verifier is `exact` where none is named (docs/verifiers.md).
+files (the verifier is `exact` where none is named, docs/verifiers.md), `tfds` reads what `mopd
+data prepare` wrote (docs/data.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -18,35 +20,56 @@ import numpy as np
 
 from mopd_jax import codebook
 from mopd_jax.config import ConfigError, DataConfig, unknown
-from mopd_jax.config_dict import InputError
-from mopd_jax.records import Problem, is_chat
+from mopd_jax.datasets import jsonl, store
+from mopd_jax.datasets.rows import DataError
+from mopd_jax.records import Problem
 
 _EPOCH_ORDER = 0xDA7A  # Separates this use of the seed from others.
 
 
-class DataError(InputError):
-    """A row or file cannot be used; the message names file, row and field."""
-
-
 class ProblemStream:
-    """Endless shuffled stream; every draw has a number that never repeats within a run."""
+    """Endless shuffled stream; every draw has a number that never repeats within a run.
 
-    def __init__(self, problems: Sequence[Problem], *, seed: int, position: int = 0):
-        if not problems:
+    Hosts share one position and each takes its part of every draw, so that a run may go on with
+    another number of hosts.
+    """
+
+    def __init__(
+        self,
+        problems: Sequence[Problem],
+        *,
+        seed: int,
+        position: int = 0,
+        host: int = 0,
+        hosts: int = 1,
+    ):
+        """Stream of host `host` of `hosts`; raises DataError without problems."""
+        if not len(problems):
             raise DataError("the training split has no problems")
+        if not 0 <= host < hosts:
+            raise DataError(f"host {host} is none of {hosts} hosts")
         self._problems = problems
         self._seed = seed
+        self._host, self._hosts = host, hosts
         self.position = position
 
     def take(self, count: int) -> tuple[list[Problem], np.ndarray]:
-        """The next problems and their draw numbers u32[count]; moves `position` on."""
+        """This host's part of the next `count` problems, and its draw numbers u32[count/hosts].
+
+        Moves `position` on by `count`. Raises DataError if the hosts cannot share them evenly.
+        """
         found = self.peek(count)
         self.position += count
         return found
 
     def peek(self, count: int) -> tuple[list[Problem], np.ndarray]:
         """What `take` would give; moves nothing."""
-        uids = np.arange(self.position, self.position + count)
+        if count % self._hosts:
+            raise DataError(
+                f"{count} prompts cannot be split over {self._hosts} hosts; use a multiple"
+            )
+        share = count // self._hosts
+        uids = np.arange(share) + self.position + self._host * share
         epochs, places = np.divmod(uids, len(self._problems))
         orders = {
             epoch: np.random.default_rng([_EPOCH_ORDER, self._seed, epoch]).permutation(
@@ -58,14 +81,33 @@ class ProblemStream:
         return [self._problems[i] for i in chosen], uids.astype(np.uint32)
 
 
-def load(cfg: DataConfig, split: str, *, seed: int) -> list[Problem]:
+class _Instructed(Sequence[Problem]):
+    """Problems with an instruction at their end, made when they are asked for."""
+
+    def __init__(self, problems: Sequence[Problem], instruction: str):
+        self._problems, self._instruction = problems, instruction
+
+    def __len__(self) -> int:
+        return len(self._problems)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        return _instructed(self._problems[place], self._instruction)
+
+
+def load(cfg: DataConfig, split: str, *, seed: int) -> Sequence[Problem]:
     """All problems of a split, "train" or "eval", with `cfg.instruction` at their end.
+
+    Those of prepared data sets stay on disk and are read when they are asked for.
 
     Raises:
         ConfigError: an option that the source does not have.
         DataError: a missing file, or a row that cannot be used.
     """
     problems = SOURCES[cfg.source](cfg, split, seed)
+    if not isinstance(problems, list):  # On disk, and checked when they were prepared.
+        return _Instructed(problems, cfg.instruction)
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
@@ -159,40 +201,11 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
     where = f"{path}, row {number}"
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON ({error}); one object per line") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object")
-    answer = row.get("answer")
-    if not isinstance(answer, str) or not answer.strip():
-        raise DataError(f"{where}: no 'answer'; give the gold answer as a non-empty string")
-    solution = row.get("solution", "")
-    if not isinstance(solution, str):
-        raise DataError(
-            f"{where}: 'solution' is a {type(solution).__name__}; give text, or leave it out"
-        )
-    verifier, meta = row.get("verifier", "exact"), row.get("meta", {})
-    if not isinstance(verifier, str) or not isinstance(meta, dict):
-        raise DataError(
-            f"{where}: 'verifier' is the name of one, such as \"math\", and 'meta' an object "
-            "with what it needs; give them so, or leave them out"
-        )
-    messages: Any = row.get("messages")
-    if messages is None and isinstance(row.get("prompt"), str):
-        messages = [{"role": "user", "content": row["prompt"]}]
-    if not is_chat(messages):
-        raise DataError(
-            f"{where}: no 'prompt' string, and no 'messages' list of roles and contents that "
-            "ends with the user"
-        )
-    return Problem(
-        id=str(row.get("id", f"{path.name}:{number}")),
-        messages=tuple(messages),
-        answer=answer,
-        verifier=verifier,
-        meta=meta,
-        solution=solution,
-    )
+    return jsonl.problem(row, where, f"{path.name}:{number}")
 
 
 def _check_options(cfg: DataConfig, known: Sequence[str]) -> None:
@@ -201,8 +214,78 @@ def _check_options(cfg: DataConfig, known: Sequence[str]) -> None:
             raise ConfigError(unknown(f"data.options.{name}", name, list(known) or ["nothing"]))
 
 
-SOURCES: dict[str, Callable[[DataConfig, str, int], list[Problem]]] = {
+class _Chain(Sequence[Problem]):
+    """Several data sets, one behind the other."""
+
+    def __init__(self, parts: Sequence[Sequence[Problem]]):
+        self._parts = parts
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(place)
+        place %= len(self)
+        part = int(np.searchsorted(self._ends, place, side="right"))
+        return self._parts[part][place - int(self._ends[part]) + len(self._parts[part])]
+
+
+def _tfds(cfg: DataConfig, split: str, seed: int) -> Sequence[Problem]:
+    """Prepared data sets. options: dir ("data"), train and eval, each a data set or several,
+    written `name` or `name:split`; or `name` for both splits of one."""
+    del seed
+    return _Chain([store.Stored(*which) for which in prepared(cfg, split)])
+
+
+def prepared(cfg: DataConfig, split: str) -> list[tuple[pathlib.Path, str, str]]:
+    """(root, name, split on disk) of every data set that a split, "train" or "eval", reads.
+
+    Raises:
+        ConfigError: the options name none, or one that cannot be.
+    """
+    _check_options(cfg, ("dir", "name", "train", "eval"))
+    default = "train" if split == "train" else "test"
+    given = cfg.options.get(split, cfg.options.get("name"))
+    names = [given] if isinstance(given, str) else given
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(
+            f"data.source 'tfds' needs data.options.{split}, or data.options.name: a prepared "
+            f"data set or several, as name or name:split; got {given!r}"
+        )
+    root = pathlib.Path(cfg.options.get("dir", "data"))
+    pairs = [name.partition(":") for name in names]
+    return [(root, name, part or default) for name, _, part in pairs]
+
+
+def record(cfg: DataConfig) -> dict[str, Any]:
+    """What the record of a run says of its prepared data: content, ceiling, exclusions."""
+    if cfg.source != "tfds":
+        return {}
+    found = {}
+    for split in ("train", "eval"):
+        for root, name, part in prepared(cfg, split):
+            manifest = store.read_manifest(root, name)
+            checked = manifest.get("check", {}).get("splits", {}).get(part)
+            out = store.excluded(manifest, part)
+            # Equal where the same problems are read in the same order.
+            reads = json.dumps([manifest["content"], part, out])
+            found[f"{split}: {name}:{part}"] = {
+                "reads": hashlib.sha256(reads.encode()).hexdigest(),
+                "problems": manifest["splits"][part] - len(out),
+                "excluded": len(out),
+                # None: nobody knows, for want of a check or of gold answers.
+                "ceiling": None if checked is None else checked["ceiling"],
+            }
+    return found
+
+
+SOURCES: dict[str, Callable[[DataConfig, str, int], Sequence[Problem]]] = {
     "codebook": _codebook,
     "reasoning_gym": _reasoning_gym,
     "jsonl": _jsonl,
+    "tfds": _tfds,
 }

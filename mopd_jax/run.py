@@ -10,7 +10,7 @@ import logging
 import pathlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -103,7 +103,7 @@ def open_run(
 
 def prepare(
     cfg: Config, workdir: pathlib.Path, *, devices: list[jax.Device] | None
-) -> tuple[Run, list[Problem], pathlib.Path]:
+) -> tuple[Run, Sequence[Problem], pathlib.Path]:
     """All of a run but its weights: the run, the problems to train on, the weights' path.
 
     Nothing is written. Raises as `open_run` does.
@@ -129,11 +129,15 @@ def prepare(
     trained = {_question(problem) for problem in train_problems}
     both = [problem.id for problem in student.eval_problems if _question(problem) in trained]
     if both:
-        raise data.DataError(
+        said = (
             f"{len(both)} of {len(student.eval_problems)} evaluation problems are also "
-            f"trained on, {both[0]!r} for one: they are not held out; remove them from one of "
-            "the splits"
+            f"trained on, {both[0]!r} for one: they are not held out"
         )
+        if cfg.data.held_out:
+            raise data.DataError(
+                f"{said}; remove them from one of the splits, or set data.held_out=False"
+            )
+        log.warning("WARNING %s (data.held_out=False)", said)
     if saved is None:  # The verdicts of a file's rollouts are in the file.
         verifiers.check(train_problems)
     context.student_prompts(train_problems, words, length=cfg.rollout.prompt_length)
@@ -289,6 +293,16 @@ def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
                 f"{workdir} holds a run with another config (different: {', '.join(differ)}); "
                 "choose another --workdir, or use the settings of its config.json"
             )
+    path = workdir / "environment.json"
+    if path.exists():
+        before, now = json.loads(path.read_text()).get("data", {}), data.record(cfg.data)
+        if {k: v["reads"] for k, v in before.items()} != {
+            k: v["reads"] for k, v in now.items()
+        }:
+            raise ConfigError(
+                f"the prepared data that {workdir} began with has changed since, or items were "
+                "excluded; choose another --workdir, or put the data back"
+            )
 
 
 def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
@@ -306,6 +320,7 @@ def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
         "templates": configs.fingerprint(run.cfg.context),
         "tokenizer": run.tokenizer.fingerprint,
         "sandbox": None if run.sandbox is None else run.sandbox.description,
+        "data": data.record(run.cfg.data),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", configs.to_json(run.cfg) + "\n")

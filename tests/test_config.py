@@ -472,6 +472,62 @@ def test_a_mistyped_variant_names_the_nearest(path):
         cli.load(path, "positiv")
 
 
+@pytest.mark.parametrize(
+    ("variant", "want"),
+    [
+        ("sciknoweval:biology/grpo", ("sciknoweval_biology", 50, True, "ema", "grpo")),
+        ("sciknoweval:sdpo", ("sciknoweval_chemistry", 210, True, "ema", "distill")),
+        ("livecodebench:tests/paper", ("livecodebench_tests", 131, False, "ema", "distill")),
+        ("livecodebench:mopd", ("livecodebench", 33, True, "ema", "distill")),
+        (
+            "teacher_student:code/opd",
+            ("livecodebench_tests", 131, False, "external", "distill"),
+        ),
+        ("teacher_student:gkd", ("tooluse", 68, True, "external", "sft")),
+        ("teacher_student:sft", ("tooluse", 68, True, "ema", "sft")),
+    ],
+)
+def test_variants_of_the_papers_experiments(variant, want):
+    name, _, variant = variant.partition(":")
+    tree = cli.load(ROOT / f"configs/{name}.py", variant)
+    cfg = config.from_config_dict(Config, tree)
+    data = cfg.data
+    got = (data.options["name"], cfg.eval.problems, data.held_out, cfg.teacher.kind)
+    assert (*got, cfg.loss.method) == want
+    assert cfg.name == variant.replace("/", "-")
+
+
+def test_the_commands_of_the_documentation_exist():
+    text = (ROOT / "docs/reproduction.md").read_text() + (ROOT / "docs/data.md").read_text()
+    for word, setting in (("DOMAIN", "biology"), ("TASK", "code"), ("METHOD", "sdpo")):
+        text = text.replace(word, setting)
+    found = set(re.findall(r"(configs/\w+\.py)(?::([\w/]+))?", text))
+    assert len(found) > 15
+    for file, variant in found:
+        config.from_config_dict(Config, cli.load(ROOT / file, variant))
+
+
+def test_mathematics_has_the_divergence_of_the_paper():
+    want = {"mopd": "reverse_kl", "paper": "reverse_kl", "reference_code": "jsd"}
+    for variant, divergence in want.items():
+        cfg = config.from_config_dict(Config, cli.load(ROOT / "configs/math.py", variant))
+        assert cfg.loss.divergence == divergence
+        assert cfg.rollout.response_length == 8192
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "near"),
+    [
+        ("sciknoweval", "chemistri/grpo", "chemistry"),
+        ("sciknoweval", "chemistry/grp", "grpo"),
+        ("livecodebench", "test/mopd", "tests"),
+    ],
+)
+def test_a_mistyped_setting_of_an_experiment(name, variant, near):
+    with pytest.raises(ConfigError, match=f"did you mean {near}"):
+        cli.load(ROOT / f"configs/{name}.py", variant)
+
+
 def test_variants_differ_in_what_their_names_say():
     got = {}
     for variant in methods.METHODS:

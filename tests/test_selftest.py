@@ -97,3 +97,16 @@ def test_nothing_to_test():
     assert math.isnan(selftest.selftest([OTHER]).ceiling)
     with pytest.raises(InputError, match="error, exclude, keep"):
         selftest.selftest([], policy="drop")
+
+
+def test_an_item_without_a_gold_response_is_untested(monkeypatch):
+    class Sometimes:
+        def gold_response(self, problem):
+            return f"<answer>{problem.answer}</answer>" if problem.answer else None
+
+        def mutated(self, problem):
+            return ("<answer></answer>x",)
+
+    monkeypatch.setitem(selftest.WITH_GOLD, "exact", Sometimes())
+    found = selftest.selftest([item("has", "yes", "exact"), item("none", "", "exact")])
+    assert (found.tested, found.untested, len(found.kept)) == (1, ("none",), 2)

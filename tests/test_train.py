@@ -1,5 +1,6 @@
 """The whole loop on the shipped warm start: files, resume to the same bits, compilations."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -15,7 +16,9 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from mopd_jax import checkpoint, cli, console, logbook, rollout_file, train, weights
+from mopd_jax import run as runs
 from mopd_jax.config import ConfigError
+from mopd_jax.datasets import store
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
 SMALL = {
@@ -327,6 +330,37 @@ def test_evaluation_on_what_is_trained_on(tmp_path, capsys):
     changes["eval__problems"] = 1
     error = fails(capsys, *flags(tmp_path / "run", **changes))
     assert "1 of 1 evaluation problems are also trained on" in error
+
+
+def test_evaluation_on_what_is_trained_on_by_intention(tmp_path, caplog):
+    """From a prepared data set; all that a run checks, and no training."""
+    pytest.importorskip("tensorflow_datasets")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "d01 1 2 3", "answer": "1 2 3", "verifier": "codebook"}\n')
+    told = [
+        "prepare",
+        "jsonl",
+        f"--source={rows}",
+        f"--out={tmp_path}",
+        "--option.test_share=1",
+    ]
+    assert cli.main(["data", *told]) == 0
+    changes = {"data__source": "tfds", "data__options.dir": tmp_path, "eval__problems": 1}
+    changes |= {"data__options.train": "jsonl:test", "data__options.eval": "jsonl"}
+    cfg, folder = cli.parse(flags(tmp_path / "run", **changes, data__held_out=False))
+    with caplog.at_level("WARNING", "mopd"):
+        opened, problems, _ = runs.prepare(cfg, folder, devices=jax.devices()[:1])
+    assert [p.id for p in problems] == [p.id for p in opened.eval_problems]
+    assert "1 of 1 evaluation problems are also trained on" in caplog.text
+    # A run goes on only with the data that it began with.
+    cfg = dataclasses.replace(cfg, steps=1)
+    train.train(cfg, folder, devices=jax.devices()[:1])
+    record = json.loads((folder / "environment.json").read_text())["data"]
+    assert record["eval: jsonl:test"]["problems"] == 1
+    manifest = store.read_manifest(tmp_path, "jsonl")
+    store.write_manifest(store.folder(tmp_path, "jsonl"), {**manifest, "content": "another"})
+    with pytest.raises(ConfigError, match="has changed since"):
+        train.train(dataclasses.replace(cfg, steps=2), folder, devices=jax.devices()[:1])
 
 
 def test_another_config_in_the_same_folder(finished, tmp_path, capsys):

@@ -1,0 +1,73 @@
+"""A user's rows: {id?, prompt | messages, answer, solution?, verifier?, meta?}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mopd_jax.datasets import splits
+from mopd_jax.datasets.rows import DataError, Format, Options, Parsed, Row, Splits
+from mopd_jax.records import Problem, is_chat
+
+
+def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
+    """One row as a problem; its verifier is `exact` where it names none.
+
+    Raises:
+        DataError: a field is missing or of the wrong type.
+    """
+    answer = row.get("answer")
+    if not isinstance(answer, str) or not answer.strip():
+        raise DataError(f"{where}: no 'answer'; give the gold answer as a non-empty string")
+    solution = row.get("solution", "")
+    if not isinstance(solution, str):
+        raise DataError(
+            f"{where}: 'solution' is a {type(solution).__name__}; give text, or leave it out"
+        )
+    verifier, meta = row.get("verifier", "exact"), row.get("meta", {})
+    if not isinstance(verifier, str) or not isinstance(meta, dict):
+        raise DataError(
+            f"{where}: 'verifier' is the name of one, such as \"math\", and 'meta' an object "
+            "with what it needs; give them so, or leave them out"
+        )
+    messages: Any = row.get("messages")
+    if messages is None and isinstance(row.get("prompt"), str):
+        messages = [{"role": "user", "content": row["prompt"]}]
+    if not is_chat(messages):
+        raise DataError(
+            f"{where}: no 'prompt' string, and no 'messages' list of roles and contents that "
+            "ends with the user"
+        )
+    return Problem(
+        id=str(row.get("id", default_id)),
+        messages=tuple(messages),
+        answer=answer,
+        verifier=verifier,
+        meta=meta,
+        solution=solution,
+    )
+
+
+def _parse(row: Row, options: Options) -> list[Problem]:
+    del options
+    made = problem(row.fields, row.where, f"{row.part}:{row.number + 1}")
+    for message in made.messages:
+        row.checked(message["content"], "a message")
+    row.checked(made.answer, "'answer'")
+    row.checked(made.solution, "'solution'")
+    return [made]
+
+
+def _split(parsed: Sequence[Parsed], options: Options) -> Splits:
+    """As the files' names say; a share at random where no name says a split."""
+    if any(splits.named(row.part) for row in parsed):
+        return splits.given(parsed)
+    return splits.permuted(parsed, share=options["test_share"], seed=options["seed"])
+
+
+FORMAT = Format(
+    parse=_parse,
+    split=_split,
+    licence="the user's own",
+    options={"test_share": 0.1, "seed": 42},
+)

@@ -1,0 +1,535 @@
+"""Data sets: rows of every source format, what is refused, what is written, its self-test."""
+
+import json
+
+import numpy as np
+import pytest
+from dataset_rows import lines, mopd, needs_tfds, parsed
+
+from mopd_jax import data, verifiers
+from mopd_jax.config import ConfigError, DataConfig
+from mopd_jax.config_dict import InputError
+from mopd_jax.datasets import catalogue, files, prepare, splits, store
+from mopd_jax.datasets.rows import DataError, Parsed
+from mopd_jax.records import Problem
+
+# SciKnowEval.
+
+
+def science(i, *, domain="Chemistry", level="L3", kind="mcq-4-choices", **fields):
+    texts = [f"{i + k} mol" for k in range(2 if "2" in kind else 4)]
+    return {
+        "question": f"How much of substance number {i} is left?",
+        "choices": {"text": texts, "label": list("ABCD")[: len(texts)]},
+        "answerKey": "B",
+        "type": kind,
+        "domain": domain,
+        "details": {"level": level, "task": "t", "subtask": "s", "source": "x"},
+        "answer": "",
+        **fields,
+    }
+
+
+def built(i, question="Which one?", options=("one", "two"), answer="A"):
+    shown = "\n".join(
+        f"{letter}: {text}" for letter, text in zip("ABCD", options, strict=False)
+    )
+    prompt = f"{question}\n\n{shown}\nPlease reason step by step."
+    return {"idx": i, "kind": "mcq", "answer": answer, "prompt": prompt, "system": "s"}
+
+
+def test_sciknoweval_from_the_hub():
+    (problem,) = parsed("sciknoweval_chemistry", science(3))
+    system, user = problem.messages
+    assert "<answer>" in system["content"]
+    assert "number 3 is left?\n\nA: 3 mol\nB: 4 mol\nC: 5 mol\nD: 6 mol\n" in user["content"]
+    assert (problem.answer, problem.verifier) == ("B", "choice")
+    assert problem.meta["options"]["D"] == "6 mol"
+    assert verifiers.verify(problem, "<answer>B. 4 mol</answer>").reward == 1
+
+
+def test_sciknoweval_as_built():
+    question = "What follows?\n\nA: not an option\nit goes on"
+    (problem,) = parsed("sciknoweval_physics", built(7, question, ("x", "y: z"), "B"))
+    assert problem.id == "sciknoweval-physics-7"
+    assert problem.meta["options"] == {"A": "x", "B": "y: z"}
+    assert question in problem.messages[-1]["content"]
+    assert "Please reason" not in problem.messages[-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"answerKey": "E"}, "'answerKey' is 'E', none of A, B, C, D"),
+        ({"answerKey": 2}, "'answerKey' is of type int; it must be text"),
+        ({"answerKey": None}, "no 'answerKey'"),
+        ({"question": " "}, "'question' is empty"),
+        ({"question": "a\x00b"}, r"control character '\\x00' at 1"),
+        ({"question": "\x08eta"}, "a backslash that was read as an escape"),
+        ({"question": "q" * 200_001}, "200,001 characters; at most 200,000"),
+        ({"question": "\ud800"}, "no Unicode text"),
+        ({"choices": ["a", "b"]}, "'choices' is of type list"),
+        ({"choices": {"text": ["a", "b"], "label": ["A"]}}, "1 letters for 2 options"),
+        ({"choices": {"text": ["a", "b"], "label": ["B", "A"]}}, "they must be A, B"),
+        ({"choices": {"text": ["a", 3], "label": ["A", "B"]}}, "option B is 3"),
+        ({"choices": {"text": "ab", "label": "AB"}}, "no lists 'label' and 'text'"),
+        ({"details": "L3"}, "'details' is of type str"),
+    ],
+)
+def test_a_bad_science_row_is_named(fields, message):
+    with pytest.raises(DataError, match=rf"rows.jsonl, row 2: .*{message}"):
+        parsed("sciknoweval_chemistry", science(0), science(1, **fields))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ("no options", "does not end with a blank line and options"),
+        ("q\n\nA: x\nC: y", "they must be A, B"),
+        ("q\n\nA: x", "1 letters for 1 options"),
+        ("q\n\nA: x\nB: ", "option B is ''"),
+    ],
+)
+def test_a_bad_built_row_is_named(prompt, message):
+    with pytest.raises(DataError, match=message):
+        parsed("sciknoweval_physics", {**built(0), "prompt": prompt})
+
+
+def test_the_published_split_of_sciknoweval():
+    """The first rows of both splits as published, which are this permutation."""
+    rows = [
+        Parsed(p, "all") for p in parsed("sciknoweval_chemistry", *map(science, range(2100)))
+    ]
+    made = catalogue.find("sciknoweval_chemistry").split(rows, {"test_share": 0.1, "seed": 42})
+    numbers = {split: [int(p.id.split("-")[-1]) for p in made[split]] for split in made}
+    assert {split: len(made[split]) for split in made} == {"train": 1890, "test": 210}
+    assert numbers["test"][:5] == [1522, 1033, 1476, 837, 1966]
+    assert numbers["train"][:5] == [743, 608, 2026, 283, 357]
+    order = np.random.default_rng(42).permutation(2100)
+    assert numbers["test"] + numbers["train"] == order.tolist()
+
+
+@pytest.mark.parametrize(("rows", "held"), [(500, 50), (800, 80), (935, 94)])
+def test_the_published_sizes(rows, held):
+    problem = Problem("x", ({"role": "user", "content": "q"},), "a", "exact")
+    made = splits.permuted([Parsed(problem, "all")] * rows, share=0.1, seed=42)
+    assert (len(made["train"]), len(made["test"])) == (rows - held, held)
+
+
+@pytest.mark.parametrize(
+    ("part", "split"),
+    [
+        ("train", "train"),
+        ("chemistry_test", "test"),
+        ("test-00000-of-00002", "test"),
+        ("Train2", "train"),
+        ("latest", None),
+        ("contest", None),
+        ("train_test", None),
+        ("all", None),
+    ],
+)
+def test_what_a_files_name_says(part, split):
+    assert splits.named(part) == split
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes"),
+    [
+        (["test-00000-of-00002", "test-00001-of-00002"], {"train": 18, "test": 2}),
+        (["chemistry_train", "chemistry_test"], {"train": 10, "test": 10}),
+        (["all"], {"train": 9, "test": 1}),
+    ],
+)
+def test_sciknoweval_is_split_unless_it_is(parts, sizes):
+    form = catalogue.find("sciknoweval_chemistry")
+    rows = [
+        Parsed(p, x) for x in parts for p in parsed("sciknoweval_chemistry", science(1))
+    ] * 10
+    made = form.split(rows, form.options)
+    assert {split: len(made[split]) for split in made} == sizes
+
+
+# Tool use.
+
+CALLS = [{"Action": "find", "Action_Input": '{"city": "Bonn", "days": 3}'}]
+
+
+def tool(**fields):
+    return {
+        "Name": "Weather",
+        "Description": "Forecasts",
+        "NLDocumentation": "find: the weather of a city.\nParameters: {}",
+        "Instructions": ["Weather in Bonn for 3 days, please", "And now?"],
+        "Golden_Answers": [CALLS, [{"Action": "now", "Action_Input": {"in": {"a": [1]}}}]],
+        **fields,
+    }
+
+
+def test_tool_use_from_toolalpaca():
+    first, second = parsed("tooluse", tool())
+    assert first.id != second.id
+    text = first.messages[-1]["content"]
+    assert "find: the weather" in text
+    assert text.endswith("Request: Weather in Bonn for 3 days, please")
+    said = 'Action: find\nAction Input: {"days": 3, "city": "Bonn"}'
+    assert verifiers.verify(first, said).reward == 1
+    assert verifiers.verify(second, 'Action: now\nAction Input: {"in": {"a": [1]}}').reward == 1
+
+
+def test_tool_use_as_built():
+    row = {"kind": "tooluse", "idx": 9, "prompt": "p", "answer": json.dumps(CALLS)}
+    (problem,) = parsed("tooluse", {**row, "system": None}, order="exact")
+    assert (problem.id, problem.meta) == ("tooluse-9", {"order": "exact"})
+    assert problem.messages == ({"role": "user", "content": "p"},)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"Golden_Answers": [CALLS]}, "2 instructions for 1 golden answers"),
+        ({"Golden_Answers": "x"}, "must be lists"),
+        ({"Golden_Answers": [CALLS, []]}, "golden answer 2 is no list of calls"),
+        (
+            {"Golden_Answers": [CALLS, [{"Action": "a"}]]},
+            "no object of Action and Action_Input",
+        ),
+        (
+            {"Golden_Answers": [[{"Action": " ", "Action_Input": "{}"}], CALLS]},
+            "call 1: 'Action' is no name",
+        ),
+        (
+            {"Golden_Answers": [[{"Action": "a", "Action_Input": "{"}], CALLS]},
+            "'Action_Input' is no JSON ",
+        ),
+        (
+            {"Golden_Answers": [[{"Action": "a", "Action_Input": "[]"}], CALLS]},
+            "'Action_Input' is no JSON object",
+        ),
+        ({"Instructions": ["a", 3]}, "instruction 2 is no text"),
+        ({"Name": None}, "no 'Name'"),
+    ],
+)
+def test_a_bad_tool_row_is_named(fields, message):
+    with pytest.raises(DataError, match=rf"row 1: .*{message}"):
+        parsed("tooluse", tool(**fields))
+
+
+# Splits and duplicates.
+
+
+def problem(name, text, answer="a"):
+    return Problem(name, ({"role": "user", "content": text},), answer, "exact")
+
+
+def test_duplicates_are_found_and_counted():
+    made, found = splits.without_duplicates(
+        {
+            "train": [
+                problem("1", "in both"),
+                problem("2", "once"),
+                problem("3", "twice"),
+                problem("4", "Twice "),
+                problem("5", "odd", "x"),
+                problem("6", "odd", "y"),
+            ],
+            "test": [problem("7", "In  both"), problem("8", "own"), problem("9", "own")],
+        }
+    )
+    assert [p.id for p in made["train"]] == ["2", "3"]
+    assert [p.id for p in made["test"]] == ["7", "8", "9"]
+    assert found == {
+        "train_in_test": ["1"],
+        "train_repeated": ["4"],
+        "train_contradicted": ["5", "6"],
+        "test_repeated": ["9"],
+    }
+
+
+# Files.
+
+
+def read(path):
+    return list(files.rows(path))
+
+
+def test_every_kind_of_file(tmp_path):
+    want = [{"a": "1\u2028", "b": "x"}, {"a": "2", "b": 'y, "z"\nw'}]
+    (tmp_path / "a.json").write_text(json.dumps(want))
+    lines(tmp_path / "b.jsonl", *want)
+    lines(tmp_path / "c.json", *want)
+    (tmp_path / "d.json").write_text(json.dumps({"data": want}))
+    (tmp_path / "e.csv").write_text('\ufeffa,b\n1\u2028,x\n2,"y, ""z""\nw"\n')
+    paths = files.find(tmp_path)
+    assert [path.name for path in paths] == ["a.json", "b.jsonl", "c.json", "d.json", "e.csv"]
+    for path in paths:
+        assert [dict(row.fields) for row in read(path)] == want, path
+    assert [row.where for row in read(paths[1])] == [f"{paths[1]}, row {i}" for i in (1, 2)]
+
+
+def test_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    rows = [{"a": f"{i}", "b": {"text": ["x", "y"]}} for i in range(150)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train-00000.parquet")
+    assert [dict(row.fields) for row in read(tmp_path / "train-00000.parquet")] == rows
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match="no Parquet file"):
+        read(tmp_path / "bad.parquet")
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n[1]\n{"a":\n')
+    good, *bad = read(path)
+    assert good.fields == {"a": 1}
+    assert f"{path}, row 2: a list, not an object" in str(bad[0])
+    assert f"{path}, row 3: not JSON" in str(bad[1])
+    for name, content, message in (
+        ("b.jsonl", b"\xff\xfe{}", "not UTF-8"),
+        ("b.json", b"{", "is not JSON"),
+        ("c.json", b"3", "holds a int"),
+        ("b.csv", b'a,b\n"1', "unexpected end of data"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            read(tmp_path / name)
+    (tmp_path / "c.csv").write_text("a,b\n1\n")
+    assert "more or fewer cells" in str(read(tmp_path / "c.csv")[0])
+    with pytest.raises(DataError, match="does not exist"):
+        files.find(tmp_path / "nowhere")
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(DataError, match="ends in none of"):
+        files.find(tmp_path / "x.txt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no file"):
+        files.find(tmp_path / "empty")
+
+
+# Prepare, check, show, load.
+
+
+@pytest.fixture
+def chemistry(tmp_path):
+    """A prepared data set of 36 train and 4 test problems, and its folder."""
+    rows = [science(i) for i in range(40)]
+    others = [
+        science(1, level="L1"),
+        science(2, domain="Biology"),
+        science(3, kind="open-ended"),
+    ]
+    lines(tmp_path / "src/all.jsonl", *rows, *others)
+    mopd(
+        "prepare", "sciknoweval_chemistry", f"--source={tmp_path / 'src'}", f"--out={tmp_path}"
+    )
+    return tmp_path
+
+
+@needs_tfds
+def test_prepare_check_show_load(chemistry, capsys):
+    flags = (f"--source={chemistry / 'src'}", f"--out={chemistry / 'again'}")
+    mopd("prepare", "sciknoweval_chemistry", *flags)
+    out = capsys.readouterr().out
+    assert "36 train, 4 test problems from 43 rows" in out
+    assert out.count("left out, ") == 3
+    mopd("check", "sciknoweval_chemistry", f"--dir={chemistry}")
+    out = capsys.readouterr().out
+    assert "train: 36 items, 36 tested, ceiling 1.0000; 0 fail" in out
+    mopd("show", "sciknoweval_chemistry", f"--dir={chemistry}", "--row=2", "--split=test")
+    out = capsys.readouterr().out
+    cfg = DataConfig(
+        source="tfds",
+        options={"dir": str(chemistry), "name": "sciknoweval_chemistry"},
+        instruction="Be brief.",
+    )
+    train, held = (data.load(cfg, split, seed=0) for split in ("train", "eval"))
+    assert (len(train), len(held)) == (36, 4)
+    text = held[2].messages[-1]["content"]
+    assert text.endswith("Be brief.")
+    assert text.removesuffix("\n\nBe brief.") in out
+    ids = [int(p.id.split("-")[-1]) for p in (*held, *train)]
+    assert ids == np.random.default_rng(42).permutation(40).tolist()
+    assert train[-1] == train[35]
+    assert [p.id for p in train[2:4]] == [train[2].id, train[3].id]
+    assert all(verifiers.verify(p, f"<answer>{p.answer}</answer>").reward == 1 for p in held)
+    said = data.record(cfg)
+    assert said["eval: sciknoweval_chemistry:test"]["ceiling"] == 1.0
+    stream = data.ProblemStream(train, seed=0)
+    assert len({p.id for p in stream.take(36)[0]}) == 36
+
+
+@needs_tfds
+def test_the_manifest(chemistry):
+    manifest = store.read_manifest(chemistry, "sciknoweval_chemistry")
+    (source,) = manifest["files"]
+    path = chemistry / "src/all.jsonl"
+    assert source == {"name": "all.jsonl", "sha256": files.checksum(path), "rows": 43}
+    assert manifest["splits"] == {"train": 36, "test": 4}
+    assert manifest["options"]["seed"] == 42
+    assert [rows["count"] for rows in manifest["left_out"].values()] == [1, 1, 1]
+    assert manifest["left_out"]["another level"]["first"] == ["all.jsonl, row 41"]
+    again = prepare.prepare(
+        "sciknoweval_chemistry",
+        path,
+        chemistry / "again",
+        options=manifest["options"],
+    )
+    assert again["content"] == manifest["content"]
+    other = prepare.prepare(
+        "sciknoweval_chemistry",
+        path,
+        chemistry / "other",
+        options={**manifest["options"], "seed": 1},
+    )
+    assert other["content"] != manifest["content"]
+    assert not list(chemistry.glob("**/.*"))
+
+
+@needs_tfds
+def test_a_prepared_data_set_is_not_overwritten(chemistry, capsys):
+    flags = (f"--source={chemistry / 'src'}", f"--out={chemistry}")
+    mopd("prepare", "sciknoweval_chemistry", *flags, status=2)
+    assert "exists; remove it, or give another --out or --as" in capsys.readouterr().err
+    mopd("prepare", "sciknoweval_chemistry", *flags, "--as=other", "--option.seed=1")
+    assert store.read_manifest(chemistry, "other")["format"] == "sciknoweval_chemistry"
+
+
+@needs_tfds
+def test_bad_rows_stop_it_or_are_listed(tmp_path, capsys):
+    lines(tmp_path / "train.jsonl", {"prompt": "q", "answer": "a"}, {"prompt": "q2"}, 3)
+    lines(tmp_path / "test.jsonl", {"prompt": "q3", "answer": "a"})
+    flags = (f"--source={tmp_path}", f"--out={tmp_path / 'out'}", "--as=mine")
+    mopd("prepare", "jsonl", *flags, status=2)
+    err = capsys.readouterr().err
+    assert "2 of 4 rows cannot be used" in err
+    assert f"{tmp_path / 'train.jsonl'}, row 2: no 'answer'" in err
+    assert not (tmp_path / "out").exists()
+    mopd("prepare", "jsonl", *flags, "--bad-rows=exclude")
+    manifest = store.read_manifest(tmp_path / "out", "mine")
+    assert len(manifest["rejected"]) == 2
+    assert manifest["splits"] == {"train": 1, "test": 1}
+
+
+@needs_tfds
+def test_items_whose_gold_fails_are_excluded_by_name(tmp_path, capsys):
+    row = {"answer": "[1]", "verifier": "tools"}
+    good = {"answer": json.dumps(CALLS), "verifier": "tools"}
+    rows = [{"id": f"r{i}", "prompt": f"q{i}", **(row if i == 1 else good)} for i in range(4)]
+    lines(tmp_path / "train.jsonl", *rows)
+    lines(tmp_path / "test.jsonl", {"id": "t", "prompt": "t", **good})
+    mopd("prepare", "jsonl", f"--source={tmp_path}", f"--out={tmp_path}", "--as=mine")
+    mopd("check", "mine", f"--dir={tmp_path}", status=1)
+    out = capsys.readouterr().out
+    assert "ceiling 0.7500; 1 fail on their own gold answer" in out
+    assert "r1: " in out
+    cfg = DataConfig(source="tfds", options={"dir": str(tmp_path), "name": "mine"})
+    assert len(data.load(cfg, "train", seed=0)) == 4
+    for policy, ids in (("exclude", ["r0", "r2", "r3"]), ("keep", ["r0", "r1", "r2", "r3"])):
+        mopd("check", "mine", f"--dir={tmp_path}", f"--policy={policy}")
+        assert [p.id for p in data.load(cfg, "train", seed=0)] == ids
+        record = store.read_manifest(tmp_path, "mine")["check"]
+        assert record["policy"] == policy
+        assert record["splits"]["train"]["failed"][0][0] == "r1"
+    mopd("check", "mine", f"--dir={tmp_path}", "--policy=exclude")
+    said = data.record(cfg)["train: mine:train"]
+    assert (said["ceiling"], said["excluded"], said["problems"]) == (0.75, 1, 3)
+    mopd("check", "mine", f"--dir={tmp_path}", "--policy=keep")
+    assert data.record(cfg)["train: mine:train"]["reads"] != said["reads"]
+
+
+@needs_tfds
+def test_show_takes_the_split_that_there_is(tmp_path, capsys):
+    lines(tmp_path / "eval.jsonl", {"problem": "1 + 1?", "answer": 2})
+    mopd("prepare", "aime24", f"--source={tmp_path}", f"--out={tmp_path}")
+    mopd("show", "aime24", f"--dir={tmp_path}")
+    assert "1 + 1?" in capsys.readouterr().out
+    mopd("show", "aime24", f"--dir={tmp_path}", "--split=train", status=2)
+    assert "has no problems in train" in capsys.readouterr().err
+
+
+@needs_tfds
+def test_several_data_sets_in_one_split(chemistry):
+    flags = (f"--source={chemistry / 'src'}", f"--out={chemistry}", "--as=other")
+    mopd("prepare", "sciknoweval_chemistry", *flags, "--option.seed=1")
+    names = ("sciknoweval_chemistry", "other:train")
+    options = {"dir": str(chemistry), "train": "other", "eval": names}
+    cfg = DataConfig(source="tfds", options=options)
+    held = data.load(cfg, "eval", seed=0)
+    assert len(held) == 4 + 36
+    assert [p.id for p in held][4:] == [p.id for p in data.load(cfg, "train", seed=0)]
+    assert held[-1] == held[39]
+    with pytest.raises(IndexError):
+        held[40]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give `mopd data prepare|check|show NAME`"),
+        (["prepare"], "with one name"),
+        (["preprae", "x"], "did you mean prepare"),
+        (["prepare", "tooluze", "--source=x"], "did you mean tooluse"),
+        (["prepare", "tooluse"], "give --source=PATH"),
+        (["prepare", "tooluse", "--source=x", "--sorce=y"], "did you mean source"),
+        (["prepare", "tooluse", "--source=/nowhere"], "does not exist"),
+        (["prepare", "tooluse", "--source=x", "--option.ordr=any"], "did you mean order"),
+        (["prepare", "tooluse", "--source=x", "--revision=y"], "belongs to --source=hub"),
+        (["prepare", "tooluse", "--source=x", "--as=A b"], "cannot be called 'A b'"),
+        (["prepare", "tooluse", "--source=x", "--bad-rows=skip"], "must be error or exclude"),
+        (["prepare", "jsonl", "--source=x", "--option.seed=1.5"], "it must be int"),
+        (["prepare", "jsonl", "--source=x", "--option.test_share=1.5"], "between 0 and 1"),
+        (["prepare", "jsonl", "--source=x", "--option.seed=-1"], "between 0 and"),
+        (["prepare", "mbppplus", "--source=x", "--option.max_tests=0"], "between 1 and"),
+        (["prepare", "tooluse", "--source=x", "--option.order=exakt"], "did you mean exact"),
+        (["prepare", "livecodebench", "--source=x", "--option.split=test"], "mean tests"),
+        (["prepare", "livecodebench", "--source=x", "--option.end=May"], "must be dates"),
+        (["check", "nothing", "--dir=/nowhere"], "has no prepared data set"),
+        (["check", "nothing", "--policy=drop"], "must be one of error"),
+        (["check", "nothing", "--threads=0"], "1 or more"),
+        (["check", "nothing", "--option.seed=1"], "--option belongs to"),
+        (["show", "nothing", "--row=-1"], "give a whole number"),
+    ],
+)
+def test_bad_commands(argv, message, capsys):
+    mopd(*argv, status=2)
+    assert message in capsys.readouterr().err
+
+
+@needs_tfds
+def test_what_is_not_there_is_named(chemistry):
+    def load(split="eval", **options):
+        options = {"dir": str(chemistry), **options}
+        return data.load(DataConfig(source="tfds", options=options), split, seed=0)
+
+    with pytest.raises(DataError, match="prepared there: sciknoweval_chemistry"):
+        load(name="sciknoweval")
+    with pytest.raises(DataError, match="no split 'dev'; it has test, train"):
+        load(eval="sciknoweval_chemistry:dev")
+    with pytest.raises(ConfigError, match="needs data.options.eval"):
+        load(train="sciknoweval_chemistry")
+    with pytest.raises(ConfigError, match="did you mean name"):
+        load(nam="sciknoweval_chemistry")
+    with pytest.raises(InputError, match="has rows 0 to 3 in test"):
+        from mopd_jax.datasets import check
+
+        check.show(chemistry, "sciknoweval_chemistry", split="test", row=4)
+
+
+def test_hosts_share_a_stream():
+    rows = [problem(str(i), f"q{i}") for i in range(7)]
+    whole, uids = data.ProblemStream(rows, seed=3).take(12)
+    hosts = [data.ProblemStream(rows, seed=3, host=h, hosts=3) for h in range(3)]
+    parts = [host.take(12) for host in hosts]
+    assert [p.id for part, _ in parts for p in part] == [p.id for p in whole]
+    assert np.concatenate([u for _, u in parts]).tolist() == uids.tolist()
+    assert {host.position for host in hosts} == {12}
+    # Another number of hosts goes on where these stopped.
+    later = data.ProblemStream(rows, seed=3)
+    later.take(12)
+    want = [p.id for p in later.take(4)[0]]
+    two = [data.ProblemStream(rows, seed=3, position=12, host=h, hosts=2) for h in (0, 1)]
+    assert [p.id for host in two for p in host.take(4)[0]] == want
+    with pytest.raises(DataError, match="cannot be split over 3 hosts"):
+        hosts[0].take(4)
+    with pytest.raises(DataError, match="host 3 is none of 3"):
+        data.ProblemStream(rows, seed=3, host=3, hosts=3)
