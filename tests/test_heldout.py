@@ -242,6 +242,18 @@ def test_answers():
     assert ask("codebook", "r1 1 2") == ask("codebook", "1 1 2 3") == ""
     assert ask("exact", "so <answer> 4 </answer>") == "4"
     assert ask("reasoning_gym", "4 ") == "4"
+    assert (
+        ask("choice", "<answer>(b)</answer>") == ask("choice", "<answer>B. 3</answer>") == "B"
+    )
+    assert ask("choice", "we get a value") == ""
+    assert ask("math", r"\boxed{0.5}") == ask("math", r"so \boxed{\frac{1}{2}}") == "1/2"
+    assert ask("math", r"\boxed{x + 1}") == "x+1"
+    assert ask("math", "1/2") == ""
+    one, two = (
+        'Action: {}\nAction Input: {{"a": {}}}'.format(*x) for x in (("f", 1), ("g", 2))
+    )
+    assert ask("tools", f"{one}\n{two}") == ask("tools", f"{two}\n{one}") != ask("tools", one)
+    assert ask("tools", "Action: f\nAction Input: {") == ""
     assert ask("a verifier of programs", "x") is None
 
 

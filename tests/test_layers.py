@@ -97,7 +97,7 @@ LEVELS = {
     "diversity": 4,
     "responses": 3,
     "tables": 5,
-    "verifiers.answers": 2,
+    "verifiers.answers": 3,
     "run": 10,
     "experience": 11,
     "offline": 12,

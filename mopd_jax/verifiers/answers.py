@@ -6,17 +6,20 @@ from collections.abc import Callable
 
 from mopd_jax import codebook
 from mopd_jax.records import Problem
-from mopd_jax.verifiers import exact
+from mopd_jax.verifiers import choice, exact, math, tools
 
 # Verifiers whose answers can be compared as strings. Equal answers should be written alike.
-EXTRACT: dict[str, Callable[[str], str]] = {
-    "codebook": codebook.extract,
-    "exact": exact.extract,
-    "reasoning_gym": exact.extract,
+EXTRACT: dict[str, Callable[[Problem, str], str]] = {
+    "choice": choice.answer,
+    "codebook": lambda problem, response: codebook.extract(response),
+    "exact": lambda problem, response: exact.extract(response),
+    "math": math.answer,
+    "reasoning_gym": lambda problem, response: exact.extract(response),
+    "tools": tools.answer,
 }
 
 
 def answer(problem: Problem, response: str) -> str | None:
     """What the response answers, "" for nothing, None where the verifier has no such string."""
     extract = EXTRACT.get(problem.verifier)
-    return None if extract is None else extract(response)
+    return None if extract is None else extract(problem, response)

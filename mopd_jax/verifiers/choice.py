@@ -82,6 +82,11 @@ def verify(problem: Problem, response: str) -> Verdict:
     return Verdict(float(letter == gold), format_ok=place == asked)
 
 
+def answer(problem: Problem, response: str) -> str:
+    """The letter that is answered, "" for none."""
+    return _find(response, _item(problem)[0])[0] or ""
+
+
 def gold_response(problem: Problem) -> str:
     """The gold letter in the asked format."""
     _, asked, gold, wrong = _item(problem)

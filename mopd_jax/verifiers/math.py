@@ -101,6 +101,20 @@ def verify(problem: Problem, response: str) -> Verdict:
     return Verdict(float(right), format_ok=box.plain)
 
 
+def answer(problem: Problem, response: str) -> str:
+    """The boxed answer as text, a number as the fraction that it is; "" for none.
+
+    What only symbols show to be equal, such as sqrt(8) and 2 sqrt(2), is written differently.
+    """
+    del problem
+    box = math_text.last_box(response)
+    if box is None or not box.closed or len(box.content) > LONGEST:
+        return ""
+    text = math_text.clean(box.content)
+    number = math_text.number(text)
+    return str(number.value) if number else math_text.squash(text)
+
+
 def gold_response(problem: Problem) -> str:
     """The gold answer in the asked format."""
     return rf"The final answer is \boxed{{{problem.answer}}}."

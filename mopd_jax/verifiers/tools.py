@@ -105,6 +105,16 @@ def calls(response: str) -> list[Call]:
     return found
 
 
+def answer(problem: Problem, response: str) -> str:
+    """The calls as text, in one order where theirs does not count; "" if one is unreadable."""
+    found = calls(response)
+    if any(call.problem for call in found):
+        return ""
+    texts = [f"{call.name} {call.arguments}" for call in found]
+    ordered = problem.meta.get("order", "any") == "exact"
+    return "\n".join(texts if ordered else sorted(texts))
+
+
 def gold_response(problem: Problem) -> str:
     """The gold calls in the asked format."""
     return _render(_raw_gold(problem))
