@@ -14,6 +14,7 @@ EXTRAS = {
     "report": ["matplotlib"],
     # The parser's version is that of the grammar: math-verify 0.9 reads with antlr 4.13.2.
     "verifiers": ["math-verify==0.9.*", "antlr4-python3-runtime==4.13.2"],
+    "eval": ["sacrebleu"],
     # Beside `test`, not in it: at 0.1.7 it holds transformers back by way of safetensors.
     "tunix": ["google-tunix>=0.1.7"],
 }
@@ -22,6 +23,7 @@ EXTRAS["test"] = [
     *EXTRAS["smollm2"],
     *EXTRAS["report"],
     *EXTRAS["verifiers"],
+    *EXTRAS["eval"],
     "equinox>=0.13",
     "pytest",
     "hypothesis",

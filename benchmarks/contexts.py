@@ -1,4 +1,4 @@
-"""CPU time of building a step's contexts on the host: choose peers, render, fit, lay out.
+"""CPU time of building a step's contexts on the host: clean, choose, render, fit, lay out.
 
     python benchmarks/contexts.py                     # 32 prompts x 8 rollouts x 4096 tokens
     python benchmarks/contexts.py --rule most_similar
@@ -64,10 +64,11 @@ def measure(prompts, group, length, *, ragged=False, seed=0, **options):
     cfg = ContextConfig(teacher_prompt_length=limit, peer_tokens=length - length // 16)
     chooser = PeerConfig(**options)
     words = Timed(tokenizer.load("builtin:codebook"))
-    given = (success, np.ones_like(success), texts, lengths, range(prompts))
     keys = {"seed": seed, "step": 1, "cfg": chooser}
 
     begun = time.process_time()
+    texts = context.shown_texts(texts, words, cfg)
+    given = (success, np.ones_like(success), texts, lengths, range(prompts))
     if chooser.control == "off":
         plan = peers.choose(*given, **keys)
     else:

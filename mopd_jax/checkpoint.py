@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mopd_jax.config_dict import InputError
-from mopd_jax.records import TrainState
+from mopd_jax.records import Params, TrainState
 
 _REMOVED = ".removed"
 
@@ -65,12 +65,27 @@ def load(
     Raises:
         CheckpointError: if a file is missing, unreadable, or a checksum differs.
     """
+    tree, meta = _read(folder.absolute() / str(step), _as_dict(like), partial=False)
+    return TrainState(**tree), meta
+
+
+def load_params(folder: pathlib.Path, step: int, like: Params) -> Params:
+    """Reads the student's parameters alone, a third or less of a checkpoint; as `load`."""
+    tree, _ = _read(folder.absolute() / str(step), {"params": like}, partial=True)
+    return tree["params"]
+
+
+def _read(
+    path: pathlib.Path, like: dict[str, Any], *, partial: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the state's parts in `like`, meta) with checksums compared; all parts unless partial."""
     from orbax.checkpoint import v1 as ocp
 
-    path = folder.absolute() / str(step)
     remedy = f"remove {path} to go on from the checkpoint before it"
+    loading = ocp.options.PyTreeOptions.Loading(partial_load=partial)
     try:
-        found = ocp.load_checkpointables(path, {"state": _as_dict(like), "meta": None})
+        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+            found = ocp.load_checkpointables(path, {"state": like, "meta": None})
         tree, meta = found["state"], found["meta"]
         want = meta.pop("checksums")
     except Exception as error:  # The boundary to orbax, whose errors are of many types.
@@ -80,10 +95,10 @@ def load(
         text = f"{type(cause).__name__}: {cause}".split("\n")[0][:300]
         raise CheckpointError(f"{path} cannot be read ({text}); {remedy}") from error
     have = _checksums(tree)
-    differ = [name for name in want if want[name] != have.get(name)]
+    differ = [name for name in (have if partial else want) if want.get(name) != have.get(name)]
     if differ:
         raise CheckpointError(f"{path} is corrupt: {differ[0]} has changed on disk; {remedy}")
-    return TrainState(**tree), meta
+    return tree, meta
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:

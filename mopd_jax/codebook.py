@@ -109,8 +109,13 @@ def _problem(dialect: int, rule: int, digits: tuple[int, int, int]) -> Problem:
     )
 
 
-def verify(problem: Problem, response: str) -> Verdict:
-    """1 for a rule word followed by exactly the right digits, else 0; the feedback is empty."""
+def extract(response: str) -> str:
+    """The digits that follow a rule word; "" if the response has another form."""
     words = response.split()
     named = len(words) == 4 and words[0] in WORDS[-RULES:]
-    return Verdict(float(named and words[1:] == problem.answer.split()))
+    return " ".join(words[1:]) if named else ""
+
+
+def verify(problem: Problem, response: str) -> Verdict:
+    """1 for a rule word followed by exactly the right digits, else 0; the feedback is empty."""
+    return Verdict(float(extract(response) == " ".join(problem.answer.split())))

@@ -87,7 +87,7 @@ def _rows(run: Run, state: TrainState, problems: list[Problem]) -> Iterator[Row]
                     "trained from it; check the weights and model.compute_dtype"
                 )
         with clock.phase("verify"):
-            verdicts = experience.verify(sampled)
+            verdicts = experience.verify(run, sampled)
             rewards, valid, success = experience.outcomes(verdicts, cfg)
         with clock.phase("context"):
             chosen = experience.choose_peers(run, sampled, success, valid, step)

@@ -21,6 +21,7 @@ from mopd_jax.config_dict import (
 )
 from mopd_jax.config_dict import at_least as _at_least
 from mopd_jax.config_dict import require as _require
+from mopd_jax.config_sandbox import SandboxConfig
 from mopd_jax.config_update import (
     Aggregation,
     Divergence,
@@ -39,6 +40,7 @@ __all__ = [
     "LossConfig",
     "OptimizerConfig",
     "PeerConfig",
+    "SandboxConfig",
     "TeacherConfig",
     "defaults",
     "fingerprint",
@@ -131,7 +133,8 @@ class RolloutConfig:
     prompt_length, response_length: S and T in tokens; a longer prompt is an error, a response
         that has not ended after T tokens is cut there and counted as truncated.
     file: train from the rollouts of this file (docs/rollouts.md) in place of sampling; the
-        other settings must be those it was written with. After its last step comes the first.
+        settings of the sampling must be those it was written with. After its last step comes
+        the first.
     """
 
     prompts: int = 32
@@ -228,6 +231,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    sandbox: SandboxConfig = SandboxConfig()
 
     def __post_init__(self):
         _at_least(self, 1, "steps", "dump_every")
@@ -251,6 +255,7 @@ class Config:
             distills=self.loss.method == "distill",
             plain_prompt=self.teacher.no_context == "plain_prompt",
             instruction=self.data.instruction,
+            prompts=self.rollout.prompts,
         )
 
 

@@ -8,7 +8,7 @@ from mopd_jax.config_dict import at_least, require
 
 Rule = Literal["first", "uniform", "shortest", "longest", "most_similar", "least_similar"]
 FailuresWhen = Literal["always", "no_success"]
-TruncatedPeers = Literal["exclude", "failure"]
+TruncatedPeers = Literal["exclude", "outcome"]
 SummarySource = Literal["success", "failure", "all"]
 Targets = Literal["all", "failed"]
 Groups = Literal["all", "mixed"]
@@ -20,6 +20,9 @@ Control = Literal[
 Match = Literal["block", "token"]
 Feedback = Literal["off", "no_success", "always"]
 Gold = Literal["off", "answer", "solution"]
+
+# Settings of `peers` by which a run chooses its rows; without a teacher nothing reads them.
+ROW_POLICIES = ("targets", "groups", "no_success", "all_success", "control")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,10 @@ class PeerConfig:
     failures_when: `no_success` shows failures only where no success can be shown.
     summaries, summary_source: the most further peers that are shown by their summary only, and
         of which outcome; a peer that is shown in full is not summarised as well.
-    truncated: a response cut at T is no peer (`exclude`) or is shown as a failure (`failure`).
+    truncated: a response cut at T is no peer (`exclude`), or is shown under the heading of its
+        verified outcome like any other (`outcome`).
+    same_text: whether a peer may have just the target's text, as it is shown; the teacher could
+        then copy the target. Of a run and of its controls alike.
     failure_rule: the rule for failures, where it is another; None: the same.
     threshold: a reward of at least this is a success.
     targets, groups: which rows are distilled at all: also or only `failed` targets, also or
@@ -58,6 +64,7 @@ class PeerConfig:
     summaries: int = 0
     summary_source: SummarySource = "success"
     truncated: TruncatedPeers = "exclude"
+    same_text: bool = True
     threshold: float = 1.0
     targets: Targets = "all"
     groups: Groups = "all"
@@ -95,6 +102,19 @@ class PeerConfig:
             off or self.summaries == 0,
             f"PeerConfig.control {self.control!r} fills the slots of full peers only; set "
             "peers.summaries=0",
+        )
+        require(
+            self.failures > 0 or self.control not in ("cross_failures", "success_only"),
+            f"PeerConfig.control {self.control!r} replaces failures, and failures is 0, so it "
+            "would be the run itself; set peers.failures, or another peers.control",
+        )
+        both = min(self.successes, self.failures) > 0 and self.slots != 1
+        require(
+            self.control != "shuffled" or (both and self.failures_when == "always"),
+            "PeerConfig.control 'shuffled' permutes headings of successes and failures, and "
+            f"successes={self.successes}, failures={self.failures}, slots={self.slots}, "
+            f"failures_when={self.failures_when!r} never show both, so it would be the run "
+            "itself; show both, or set another peers.control",
         )
         require(
             self.control_match == "block" or self.control not in ("off", "shuffled", "shell"),
@@ -172,6 +192,11 @@ class ContextConfig:
             f"ContextConfig.summary_tag is {self.summary_tag!r}; give a name without brackets, "
             "such as 'summary'",
         )
+        require(
+            self.feedback != "off" or not self.feedback_with_gold,
+            "ContextConfig.feedback_with_gold is True while feedback is 'off', so it does "
+            "nothing; set context.feedback, or context.feedback_with_gold=False",
+        )
 
 
 def check_contexts(
@@ -181,6 +206,7 @@ def check_contexts(
     distills: bool,
     plain_prompt: bool,
     instruction: str,
+    prompts: int,
 ) -> None:
     """What the two sections need of each other and of the rest of a config.
 
@@ -188,6 +214,7 @@ def check_contexts(
         distills: the loss has a teacher.
         plain_prompt: rows without a context are distilled all the same.
         instruction: `data.instruction`.
+        prompts: `rollout.prompts`.
 
     Raises:
         ConfigError: with the remedy.
@@ -201,15 +228,24 @@ def check_contexts(
         "'off', so every context is empty and every row masked: nothing would be trained. For "
         "OPD without peers set teacher.no_context='plain_prompt'",
     )
+    read = [("peers", peers, name) for name in (*ROW_POLICIES, "summaries")]
+    read += [("context", context, name) for name in ("gold", "feedback")]
     changed = [
-        f"peers.{name}={getattr(peers, name)!r}"
-        for name in ("targets", "groups", "no_success", "all_success", "control")
-        if getattr(peers, name) != getattr(PeerConfig, name)
+        f"{section}.{name}={getattr(cfg, name)!r}"
+        for section, cfg, name in read
+        if getattr(cfg, name) != getattr(type(cfg), name)
     ]
     require(
         distills or not changed,
         f"{', '.join(changed)}: only a distillation has contexts and chooses its rows by them; "
         "leave these settings as they are by default, or set loss.method='distill'",
+    )
+    crosses = ("unrelated", "cross_failures", "success_only")
+    require(
+        prompts > 1 or peers.control not in crosses or not peers.control_topup,
+        f"peers.control={peers.control!r} takes peers of other prompts of the step, and "
+        f"rollout.prompts={prompts} has none; set rollout.prompts to 2 or more"
+        + (", or peers.control_topup=False" if peers.control == "success_only" else ""),
     )
     require(
         peers.control == "off" or not feedback,

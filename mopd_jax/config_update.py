@@ -22,6 +22,22 @@ RatioBase = Literal["trainer", "sampler"]
 SftRows = Literal["success", "all"]
 
 
+# Which methods read a field of `LossConfig`; all read one that is not here.
+READ_BY: dict[str, tuple[Method, ...]] = {
+    **dict.fromkeys(
+        ("divergence", "alpha", "continuous", "pointwise_clip", "support", "tail"),
+        ("distill",),
+    ),
+    "importance_cap": ("distill",),
+    **dict.fromkeys(("rollout_cap", "ratio_base"), ("distill", "grpo")),
+    **dict.fromkeys(("aggregation", "every_row", "row_weight"), ("distill", "grpo", "sft")),
+    **dict.fromkeys(("clip_low", "clip_high", "dual_clip"), ("grpo",)),
+    **dict.fromkeys(("scale_by_std", "kl_coef"), ("grpo",)),
+    **dict.fromkeys(("beta", "margin", "label_smoothing"), ("dpo", "simpo")),
+    "sft_rows": ("sft",),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """Whose distribution the student is distilled towards.
@@ -58,6 +74,14 @@ class TeacherConfig:
             "does not move set teacher.kind='frozen'",
         )
         at_least(self, 1, "every", "drift_every")
+        moves = {"rate": ("ema", "trust_region"), "every": ("periodic",)}
+        for name, kinds in moves.items():
+            require(
+                self.kind in kinds or getattr(self, name) == getattr(TeacherConfig, name),
+                f"TeacherConfig.{name} is {getattr(self, name)}, which only a teacher.kind of "
+                f"{' or '.join(kinds)} reads, and the kind is {self.kind!r}; leave it as it is "
+                "by default",
+            )
         require(
             (self.kind == "external") == (self.path is not None),
             f"TeacherConfig.kind is {self.kind!r} and path {self.path!r}: an external teacher "
@@ -176,20 +200,19 @@ class LossConfig:
         )
 
     def _check_method(self):
+        for name, methods in READ_BY.items():
+            value, default = getattr(self, name), getattr(LossConfig, name)
+            require(
+                self.method in methods or value == default,
+                f"LossConfig.{name} is {value!r}, which only a loss.method of "
+                f"{' or '.join(methods)} reads, and the method is {self.method!r}; set "
+                f"loss.{name}={default!r}",
+            )
+        rows = ("seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-step-mean")
         require(
-            self.kl_coef == 0 or self.method == "grpo",
-            f"LossConfig.kl_coef is {self.kl_coef}, a term of GRPO, and the method "
-            f"{self.method!r}; set loss.kl_coef=0",
-        )
-        require(
-            self.row_weight == "equal" or self.method not in ("dpo", "simpo"),
-            f"LossConfig.row_weight is {self.row_weight!r}, and {self.method} weighs pairs, "
-            "not rows; set loss.row_weight='equal'",
-        )
-        require(
-            self.sft_rows == "success" or self.method == "sft",
-            f"LossConfig.sft_rows is {self.sft_rows!r}, and the method {self.method!r}; set "
-            "loss.method='sft', or leave it 'success'",
+            not self.every_row or self.aggregation in rows,
+            "LossConfig.every_row counts the rows of a mean over sequences, and the "
+            f"aggregation is {self.aggregation!r}; set loss.every_row=False",
         )
 
 

@@ -20,8 +20,7 @@ from mopd_jax.config_dict import InputError
 from mopd_jax.peers import Entry, PeerPlan
 from mopd_jax.records import Message, Problem, TeacherInputs, Tokenizer
 
-# A span opened by the prompt's header shows only its end; a truncated one only its start.
-_THINKING = re.compile(r"\A(?:(?!<think>).)*?</think>|<think>.*?(?:</think>|\Z)", re.DOTALL)
+_TAG = re.compile("</?think>")
 
 
 class PromptTooLong(InputError):
@@ -101,6 +100,27 @@ def student_prompts(
     return left_pad(rows, length, tokenizer.pad_id)
 
 
+def shown_texts(
+    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, cfg: ContextConfig
+) -> list[list[str]]:
+    """[P][G] decoded responses as a full block shows them, before any cut: without special
+    tokens and, by `cfg.strip_thinking`, without thoughts; "" where nothing else is left.
+
+    What is chosen, compared, counted and rendered is this text.
+    """
+
+    def shown(text):
+        while True:
+            text = _clean(text, tokenizer)
+            left = without_thinking(text) if cfg.strip_thinking else text
+            # What stood around a span may be the parts of a special token.
+            if left == text:
+                return text
+            text = left
+
+    return [[shown(text) for text in row] for row in texts]
+
+
 def teacher_inputs(
     problems: Sequence[Problem],
     texts: Sequence[Sequence[str]],
@@ -115,7 +135,7 @@ def teacher_inputs(
 
     Args:
         problems: P problems.
-        texts: [P][G] decoded responses of the group.
+        texts: [P][G] of `shown_texts`; nothing but their middles is taken out here.
         plan: of `peers.choose` or `controls.choose`.
         feedback: [P][G] what the verifier says of the row's own failed attempt, "" for none;
             `cfg.feedback` decides which rows read it.
@@ -164,12 +184,38 @@ def gold(problem: Problem, cfg: ContextConfig) -> str:
 def block_tokens(
     texts: Sequence[Sequence[str]], tokenizer: Tokenizer, cfg: ContextConfig
 ) -> np.ndarray:
-    """i64[P, G], tokens of each response as a full peer, before the whole prompt's limit."""
+    """i64[P, G], tokens of each of the `shown_texts` as a full peer, before the whole prompt's
+    limit."""
 
     def tokens(text):
         return _peer(text, Entry(0, 0, True, "success"), tokenizer, cfg).most
 
     return np.array([[tokens(text) for text in row] for row in texts])
+
+
+def without_thinking(text: str) -> str:
+    """What stands outside all `<think>` spans, without space at its ends; never a bare tag.
+
+    Spans may nest: one ends with the tag that closes as many as were opened. One that is never
+    closed, as in a truncated response, reaches to the end. A tag that closes nothing ends a
+    span that the prompt's header opened, so all before it goes. Time is linear in the text.
+    """
+    kept, depth, start = [], 0, 0
+    for tag in _TAG.finditer(text):
+        if tag.group() == "<think>":
+            if depth == 0:
+                kept.append(text[start : tag.start()])
+            depth += 1
+        elif depth == 0:
+            kept.clear()
+        else:
+            depth -= 1
+        start = tag.end()
+    if depth == 0:
+        kept.append(text[start:])
+    joined = "".join(kept)
+    # What stood around a span may be the parts of a tag.
+    return (" ".join(kept) if _TAG.search(joined) else joined).strip()
 
 
 def render(
@@ -305,17 +351,14 @@ def _ready(entry: Entry, texts, ready, tokenizer, cfg) -> _Block:
 
 
 def _peer(text: str, entry: Entry, tokenizer: Tokenizer, cfg: ContextConfig) -> _Block:
-    """The block of a response, in full or by its summary."""
-    if cfg.strip_thinking:
-        text = _THINKING.sub("", text).strip()
+    """The block of a shown text, in full or by its summary."""
     fell_back = False
     if entry.kind.startswith("summary"):
         tag = re.escape(cfg.summary_tag)
         found = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         summary = found.group(1).strip() if found else ""
         fell_back = not summary
-        text = summary or text[: cfg.summary_chars]
-    text = _clean(text, tokenizer)
+        text = summary or text[: cfg.summary_chars].strip()
     ids = tokenizer.encode(text) if text else []
     most = len(ids) if cfg.peer_tokens is None else min(len(ids), cfg.peer_tokens)
     return _Block(entry.kind, entry, text, ids, most, fell_back)

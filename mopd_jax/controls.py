@@ -31,7 +31,9 @@ _DRAWS, _ROUNDS = 64, 8
 class Match:
     """How a control differs from the run it controls; i64[P, G] of every row.
 
-    wanted, given: tokens of the blocks of the run and of the control.
+    wanted, given: tokens of the blocks of the run and of the control, before
+        `teacher_prompt_length` cuts, and without headings.
+    slots: blocks that the control has to fill: as many as the run shows, and none for `shell`.
     topped_up: blocks of other prompts in place of missing ones of the own.
     empty: slots for which there was no candidate.
     same: blocks that the run shows as well.
@@ -40,14 +42,16 @@ class Match:
 
     wanted: np.ndarray
     given: np.ndarray
+    slots: np.ndarray
     topped_up: np.ndarray
     empty: np.ndarray
     same: np.ndarray
     relabelled: np.ndarray
 
     def error(self) -> np.ndarray:
-        """f64[P, G], |given - wanted| / wanted; nan where the run shows nothing."""
-        wanted = np.where(self.wanted > 0, self.wanted, np.nan)
+        """f64[P, G], |given - wanted| / wanted; nan where there is no slot to fill: the run
+        shows nothing, or the control is to show nothing."""
+        wanted = np.where(self.slots > 0, self.wanted, np.nan)
         return np.abs(self.given - wanted) / wanted
 
     def row(self, p: int, g: int) -> dict[str, float]:
@@ -57,8 +61,8 @@ class Match:
         return counts | {"error": float(self.error()[p, g])}
 
     def metrics(self) -> dict[str, float]:
-        """Of a step: errors over the rows whose run shows something, nan if none does."""
-        errors = self.error()[self.wanted > 0]
+        """Of a step: errors over the rows with slots to fill, nan if there is none."""
+        errors = self.error()[self.slots > 0]
         some = errors if errors.size else np.array([np.nan])
         within = np.where(np.isnan(some), np.nan, some <= TOLERANCE)
         return {
@@ -112,12 +116,14 @@ def choose(
                 slots[k, 0, p, g, : len(chosen)] = [e.rollout for e in chosen]
                 slots[k, 1, p, g, : len(chosen)] = [e.prompt for e in chosen]
             shell[p, g] = cfg.control == "shell"
+            to_fill = 0 if shell[p, g] else len(wanted)
             shown = {(e.prompt, e.rollout) for e in wanted}
             counts[:, p, g] = (
                 pool.total(wanted),
                 pool.total(blocks),
+                to_fill,
                 topped_up,
-                len(wanted) - len(blocks),
+                to_fill - len(blocks),
                 sum((e.prompt, e.rollout) in shown for e in blocks),
                 sum(e.kind == ("failure" if e.succeeded else "success") for e in blocks),
             )
@@ -153,8 +159,13 @@ class Pool:
         return sum(int(self.tokens[e.prompt, e.rollout]) for e in entries)
 
     def own(self, p: int, g: int) -> list[tuple[int, int]]:
-        """(p, rollout) of the candidates of prompt p but the target."""
-        return [(p, i) for i in np.flatnonzero(self.candidate[p]).tolist() if i != g]
+        """(p, rollout) of the candidates of prompt p that the target may be shown."""
+        said = self.texts[p][g]
+        return [
+            (p, i)
+            for i in np.flatnonzero(self.candidate[p]).tolist()
+            if i != g and peers.may_show(self.texts[p][i], said, self.cfg)
+        ]
 
     @functools.cached_property
     def everyone(self) -> list[tuple[int, int]]:
@@ -163,17 +174,15 @@ class Pool:
         return [(q, i) for q in by_number for i in np.flatnonzero(self.candidate[q]).tolist()]
 
     def others(self, p: int, g: int, succeeded: bool) -> list[tuple[int, int]]:
-        """(prompt, rollout) of the candidates of other questions with this outcome.
-
-        None says just what the target says: short answers of other prompts may.
-        """
+        """(prompt, rollout) of the candidates of other questions with this outcome that the
+        target may be shown."""
         asked, said = self.questions[p], self.texts[p][g]
         return [
             (q, i)
             for q, i in self.everyone
             if bool(self.success[q, i]) == succeeded
             and self.questions[q] != asked
-            and self.texts[q][i] != said
+            and peers.may_show(self.texts[q][i], said, self.cfg)
         ]
 
     def fill(

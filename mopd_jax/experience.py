@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from mopd_jax import context, controls, groups, peers, sharding, steps, verifiers
 from mopd_jax.config import Config, ContextConfig
 from mopd_jax.records import Batch, Message, Problem, TeacherInputs, TrainState, Verdict
-from mopd_jax.run import Run
+from mopd_jax.run import Run, Student
 
 # Purposes of random keys, folded into the root key before the step.
 TRAIN, EVALUATE = 1, 2
@@ -35,7 +36,7 @@ class Sampled:
 
 
 def sample(
-    run: Run,
+    run: Student,
     sampler: Callable[..., Any],
     state: TrainState,
     problems: list[Problem],
@@ -85,6 +86,8 @@ class Chosen:
     plan: peers.PeerPlan
     usage: peers.Usage
     match: controls.Match | None
+    texts: list[list[str]]  # [P][G] responses as they are shown.
+    without_text: int  # Rollouts that are no peers since nothing of them can be shown.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,18 +100,17 @@ class Rendered:
     withheld: int  # Feedback that may contain gold and was not shown.
 
 
-def verify(sampled: Sampled) -> list[list[Verdict]]:
+def verify(run: Run, sampled: Sampled) -> list[list[Verdict]]:
     """One typed verdict per rollout."""
-    rows = tqdm(sampled.problems, desc="verify", leave=False, disable=None)
-    return [
-        [
-            verifiers.verify(problem, text, truncated=not whole)
-            for text, whole in zip(texts, stopped, strict=True)
-        ]
-        for problem, texts, stopped in zip(
-            rows, sampled.texts, sampled.stopped.tolist(), strict=True
-        )
-    ]
+    prompts, group = sampled.stopped.shape
+    verdicts = verifiers.verify_all(
+        [problem for problem in sampled.problems for _ in range(group)],
+        [text for texts in sampled.texts for text in texts],
+        (~sampled.stopped).reshape(-1).tolist(),
+        sandbox=run.sandbox,
+        progress=functools.partial(tqdm, desc="verify", leave=False, disable=None),
+    )
+    return [verdicts[p * group : (p + 1) * group] for p in range(prompts)]
 
 
 def outcomes(verdicts, cfg: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -119,36 +121,42 @@ def outcomes(verdicts, cfg: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def choose_peers(run: Run, sampled: Sampled, success, valid, step: int) -> Chosen:
-    """Who sees whom. A truncated response is no peer, or a failure where the config says so."""
+    """Who sees whom. Labels are the verifier's; truncation decides who may be shown at all."""
     cfg = run.cfg
     usage = peers.usage(success, valid, cfg.peers)
-    whole = sampled.stopped | (cfg.peers.truncated == "failure")
+    texts = context.shown_texts(sampled.texts, run.tokenizer, cfg.context)
+    readable = np.array([[text != "" for text in row] for row in texts])
+    eligible = valid & (sampled.stopped | (cfg.peers.truncated == "outcome"))
+    without_text = int((eligible & ~readable).sum())
     given = (
-        success & sampled.stopped,
-        valid & whole,
-        sampled.texts,
+        success,
+        eligible & readable,
+        texts,
         sampled.mask.sum(axis=2),
         sampled.uids.tolist(),
     )
     keys = {"seed": cfg.seed, "step": step, "cfg": cfg.peers, "rows": usage.taught}
     if cfg.peers.control == "off":
-        return Chosen(peers.choose(*given, **keys), usage, None)
+        return Chosen(peers.choose(*given, **keys), usage, None, texts, without_text)
     plan, match = controls.choose(
         *given,
         **keys,
-        tokens=context.block_tokens(sampled.texts, run.tokenizer, cfg.context),
+        tokens=context.block_tokens(texts, run.tokenizer, cfg.context),
         questions=[str(problem.messages) for problem in sampled.problems],
     )
-    return Chosen(plan, usage, match)
+    return Chosen(plan, usage, match, texts, without_text)
 
 
 def render(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Rendered:
     """What the teachers read. Feedback is on the target itself, and only where it failed."""
     cfg = run.cfg.context
-    advice, withheld = own_feedback(verdicts, success, chosen.usage.taught, cfg)
+    reads = chosen.usage.taught
+    if cfg.feedback == "no_success":
+        reads = reads & ~(chosen.plan.success >= 0).any(axis=2)
+    advice, withheld = own_feedback(verdicts, success, reads, cfg)
     inputs, records, chats = context.teacher_inputs(
         sampled.problems,
-        sampled.texts,
+        chosen.texts,
         chosen.plan,
         run.tokenizer,
         cfg=cfg,
@@ -159,20 +167,21 @@ def render(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Ren
 
 
 def own_feedback(
-    verdicts, success: np.ndarray, taught: np.ndarray, cfg: ContextConfig
+    verdicts, success: np.ndarray, reads: np.ndarray, cfg: ContextConfig
 ) -> tuple[list[list[str]], int]:
     """Feedback [P][G] on the row's own failed attempt, "" for none; and how many are withheld
     because their verifier declares that they may contain gold.
 
     Args:
         verdicts: [P][G].
-        success, taught: bool[P, G]; rows that get no context need no feedback.
+        success: bool[P, G].
+        reads: bool[P, G], rows that would be shown feedback if there is some.
     """
     advice = [["" for _ in row] for row in verdicts]
     withheld = 0
     if cfg.feedback == "off":
         return advice, withheld
-    for p, g in np.argwhere(taught & ~success).tolist():
+    for p, g in np.argwhere(reads & ~success).tolist():
         verdict = verdicts[p][g]
         if verdict.error or not verdict.feedback.strip():
             continue
@@ -258,42 +267,51 @@ def group_metrics(sampled, rewards, valid, success, contexts) -> dict[str, float
         "teacher_prompt_tokens_max": int(np.max(prompt_tokens)),
         "peer_tokens_cut": int(sum(sum(record.cut) for record in contexts)),
         "peers_dropped": int(sum(record.dropped for record in contexts)),
-        **_shares(contexts, sampled.texts),
+        **_shares(contexts),
     }
 
 
-def _shares(contexts, texts) -> dict[str, float]:
-    """Fractions of rows by what their contexts, as rendered, hold.
-
-    `target_text_shown` counts rows that were shown a peer with exactly the target's text; the
-    teacher could copy it.
-    """
-    group = len(texts[0])
+def _shares(contexts) -> dict[str, float]:
+    """Fractions of rows by what their contexts, as rendered, hold."""
     good = np.array([any(record.succeeded) for record in contexts])
     bad = np.array([not all(record.succeeded) for record in contexts])
-    equal = [
-        any(
-            texts[q][i] == texts[n // group][n % group]
-            for q, i in zip(record.prompts, record.shown, strict=True)
-        )
-        for n, record in enumerate(contexts)
-    ]
     return {
         "informed": float(np.mean([record.informed for record in contexts])),
         "shows_success": float(good.mean()),
         "shows_failure": float(bad.mean()),
         "shows_failures_only": float((bad & ~good).mean()),
         "peers_per_row": float(np.mean([len(record.shown) for record in contexts])),
-        "target_text_shown": float(np.mean(equal)),
     }
 
 
+def verdict_metrics(verdicts: list[list[Verdict]]) -> dict[str, float]:
+    """What verifiers say beside the reward, means over the rows of which they say it."""
+    every = [verdict for row in verdicts for verdict in row]
+    found = {}
+    for name in ("test_fraction", "format_ok"):
+        said = [v for v in (getattr(verdict, name) for verdict in every) if v is not None]
+        if said:
+            found[name] = float(np.mean(said))
+    return found
+
+
 def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
-    """How the rows are used, and all that was withheld, cut, replaced or left empty."""
-    records = rendered.records
+    """How the rows are used, and all that was withheld, cut, replaced or left empty.
+
+    `own_text_shown` is the part of rows that were shown a peer whose text, as it is shown, is
+    the target's own (`peers.same_text`).
+    """
+    records, texts = rendered.records, chosen.texts
+    own = [text for row in texts for text in row]
+    copies = [
+        any(texts[q][i] == own[n] for q, i in zip(r.prompts, r.shown, strict=True))
+        for n, r in enumerate(records)
+    ]
     found = {
         "rows_left_out": float((chosen.usage.left_out != "").mean()),
         "rows_plain": float(chosen.usage.plain.mean()),
+        "peers_without_text": chosen.without_text,
+        "own_text_shown": float(np.mean(copies)),
         "shows_feedback": float(np.mean([r.feedback is not None for r in records])),
         "feedback_tokens_cut": sum(r.feedback_cut for r in records),
         "feedback_dropped": sum(r.feedback_dropped for r in records),
@@ -303,4 +321,8 @@ def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
         "summaries": sum(kind.startswith("summary") for r in records for kind in r.kinds),
         "summary_fallbacks": sum(r.fallbacks for r in records),
     }
-    return found if chosen.match is None else found | chosen.match.metrics()
+    if chosen.match is None:
+        return found
+    # The match is that of the blocks as chosen; this much of them the prompt's limit took.
+    cut = int(chosen.match.given.sum()) - sum(sum(r.tokens) for r in records)
+    return found | chosen.match.metrics() | {"control_tokens_cut": cut}

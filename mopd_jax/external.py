@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 
 import jax
@@ -15,6 +16,8 @@ from mopd_jax.records import Params
 from mopd_jax.tokenizer import ChatTokenizer
 
 log = logging.getLogger("mopd")
+
+_END = 1 << 20  # Bytes read at each end of a file for its fingerprint.
 
 
 def check(cfg: Config, student: DecoderConfig, words: ChatTokenizer) -> DecoderConfig:
@@ -51,6 +54,27 @@ def check(cfg: Config, student: DecoderConfig, words: ChatTokenizer) -> DecoderC
             f"{student.vocab_size}; pad the teacher's embedding and head to the student's size"
         )
     return dataclasses.replace(model, vocab_size=student.vocab_size)
+
+
+def fingerprint(cfg: Config) -> str:
+    """Twelve hex digits of the files at `teacher.path`: names, sizes, and both ends of each.
+
+    Not of every byte, since a large model has many; a checkpoint notes it, since it does not
+    hold the weights.
+    """
+    source = weights.resolve(cfg.teacher.path)
+    files = [source] if source.is_file() else sorted(source.iterdir())
+    digest = hashlib.sha256()
+    for path in files:
+        if path.suffix not in (".safetensors", ".gguf", ".json"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_END))
+            file.seek(max(0, size - _END))
+            digest.update(file.read(_END))
+    return digest.hexdigest()[:12]
 
 
 def load(cfg: Config, model: DecoderConfig, mesh: jax.sharding.Mesh) -> Params:

@@ -22,7 +22,10 @@ def advantages(rewards: np.ndarray, valid: np.ndarray, *, scale_by_std: bool) ->
     """
     count = valid.sum(axis=1, keepdims=True)
     mean = np.where(valid, rewards, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
-    centred = np.where(valid, rewards - mean, 0.0)
+    # Of equal rewards the rounding of their mean would be left.
+    largest = np.where(valid, rewards, -np.inf).max(axis=1, keepdims=True)
+    flat = ~(valid & (rewards < largest)).any(axis=1, keepdims=True)
+    centred = np.where(valid & ~flat, rewards - mean, 0.0)
     if scale_by_std:
         variance = (centred**2).sum(axis=1, keepdims=True) / np.maximum(count - 1, 1)
         centred = centred / (np.sqrt(variance) + 1e-6)

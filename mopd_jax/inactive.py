@@ -60,6 +60,12 @@ def causes(
                 f"{cfg.peers.no_success!r} and all_success={cfg.peers.all_success!r} leave "
                 "every row out"
             )
+        elif values["peers_without_text"] and not values["peers_dropped"]:
+            found.append(
+                f"{values['peers_without_text']} rollouts have no text but their thoughts, and "
+                "no context shows a peer: raise rollout.response_length, or set "
+                "context.strip_thinking=False"
+            )
         elif values["peers_dropped"]:
             found.append(
                 f"{values['peers_dropped']} peers were chosen and none fits, so every row is "
@@ -69,6 +75,12 @@ def causes(
             found.append("every row is masked because no context shows a peer")
     if values["gradient_finite"] == 0:
         found.append("a gradient was not finite, so the update was skipped")
+    elif values["gradient_finite"] < 1:
+        share = 1 - values["gradient_finite"]
+        found.append(f"{share:.0%} of the updates had a gradient not finite, and were skipped")
+    empty = values["gradient_finite"] - values["update_applied"]
+    if empty > 0 and values["update_applied"] > 0:
+        found.append(f"{empty:.0%} of the updates had nothing to train on, and were skipped")
     return found
 
 

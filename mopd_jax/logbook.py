@@ -79,8 +79,8 @@ def _replace(path: pathlib.Path, parts: Iterable[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def dumps(record: Mapping[str, Any]) -> str:
-    """JSON on one line, with null for what is not finite: nan is no JSON."""
+def dumps(record: Mapping[str, Any], *, indent: int | None = None) -> str:
+    """JSON, by default on one line, with null for what is not finite: nan is no JSON."""
 
     def clean(value):
         if isinstance(value, float) and not math.isfinite(value):
@@ -92,12 +92,12 @@ def dumps(record: Mapping[str, Any]) -> str:
         return value
 
     try:  # Nearly always; looking at every number of a long rollout takes its time.
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=indent)
     except ValueError:
         record = clean(record)
-        text = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=indent)
     try:
         text.encode()
     except UnicodeEncodeError:  # Half a surrogate pair, which UTF-8 does not have.
-        return json.dumps(record, allow_nan=False)
+        return json.dumps(record, allow_nan=False, indent=indent)
     return text

@@ -8,22 +8,27 @@ are MOPD as published and as its authors' code ran it: docs/reproduction.md has 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import get_args
 
 from ml_collections import ConfigDict
 
-from mopd_jax.config import ConfigError, unknown
-from mopd_jax.config_contexts import Control
+from mopd_jax.config import ConfigError, PeerConfig, unknown
+from mopd_jax.config_contexts import ROW_POLICIES, Control
+from mopd_jax.config_update import READ_BY, LossConfig, OptimizerConfig, TeacherConfig
 
 
 def apply(cfg: ConfigDict, variant: str) -> ConfigDict:
     """Turns a config with the settings of MOPD into `variant`, and names it so.
+
+    No variant but `opsd` shows gold, whatever the config says before.
 
     Raises:
         ConfigError: if there is no such variant, naming the nearest one.
     """
     if variant not in METHODS:
         raise ConfigError(unknown(f"variant {variant!r}", variant, METHODS))
+    cfg.context.gold = "off"
     METHODS[variant](cfg)
     cfg.name = variant
     return cfg
@@ -64,7 +69,7 @@ def _opsd(cfg):
     """
     _no_peers(cfg)
     cfg.context.gold = "solution"
-    cfg.teacher.kind = "frozen"
+    _unmoved_teacher(cfg)
     cfg.loss.divergence = "forward_kl"
     cfg.loss.pointwise_clip = 0.05
 
@@ -75,81 +80,74 @@ def _gkd(cfg):
     What the paper calls its GKD baseline. For an external teacher set teacher.path and
     teacher.kind='external'.
     """
+    teacher = cfg.teacher.kind, cfg.teacher.path
     _sft(cfg)
     cfg.loss.sft_rows = "all"
     cfg.rollout.policy = "teacher"
-    cfg.teacher.kind = "frozen"
+    cfg.teacher.kind, cfg.teacher.path = teacher
+    _unmoved_teacher(cfg)
 
 
 def _paper(cfg):
     """MOPD as arXiv 2605.12652 writes it down; what it leaves open is as in `config.py`."""
-    _two_successes_one_failure(cfg)
-    cfg.peers.truncated = "failure"
+    _published(cfg)
     cfg.teacher.no_context = "plain_prompt"
     cfg.loss.aggregation = "seq-mean-token-sum"
-    cfg.loss.every_row = True
     cfg.loss.importance_cap = None
     cfg.loss.rollout_cap = None
 
 
 def _reference_code(cfg):
     """MOPD as the authors' script configures their code, without that code's defects."""
-    _two_successes_one_failure(cfg)
+    _published(cfg)
     cfg.peers.rule = "first"
     cfg.peers.failure_rule = "uniform"
-    cfg.peers.truncated = "failure"
     cfg.peers.threshold = 0.5
     cfg.context.strip_thinking = False
     cfg.context.feedback = "no_success"
     cfg.context.feedback_with_gold = True
-    cfg.loss.aggregation = "seq-mean-token-mean"
-    cfg.loss.every_row = True
-    cfg.loss.importance_cap = 2.0
-    cfg.loss.rollout_cap = 2.0
 
 
-def _two_successes_one_failure(cfg):
-    """What `paper` and `reference_code` have in common."""
-    cfg.peers.successes = 2
-    cfg.peers.failures = 1
-    cfg.peers.slots = None
-    cfg.peers.failures_when = "always"
-    cfg.teacher.kind = "ema"
-    cfg.teacher.rate = 0.05
-    cfg.loss.divergence = "jsd"
-    cfg.loss.alpha = 0.5
+def _published(cfg):
+    """All settings of peers, teacher, loss and optimizer; what both have in common differs
+    from the defaults. An external teacher stays, and so do sizes and the texts of contexts."""
+    teacher, parts = (cfg.teacher.kind, cfg.teacher.path), cfg.optimizer.micro_batches
+    _reset(cfg.peers, PeerConfig)
+    _reset(cfg.teacher, TeacherConfig)
+    _reset(cfg.loss, LossConfig)
+    _reset(cfg.optimizer, OptimizerConfig)
+    cfg.optimizer.micro_batches = parts
+    if teacher[0] == "external":
+        cfg.teacher.kind, cfg.teacher.path = teacher
+    cfg.context.strip_thinking = True
+    cfg.context.feedback = "off"
+    cfg.context.feedback_with_gold = False
+    cfg.context.gold = "off"
+    cfg.peers.truncated = "outcome"
     cfg.loss.support = "student"
-    cfg.loss.top_k = 100
-    cfg.loss.tail = True
-    cfg.optimizer.learning_rate = 1e-5
-    cfg.optimizer.warmup_steps = 10
-    cfg.optimizer.weight_decay = 0.01
-    cfg.optimizer.clip_norm = 1.0
+    cfg.loss.every_row = True
 
 
 def _grpo(cfg):
     """Advantages of the verifier's rewards within the group; no teacher, so no contexts."""
-    cfg.loss.method = "grpo"
-    _no_contexts(cfg)
+    _objective(cfg, "grpo")
     cfg.loss.aggregation = "token-mean"
+    cfg.loss.every_row = False
 
 
 def _dpo(cfg):
     """Every (better, worse) pair of a group, against the initial student."""
-    cfg.loss.method = "dpo"
-    _no_contexts(cfg)
+    _objective(cfg, "dpo")
 
 
 def _simpo(cfg):
     """The same pairs by mean log-prob and a margin, without a reference."""
-    cfg.loss.method = "simpo"
-    _no_contexts(cfg)
+    _objective(cfg, "simpo")
 
 
 def _sft(cfg):
     """Maximum likelihood on the student's own successes."""
-    cfg.loss.method = "sft"
-    _no_contexts(cfg)
+    _objective(cfg, "sft")
     cfg.loss.aggregation = "seq-mean-token-mean"
 
 
@@ -162,14 +160,46 @@ def _control(name):
     return control
 
 
+def _objective(cfg, method):
+    """A loss without a teacher; what it does not read is as it is by default."""
+    cfg.loss.method = method
+    for field in dataclasses.fields(LossConfig):
+        if method not in READ_BY.get(field.name, (method,)):
+            cfg.loss[field.name] = field.default
+    _reset(cfg.teacher, TeacherConfig)
+    _no_contexts(cfg)
+
+
+def _unmoved_teacher(cfg):
+    """An external teacher where there is one, else the initial student."""
+    kept = (cfg.teacher.kind, cfg.teacher.path)
+    _reset(cfg.teacher, TeacherConfig)
+    cfg.teacher.kind, cfg.teacher.path = kept if kept[0] == "external" else ("frozen", None)
+
+
+def _reset(section, config):
+    """Sets every field of a section as it is by default."""
+    for field in dataclasses.fields(config):
+        section[field.name] = field.default
+
+
 def _no_peers(cfg):
+    """Neither in full nor in brief, nothing to control for, and no feedback in their place."""
     cfg.peers.successes = 0
     cfg.peers.failures = 0
+    cfg.peers.summaries = 0
     cfg.peers.slots = None
+    for name in ("control", "control_match", "control_topup"):
+        cfg.peers[name] = getattr(PeerConfig, name)
+    cfg.context.feedback = "off"
+    cfg.context.feedback_with_gold = False
 
 
 def _no_contexts(cfg):
+    """Every row is trained, and what is read is the plain prompt."""
     _no_peers(cfg)
+    for name in ROW_POLICIES:
+        cfg.peers[name] = getattr(PeerConfig, name)
     # Nothing but the plain prompt has to fit.
     cfg.context.teacher_prompt_length = cfg.rollout.prompt_length
 

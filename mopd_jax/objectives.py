@@ -133,8 +133,11 @@ def _distill(params, state_teacher, rows, cfg, models):
         sharding=sharding.head_sharding(),
         **distill_options(cfg),
     )
-    logged = _common_metrics(loss, stats, batch) | _ratio_metrics(stats, rows, cfg)
-    logged["divergence"] = metrics.masked(stats.divergence, batch.mask)
+    logged = _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
+    apart = stats.divergence
+    if cfg.loss.support == "sampled":  # Its own value means nothing; this is the KL on average.
+        apart = stats.logp - stats.teacher_logp
+    logged["divergence"] = metrics.masked(apart, batch.mask)
     # Of a stored teacher, where it knows the target.
     known = batch.mask & ~jnp.isnan(stats.teacher_logp)
     logged["teacher_minus_student_logp"] = metrics.masked(
@@ -170,7 +173,7 @@ def _grpo(params, reference, rows, cfg, models):
         each = losses.k3_kl(stats.logp, at_start.logp)
         loss = loss + cfg.loss.kl_coef * jnp.sum(rows.weights * each)
         logged["reference_kl"] = metrics.masked(each, batch.mask)
-    logged |= _common_metrics(loss, stats, batch) | _ratio_metrics(stats, rows, cfg)
+    logged |= _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
     logged["ratio_clipped"] = metrics.masked(clipped, batch.mask)
     return loss, logged
 
@@ -191,7 +194,7 @@ def _likelihood(sign, params, state_teacher, rows, cfg, models):
         chunk_tokens=cfg.model.head_chunk,
         sharding=sharding.head_sharding(),
     )
-    return loss, _common_metrics(loss, stats, rows.batch)
+    return loss, _common_metrics(loss, stats, rows, cfg)
 
 
 def _logp(stats, aux):
@@ -240,12 +243,19 @@ def _ratio_metrics(stats, rows, cfg) -> dict[str, Ratio]:
     return logged
 
 
-def _common_metrics(loss, stats, batch) -> dict[str, Any]:
-    gap = jnp.abs(stats.logp - batch.behaviour_logp)
-    return {
+def _common_metrics(loss, stats, rows, cfg) -> dict[str, Any]:
+    mask = rows.batch.mask
+    logged = {
         # The weights already normalise the loss: parts of it add up, and `train_step` counts
         # the sum as one.
         "loss": Ratio(loss, jnp.zeros(())),
-        "entropy": metrics.masked(stats.entropy, batch.mask),
-        "sampler_scorer_gap": metrics.masked(gap, batch.mask),
+        "entropy": metrics.masked(stats.entropy, mask),
     }
+    # Of the student before the step's first update, where its log-probs are known.
+    before = stats.logp if cfg.optimizer.updates == 1 else rows.base_logp
+    if before is not None and (cfg.optimizer.updates == 1 or cfg.loss.ratio_base == "trainer"):
+        own = cfg.rollout.file is None and cfg.rollout.policy == "student"
+        gap = jnp.abs(before - rows.batch.behaviour_logp)
+        name = "sampler_scorer_gap" if own else "off_policy_gap"
+        logged[name] = metrics.masked(gap, mask)
+    return logged

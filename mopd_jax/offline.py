@@ -48,7 +48,7 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
     if run.saved is None:
         return made
     old = run.saved.header
-    kept = {name: getattr(old, name) for name in ("model", "trained", "top_p", "top_k")}
+    kept = {name: getattr(old, name) for name in ("model", "trained", "seed")}
     return dataclasses.replace(made, **kept)
 
 
@@ -70,6 +70,7 @@ def rows(
     for n, (record, chat) in enumerate(pairs):
         p, g = divmod(n, group)
         keep = sampled.mask[p, g]
+        told = record.informed and record.gold is None
         seen = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(record).items()
@@ -87,7 +88,8 @@ def rows(
             verdict=verdicts[p][g],
             stopped=bool(sampled.stopped[p, g]),
             context=seen,
-            teacher_message=chat[-1]["content"] if record.informed else None,
+            # Gold stays out of the file, whoever was shown it.
+            teacher_message=chat[-1]["content"] if told else None,
             prompt_ids=tuple(sampled.prompt[p][sampled.prompt_mask[p]].tolist()),
             response_ids=sampled.response[p, g][keep],
             behaviour_logp=sampled.behaviour_logp[p, g][keep],

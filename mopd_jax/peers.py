@@ -136,9 +136,9 @@ def choose(
 
     Args:
         success: bool[P, G].
-        candidate: bool[P, G], rollouts that may be shown at all: they have a verdict, and were
-            not truncated unless `cfg.truncated` says so.
-        texts: [P][G] responses; equal texts are shown once.
+        candidate: bool[P, G], rollouts that may be shown at all: they have a verdict and a
+            text, and were not truncated unless `cfg.truncated` says so.
+        texts: [P][G] responses as they would be shown; equal texts are shown once.
         lengths: i[P, G] response lengths in tokens, for the rules that order by length.
         uids: [P], a number of each prompt that does not depend on its place in the batch.
         rows: bool[P, G], rows that get peers, by default all.
@@ -160,11 +160,12 @@ def choose(
             if rows is not None and not rows[p, g]:
                 continue
             rng = np.random.default_rng([_PURPOSE, seed, step, uids[p], g])
-            others = _others(_order(rng, lengths[p], alike[g], rules[0]), g, candidate[p])
+            allowed = _allowed(g, candidate[p], texts[p], cfg)
+            others = [i for i in _order(rng, lengths[p], alike[g], rules[0]) if allowed[i]]
             worse = others
             if rules[1] != rules[0]:
                 order = _order(rng, lengths[p], alike[g], rules[1])
-                worse = _others(order, g, candidate[p])
+                worse = [i for i in order if allowed[i]]
             good = _distinct([i for i in others if success[p, i]], texts[p])
             good = good[: min(cfg.successes, slots)]
             bad = _distinct([i for i in worse if not success[p, i]], texts[p])
@@ -221,9 +222,19 @@ def _order(
     return orders[rule]().tolist()
 
 
-def _others(order: list[int], target: int, candidate: np.ndarray) -> list[int]:
-    """The candidates in this order, without the target."""
-    return [i for i in order if i != target and candidate[i]]
+def may_show(text: str, target: str, cfg: PeerConfig) -> bool:
+    """Whether a peer with this text may be shown for a target with that one."""
+    return cfg.same_text or text != target
+
+
+def _allowed(
+    target: int, candidate: np.ndarray, texts: Sequence[str], cfg: PeerConfig
+) -> list[bool]:
+    """Of every rollout of a group: the target may be shown it."""
+    return [
+        bool(some) and i != target and may_show(texts[i], texts[target], cfg)
+        for i, some in enumerate(candidate)
+    ]
 
 
 def _distinct(indices: list[int], texts: Sequence[str]) -> list[int]:

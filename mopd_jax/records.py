@@ -139,6 +139,9 @@ class Tokenizer(Protocol):
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation with the assistant header at the end."""
 
+    def header(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of that header; empty where the template has none of its own."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, without special tokens added."""
 

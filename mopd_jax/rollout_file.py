@@ -104,7 +104,7 @@ def check_fit(header: Header, path: pathlib.Path, cfg: Config, tokenizer: Tokeni
     Raises:
         ConfigError: with the setting to change.
     """
-    same = ("prompts", "group", "response_length", "temperature", "policy")
+    same = ("prompts", "group", "response_length", "temperature", "top_p", "top_k", "policy")
     settings = {f"rollout.{name}": (getattr(header, name), cfg.rollout) for name in same}
     # What is trained on and what is evaluated must read the same.
     settings["data.instruction"] = (header.instruction, cfg.data)

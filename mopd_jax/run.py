@@ -37,6 +37,7 @@ from mopd_jax.logbook import write_text
 from mopd_jax.models import decoder
 from mopd_jax.records import Batch, Params, Problem, Tokenizer, TrainState
 from mopd_jax.rollout_file import Saved
+from mopd_jax.sandbox import Sandbox
 from mopd_jax.solved import Solved
 
 log = logging.getLogger("mopd")
@@ -46,19 +47,26 @@ _FREE_TO_CHANGE = ("steps", "dump_every", "checkpoint")
 _EVAL_SUBSET = 0xE7A1
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What stays the same during a run."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Student:
+    """What it takes to sample the student on held-out problems."""
 
     cfg: Config
-    folder: pathlib.Path
     model: decoder.DecoderConfig
-    teacher_model: decoder.DecoderConfig
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     eval_problems: list[Problem]
-    sample: Callable[..., Any]
     sample_eval: Callable[..., Any]
+    sandbox: Sandbox | None  # Where the verifier runs programs.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Student):
+    """What stays the same during a run."""
+
+    folder: pathlib.Path
+    teacher_model: decoder.DecoderConfig
+    sample: Callable[..., Any]
     update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
     drift: Callable[[TrainState, Batch], dict]
     saved: Saved | None = None  # The rollouts that are trained from, where none are sampled.
@@ -79,7 +87,7 @@ def open_run(
     _compare_with_folder(cfg, workdir)
     run, train_problems, source = prepare(cfg, workdir, devices=devices)
     state, meta = _state(run, source)
-    _write_records(run, command)
+    write_records(run, workdir, command)
     stream = data.ProblemStream(train_problems, seed=cfg.seed, position=meta["position"])
     log.info(
         "%s: %.1f M parameters, %d train and %d eval problems, %d devices, ready in %.1f s",
@@ -100,12 +108,15 @@ def prepare(
 
     Nothing is written. Raises as `open_run` does.
     """
-    mesh = sharding.make_mesh(cfg.mesh, devices)
+    student = open_student(cfg, devices)
+    mesh, model, words = student.mesh, student.model, student.tokenizer
     _check_split(cfg, sharding.row_shards(mesh))
-    source = weights.resolve(cfg.model.path)
-    model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
-    words = tokenizer.load(source)
-    tokenizer.check_vocabulary(words, model)
+    chosen = cfg.loss.support in ("student", "teacher", "union")
+    if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
+        raise ConfigError(
+            f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
+            "model; lower it, or set loss.support='full'"
+        )
     taught = cfg.rollout.policy == "teacher"
     beside = model
     if teacher.kept(cfg) == "external":
@@ -115,59 +126,38 @@ def prepare(
         train_problems = data.load(cfg.data, "train", seed=cfg.seed)
     else:
         train_problems = list(saved.problems.values())
-    eval_problems = data.load(cfg.data, "eval", seed=cfg.seed)
-    if len(eval_problems) < cfg.eval.problems:
-        raise ConfigError(
-            f"eval.problems={cfg.eval.problems}, but the eval split has {len(eval_problems)}"
-        )
-    # A draw and not the head, since splits are often sorted; the same for every run seed.
-    chosen = np.random.default_rng(_EVAL_SUBSET).permutation(len(eval_problems))
-    eval_problems = [eval_problems[i] for i in chosen[: cfg.eval.problems]]
-    trained = {_question(problem) for problem in train_problems}
-    both = [problem.id for problem in eval_problems if _question(problem) in trained]
-    if both:
-        said = (
-            f"{len(both)} of {len(eval_problems)} evaluation problems are also trained on, "
-            f"{both[0]!r} for one: they are not held out"
-        )
+    if said := data.overlap(train_problems, student.eval_problems):
         if cfg.data.held_out:
             raise data.DataError(
                 f"{said}; remove them from one of the splits, or set data.held_out=False"
             )
         log.warning("WARNING %s (data.held_out=False)", said)
-    for problems in (train_problems, eval_problems):
-        verifiers.check(problems)
-        context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
+    if saved is None:  # The verdicts of a file's rollouts are in the file.
+        verifiers.check(train_problems)
+    context.student_prompts(train_problems, words, length=cfg.rollout.prompt_length)
     if cfg.context.gold != "off":
         for problem in train_problems:
             context.gold(problem, cfg.context)
 
-    sampler = functools.partial(
-        rollout.make_rollout,
-        mesh=mesh,
-        length=cfg.rollout.response_length,
-        stop_ids=words.stop_ids,
-        pad_id=words.pad_id,
-    )
+    if student.sandbox is None:
+        student = dataclasses.replace(student, sandbox=_sandbox(cfg, train_problems))
     run = Run(
-        cfg=cfg,
+        **vars(student),
         folder=workdir,
-        model=model,
         teacher_model=beside,
-        mesh=mesh,
-        tokenizer=words,
-        eval_problems=eval_problems,
-        sample=sampler(
+        sample=_sampler(
+            cfg,
+            mesh,
+            words,
             sampling=cfg.rollout,
             group=cfg.rollout.group,
             model=beside if taught else model,
         ),
-        sample_eval=sampler(sampling=cfg.eval, group=cfg.eval.samples, model=model),
         update=train_step.make_train_step(cfg, model, mesh, beside),
         drift=drift.make_drift(cfg, model, mesh, beside),
         saved=saved,
     )
-    return run, train_problems, source
+    return run, train_problems, weights.resolve(cfg.model.path)
 
 
 def _saved(cfg: Config, words: Tokenizer, model: decoder.DecoderConfig) -> Saved | None:
@@ -202,6 +192,51 @@ def _saved(cfg: Config, words: Tokenizer, model: decoder.DecoderConfig) -> Saved
     )
 
 
+def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
+    """All but the weights of a student that answers the held-out problems.
+
+    Raises:
+        ConfigError, data.DataError, context.PromptTooLong, ValueError: as `open_run`.
+    """
+    mesh = sharding.make_mesh(cfg.mesh, devices)
+    _check_rows("eval.batch", cfg.eval.batch, sharding.row_shards(mesh))
+    source = weights.resolve(cfg.model.path)
+    model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
+    words = tokenizer.load(source)
+    tokenizer.check_vocabulary(words, model)
+    problems = data.load(cfg.data, "eval", seed=cfg.seed)
+    if len(problems) < cfg.eval.problems:
+        raise ConfigError(
+            f"eval.problems={cfg.eval.problems}, but the eval split has {len(problems)}"
+        )
+    # A draw and not the head, since splits are often sorted; the same for every run seed.
+    chosen = np.random.default_rng(_EVAL_SUBSET).permutation(len(problems))
+    problems = [problems[i] for i in chosen[: cfg.eval.problems]]
+    verifiers.check(problems)
+    context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
+    return Student(
+        cfg=cfg,
+        model=model,
+        mesh=mesh,
+        tokenizer=words,
+        eval_problems=problems,
+        sample_eval=_sampler(
+            cfg, mesh, words, sampling=cfg.eval, group=cfg.eval.samples, model=model
+        ),
+        sandbox=_sandbox(cfg, problems),
+    )
+
+
+def _sampler(cfg: Config, mesh: jax.sharding.Mesh, words: Tokenizer, **settings):
+    return rollout.make_rollout(
+        mesh=mesh,
+        length=cfg.rollout.response_length,
+        stop_ids=words.stop_ids,
+        pad_id=words.pad_id,
+        **settings,
+    )
+
+
 def _check_split(cfg: Config, shards: int) -> None:
     """Every set of rows that is computed at once must split over the devices."""
     prompts = cfg.rollout.prompts // cfg.optimizer.mini_batches
@@ -209,18 +244,25 @@ def _check_split(cfg: Config, shards: int) -> None:
     for name, size in (
         ("rollout.prompts", cfg.rollout.prompts),
         ("prompts of a mini-batch", prompts),
-        ("eval.batch", cfg.eval.batch),
         ("rows of a micro-batch", micro),
     ):
-        if size % shards:
-            raise ConfigError(
-                f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
-                f"use a multiple of {shards}, or give devices to mesh.tensor"
-            )
+        _check_rows(name, size, shards)
 
 
-def _question(problem: Problem) -> str:
-    return json.dumps([dict(message) for message in problem.messages], sort_keys=True)
+def _check_rows(name: str, size: int, shards: int) -> None:
+    if size % shards:
+        raise ConfigError(
+            f"{name}={size} cannot be split over the {shards} devices of mesh data x fsdp; "
+            f"use a multiple of {shards}, or give devices to mesh.tensor"
+        )
+
+
+def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
+    if not verifiers.needs_sandbox(problems):
+        return None
+    sandbox = Sandbox(cfg.sandbox)
+    log.info("generated programs run in the sandbox level %s", sandbox.description)
+    return sandbox
 
 
 def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
@@ -243,7 +285,7 @@ def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
             )
     path = workdir / "environment.json"
     if path.exists():
-        before, now = json.loads(path.read_text()).get("data", {}), data.record(cfg.data)
+        before, now = json.loads(path.read_text()).get("data", {}), _data_record(cfg)
         if {k: v["reads"] for k, v in before.items()} != {
             k: v["reads"] for k, v in now.items()
         }:
@@ -253,7 +295,13 @@ def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
             )
 
 
-def _write_records(run: Run, command: str) -> None:
+def _data_record(cfg: Config, *, trains: bool = True) -> dict[str, Any]:
+    """Of the prepared data that is read; a file of rollouts has its own problems."""
+    trains = trains and cfg.rollout.file is None
+    return data.record(cfg.data, ("train", "eval") if trains else ("eval",))
+
+
+def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
     """The config, the command, and what neither says: versions, devices, fingerprints.
 
     Last of all checks, so that a run that could not start leaves no folder behind.
@@ -267,12 +315,13 @@ def _write_records(run: Run, command: str) -> None:
         "config": configs.fingerprint(run.cfg),
         "templates": configs.fingerprint(run.cfg.context),
         "tokenizer": run.tokenizer.fingerprint,
-        "data": data.record(run.cfg.data),
+        "data": _data_record(run.cfg, trains=isinstance(run, Run)),
+        "sandbox": None if run.sandbox is None else run.sandbox.description,
     }
-    run.folder.mkdir(parents=True, exist_ok=True)
-    write_text(run.folder / "config.json", configs.to_json(run.cfg) + "\n")
-    write_text(run.folder / "command.txt", command + "\n")
-    write_text(run.folder / "environment.json", json.dumps(record, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.json", configs.to_json(run.cfg) + "\n")
+    write_text(folder / "command.txt", command + "\n")
+    write_text(folder / "environment.json", json.dumps(record, indent=2) + "\n")
 
 
 def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
@@ -290,12 +339,12 @@ def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
     checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
     if saved:
         state, meta = _restore(run.folder, saved[-1], cfg, run)
-        if meta["rollouts"] != _checksum(run):
-            raise ConfigError(
-                f"rollout.file={cfg.rollout.file} is not the file that the first {saved[-1]} "
-                f"steps of {run.folder} were trained from; put that one back, or choose "
-                "another --workdir"
-            )
+        for name, now in _outside(run).items():
+            if meta[name] != now:
+                raise ConfigError(
+                    f"{name} names other content than in the first {saved[-1]} steps of "
+                    f"{run.folder}; put that back, or choose another --workdir"
+                )
         log.info("going on from the checkpoint of step %d", saved[-1])
     else:
         start, shardings = _start(run, cfg)
@@ -316,11 +365,16 @@ def _start(run: Run, cfg: Config) -> tuple[Callable[..., TrainState], TrainState
 
 def meta_of(run: Run, position: int, solved: Solved) -> dict[str, Any]:
     """What a checkpoint holds beside the state."""
-    return {"position": position, "solved": solved.to_json(), "rollouts": _checksum(run)}
+    return {"position": position, "solved": solved.to_json(), **_outside(run)}
 
 
-def _checksum(run: Run) -> int | None:
-    return None if run.saved is None else run.saved.checksum
+def _outside(run: Run) -> dict[str, int | str | None]:
+    """Settings that name files which a checkpoint does not hold: what these have in them."""
+    external_teacher = teacher.kept(run.cfg) == "external"
+    return {
+        "rollout.file": None if run.saved is None else run.saved.checksum,
+        "teacher.path": external.fingerprint(run.cfg) if external_teacher else None,
+    }
 
 
 def _restore(

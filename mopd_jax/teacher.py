@@ -44,7 +44,7 @@ def ema(teacher: Params, student: Params, *, rate: float) -> Params:
 
 
 def update(teacher: Params, student: Params, cfg: TeacherConfig, step: jax.Array) -> Params:
-    """The teacher after step i32[] (from 1), some update of which was applied."""
+    """The teacher after step i32[] (from 1), with the student as it is then."""
     if cfg.kind == "ema":
         return ema(teacher, student, rate=cfg.rate)
     if cfg.kind == "periodic":

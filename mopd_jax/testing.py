@@ -1,9 +1,10 @@
-"""Shipped fakes: a tiny decoder and batch, so that a test of a whole step takes seconds."""
+"""Shipped fakes: a tiny decoder, a batch, a judged response, so that tests take seconds."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from mopd_jax.evaluate import Response
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Batch
 
@@ -51,3 +52,21 @@ def random_batch(
         teacher_prompt_mask=left(teacher_prompt),
         advantage=rng.normal(size=rows).astype(np.float32),
     )
+
+
+def response(**changes) -> Response:
+    """A wrong answer that ended; any field can be changed."""
+    fields = {
+        "problem": "a",
+        "question": "0" * 12,
+        "sample": 0,
+        "text": "1 2 3",
+        "tokens": 3,
+        "reward": 0.0,
+        "test_fraction": None,
+        "format_ok": None,
+        "error": "",
+        "stopped": True,
+        "answer": "1 2 3",
+    }
+    return Response(**{**fields, **changes})

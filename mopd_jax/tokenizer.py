@@ -92,10 +92,22 @@ class ChatTokenizer:
         Raises:
             ConfigError: if the template refuses the messages.
         """
+        return self._chat(messages, header=True)
+
+    def header(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of the assistant header: what `chat` adds to the conversation alone.
+
+        Empty where the template has none of its own (the user's turn ends with it), or writes
+        the conversation itself in another way for it.
+        """
+        whole, bare = self.chat(messages), self._chat(messages, header=False)
+        return whole[len(bare) :] if whole[: len(bare)] == bare else []
+
+    def _chat(self, messages: Sequence[Message], *, header: bool) -> list[int]:
         try:
             return self._inner.apply_chat_template(
                 [dict(message) for message in messages],
-                add_generation_prompt=True,
+                add_generation_prompt=header,
                 tokenize=True,
                 return_dict=False,
                 **self._options,

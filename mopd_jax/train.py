@@ -7,34 +7,36 @@ function of arrays (the jitted ones are made once, in `run.py`) or a thin handle
 
 With `rollout.file` the first three are read from a file of rollouts (`offline.py`).
 
-Run folder: `config.json`, `environment.json`, `command.txt`, `metrics.jsonl`, `tensorboard/`,
-`rollouts/`, `checkpoints/`, `evaluations/`. A killed run, started again with the same command,
-goes on from its last checkpoint and ends with the same bits as one that was never killed.
+Run folder: `config.json`, `environment.json`, `command.txt`, `self_checks.json`,
+`metrics.jsonl`, `tensorboard/`, `rollouts/`, `checkpoints/`, `evaluations/`. A killed run,
+started again with the same command, goes on from its last checkpoint and ends with the same
+bits as one that was never killed.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 import logging
 import pathlib
 import time
 
 import jax
-import numpy as np
-from tqdm import tqdm
 
 from mopd_jax import (
     checkpoint,
     console,
     evaluate,
     experience,
+    heldout,
     inactive,
     offline,
     rollout_file,
+    selfcheck,
     teacher,
 )
 from mopd_jax.config import Config
+from mopd_jax.data import ProblemStream
 from mopd_jax.logbook import ROLLOUTS, Logbook, write_text
 from mopd_jax.records import TrainState
 from mopd_jax.run import Run, meta_of, open_run
@@ -57,33 +59,24 @@ def train(
 
     Raises:
         ConfigError, data.DataError, RolloutFileError, weights and context errors: before the
-        first step, each with the setting to change.
+        first step, each with the setting to change. selfcheck.SelfCheckError: before the first
+        update.
     """
     run, state, stream, solved = open_run(cfg, workdir, command=command, devices=devices)
     book = Logbook(workdir, step=int(state.step))
-    with jax.set_mesh(run.mesh):
-        if int(state.step) == 0:
+    first = int(state.step) + 1
+    with jax.set_mesh(run.mesh), run.sandbox or contextlib.nullcontext():
+        if first <= cfg.steps:
+            checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])
+        if first == 1:
             _evaluate(run, state, book)
-        for step in range(int(state.step) + 1, cfg.steps + 1):
+        for step in range(first, cfg.steps + 1):
             clock = console.Clock(step, cfg.steps, phases=4)
             with clock.phase("rollout"):
-                if run.saved is None:
-                    problems, uids = stream.take(cfg.rollout.prompts)
-                    sampled = experience.sample(
-                        run,
-                        run.sample,
-                        state,
-                        problems,
-                        uids,
-                        purpose=experience.TRAIN,
-                        step=step,
-                    )
-                    draw = step
-                else:
-                    sampled, verdicts, draw = offline.take(run, step)
+                sampled, verdicts, draw = _rollouts(run, state, stream, step)
             with clock.phase("verify"):
-                if run.saved is None:
-                    verdicts = experience.verify(sampled)
+                if verdicts is None:
+                    verdicts = experience.verify(run, sampled)
                 rewards, valid, success = experience.outcomes(verdicts, cfg)
             with clock.phase("context"):
                 chosen = experience.choose_peers(run, sampled, success, valid, draw)
@@ -91,6 +84,8 @@ def train(
                 batch = experience.batch(
                     run, sampled, contexts.inputs, chosen.usage, rewards, valid
                 )
+            if step == first:
+                selfcheck.before_update(run, state, sampled, batch, checks)
             with clock.phase("update"):
                 state, logged = run.update(state, batch)
                 if cfg.teacher.drift_every and step % cfg.teacher.drift_every == 0:
@@ -100,8 +95,11 @@ def train(
                 sampled, rewards, valid, success, contexts.records
             )
             values |= experience.choice_metrics(chosen, contexts)
+            values |= experience.verdict_metrics(verdicts)
             solved = solved.after([problem.id for problem in sampled.problems], success)
             values |= solved.metrics()
+            if run.sandbox is not None:
+                values["sandbox_level"] = run.sandbox.level
             values |= clock.seconds()
             values["tokens_per_second"] = float(sampled.mask.sum()) / values["seconds"]
             book.scalars(step, "train", values)
@@ -128,33 +126,25 @@ def train(
     return state
 
 
+def _rollouts(run: Run, state: TrainState, stream: ProblemStream, step: int):
+    """(Sampled, verdicts, number that keys the step's draws): of the student as it is, whose
+    verdicts are still to be made (None), or from the file of the run."""
+    if run.saved is not None:
+        return offline.take(run, step)
+    problems, uids = stream.take(run.cfg.rollout.prompts)
+    purpose = experience.TRAIN
+    sampled = experience.sample(
+        run, run.sample, state, problems, uids, purpose=purpose, step=step
+    )
+    return sampled, None, step
+
+
 def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
     """Held-out solve rate and pass@k of the student as it is; the outcomes are kept as well."""
     cfg, step = run.cfg, int(state.step)
     begun = time.perf_counter()
-
-    def sample(start: int, stop: int):
-        numbers = np.arange(start, start + cfg.eval.batch)
-        chosen = [run.eval_problems[i] for i in np.minimum(numbers, stop - 1).tolist()]
-        # The same keys at every evaluation: differences are the student's, not the draw's.
-        out = experience.sample(
-            run,
-            run.sample_eval,
-            state,
-            chosen,
-            numbers.astype(np.uint32),
-            purpose=experience.EVALUATE,
-            step=0,
-        )
-        _, valid, success = experience.outcomes(experience.verify(out), cfg)
-        real = slice(0, stop - start)
-        lengths = out.mask.sum(axis=2)
-        return success[real], lengths[real], out.stopped[real], int((~valid[real]).sum())
-
-    bar = functools.partial(tqdm, desc="evaluate", leave=False, disable=None)
-    result = evaluate.evaluate(
-        sample, len(run.eval_problems), batch=cfg.eval.batch, progress=bar
-    )
+    responses = heldout.respond(run, state)
+    result = evaluate.outcome(responses, threshold=cfg.peers.threshold)
     table = result.summary(cfg.eval.ks)
     table["seconds"] = time.perf_counter() - begun
     book.scalars(step, "eval", table)

@@ -142,7 +142,9 @@ def train_step(
     beside = state.teacher
     if cfg.loss.method == "distill" and teacher.kept(cfg) == "copy":
         moved = teacher.update(beside, params, cfg.teacher, state.step + 1)
-        beside = _choose(jnp.any(applied), moved, beside)
+        # A copy that is due is made whether or not this step moved the student.
+        follows = jnp.any(applied) | (cfg.teacher.kind == "periodic")
+        beside = _choose(follows, moved, beside)
     new = TrainState(
         params=params,
         teacher=beside,
@@ -208,10 +210,11 @@ def _update(carry, state, rows, cfg, models):
     applied = finite & jnp.any(trained)
     safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
     updates, moved = make_optimizer(cfg.optimizer).update(safe, optimizer, params)
-    one = jnp.ones(())
+    one, counted = jnp.ones(()), finite.astype(jnp.float32)
     logged |= {
-        "loss": Ratio(logged["loss"].total, one),
-        "grad_norm": Ratio(norm, one),
+        # Of the updates with a finite gradient.
+        "loss": Ratio(jnp.where(finite, logged["loss"].total, 0.0), counted),
+        "grad_norm": Ratio(jnp.where(finite, norm, 0.0), counted),
         "update_applied": Ratio(applied.astype(jnp.float32), one),
         "gradient_finite": Ratio(finite.astype(jnp.float32), one),
         "trained_tokens": Ratio(jnp.sum(trained, dtype=jnp.float32), one),

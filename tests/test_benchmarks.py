@@ -98,3 +98,22 @@ def test_absent_chips(divergence, monkeypatch, capsys):
     rows = divergence.show_memory(["v5e", "h100"], [case], [16])
     assert ["pip install" in row["refused"] for row in rows] == [True, True]
     assert "jax[tpu]" in rows[0]["refused"] and "jax-cuda13-plugin" in rows[1]["refused"]
+
+
+def test_sandbox_script_reports_rates_and_equal_verdicts(tmp_path):
+    file = tmp_path / "out.json"
+    options = ["--levels", "limits", "--programs", "8", "--rounds", "2", "--loads", "0", "1"]
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "sandbox.py", *options, "--repeats", "1", "--json", file],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(file.read_text())
+    assert len(found["rates"]["limits"]) == 2 and min(found["rates"]["limits"]) > 0
+    assert set(found["loads"]["limits"]) == {"0", "1"}
+    assert (
+        "| limits |" in done.stdout and "the same, right verdicts on 14 programs" in done.stdout
+    )

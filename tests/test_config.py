@@ -168,6 +168,49 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         ),
         ({"peers__control": "random", "peers__control_topup": False}, "leave it True"),
         *[
+            (
+                {"peers__control": name, "rollout__prompts": 1},
+                "set rollout.prompts to 2 or more",
+            )
+            for name in ("unrelated", "cross_failures", "success_only")
+        ],
+        (
+            {"peers__control": "success_only", "rollout__prompts": 1},
+            "or peers.control_topup=False",
+        ),
+        *[
+            ({"peers__control": name, "peers__failures": 0}, "it would be the run itself")
+            for name in ("cross_failures", "success_only", "shuffled")
+        ],
+        *[
+            ({"peers__control": "shuffled", **only}, "never show both")
+            for only in (
+                {"peers__successes": 0},
+                {"peers__slots": 1},
+                {"peers__failures_when": "no_success"},
+            )
+        ],
+        (
+            {"context__feedback_with_gold": True},
+            "set context.feedback, or context.feedback_with_gold=False",
+        ),
+        *[
+            ({"loss__method": method, "context__gold": "answer"}, "context.gold='answer': only")
+            for method in ("grpo", "dpo", "simpo", "sft")
+        ],
+        (
+            {"loss__method": "grpo", "context__feedback": "always"},
+            "context.feedback='always': only .* set loss.method='distill'",
+        ),
+        (
+            {
+                "loss__method": "sft",
+                "peers__summaries": 1,
+                "data__instruction": "in <summary></summary>",
+            },
+            "peers.summaries=1: only",
+        ),
+        *[
             ({"loss__method": "grpo", f"peers__{name}": value}, f"peers.{name}='{value}': only")
             for name, value in [
                 ("targets", "failed"),
@@ -194,13 +237,35 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
             "set loss.pointwise_clip=None or another support",
         ),
         ({"loss__step_separator": ""}, "name a text that ends a step"),
-        ({"loss__kl_coef": 0.1}, "set loss.kl_coef=0"),
+        ({"loss__kl_coef": 0.1}, "set loss.kl_coef=0.0"),
+        *[
+            ({"loss__method": method, f"loss__{name}": value}, f"set loss.{name}=")
+            for method, name, value in [
+                ("distill", "clip_low", 0.1),
+                ("distill", "scale_by_std", True),
+                ("distill", "beta", 1.0),
+                ("grpo", "importance_cap", None),
+                ("grpo", "support", "student"),
+                ("grpo", "label_smoothing", 0.1),
+                ("dpo", "aggregation", "token-mean"),
+                ("dpo", "rollout_cap", None),
+                ("simpo", "every_row", True),
+                ("sft", "divergence", "forward_kl"),
+                ("sft", "ratio_base", "sampler"),
+            ]
+        ],
+        (
+            {"loss__every_row": True, "loss__aggregation": "token-mean"},
+            "set loss.every_row=False",
+        ),
+        ({"teacher__kind": "frozen", "teacher__rate": 0.1}, "leave it as it is by default"),
+        ({"teacher__every": 7}, "leave it as it is by default"),
         ({"loss__kl_coef": -0.1, "loss__method": "grpo"}, "at least 0"),
         (
             {"loss__row_weight": "solve_variance", "loss__method": "dpo"},
             "set loss.row_weight='equal'",
         ),
-        ({"loss__sft_rows": "all"}, "set loss.method='sft'"),
+        ({"loss__sft_rows": "all"}, "set loss.sft_rows='success'"),
         ({"teacher__kind": "external"}, "needs a path"),
         ({"teacher__path": "somewhere"}, "needs a path"),
         (
@@ -259,6 +324,51 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
 def test_an_impossible_setting_has_a_remedy(changes, remedy):
     with pytest.raises(ConfigError, match=remedy):
         built(**changes)
+
+
+def test_one_prompt_is_enough_for_controls_of_its_own_peers():
+    for name in ("off", "random", "shuffled", "shell"):
+        assert built(rollout__prompts=1, peers__control=name).peers.control == name
+    only = {"peers__control": "success_only", "peers__control_topup": False}
+    assert not built(rollout__prompts=1, **only).peers.control_topup
+
+
+RICH = {
+    "context.gold": "answer",
+    "context.feedback": "always",
+    "context.feedback_with_gold": True,
+    "peers.summaries": 1,
+    "data.instruction": "in <summary></summary>",
+    "peers.targets": "failed",
+    "peers.no_success": "mask",
+    "peers.all_success": "plain_prompt",
+}
+
+
+@pytest.mark.parametrize("variant", [v for v in methods.METHODS if v[:7] != "control"])
+def test_a_variant_of_a_config_with_every_context_is_valid(variant):
+    tree = config.defaults()
+    for dotted, value in RICH.items():
+        config.override(tree, dotted, str(value))
+    cfg = config.from_config_dict(Config, methods.apply(tree, variant))
+    assert cfg.context.gold == ("solution" if variant == "opsd" else "off")
+    bare = variant in ("opd", "grpo", "dpo", "simpo", "sft", "gkd")
+    if bare or variant == "opsd":
+        assert cfg.peers.summaries == 0
+        assert (cfg.context.feedback, cfg.context.feedback_with_gold) == ("off", False)
+    for name in ("targets", "no_success", "all_success"):
+        assert not bare or getattr(cfg.peers, name) == getattr(config.PeerConfig, name)
+    assert cfg.data.instruction == RICH["data.instruction"]  # The same for every method.
+
+
+@pytest.mark.parametrize("variant", ["opd", "opsd", "grpo", "dpo", "simpo", "sft", "gkd"])
+def test_a_variant_without_peers_has_no_control(variant):
+    tree = config.defaults()
+    tree.peers.control, tree.peers.control_match = "random", "token"
+    tree.peers.groups = "mixed"
+    cfg = config.from_config_dict(Config, methods.apply(tree, variant))
+    assert (cfg.peers.control, cfg.peers.control_match) == ("off", "block")
+    assert cfg.peers.groups == ("mixed" if variant == "opsd" else "all")
 
 
 def test_grpo_needs_no_peers_and_opd_a_plain_prompt():
@@ -428,6 +538,8 @@ def test_variants_differ_in_what_their_names_say():
         assert feedback == ("no_success" if reads else "off")
         assert (cfg.context.gold != "off") == (variant == "opsd")
         assert cfg.context.feedback_with_gold == (variant == "reference_code")
+        as_published = variant in ("paper", "reference_code")
+        assert cfg.peers.truncated == ("outcome" if as_published else "exclude")
         assert (cfg.rollout.policy == "teacher") == (variant == "gkd")
         assert control == (variant[8:] if variant.startswith("control_") else "off")
     made = {name for name in got if name.startswith("control_")}
@@ -443,6 +555,102 @@ def test_variants_differ_in_what_their_names_say():
         "reference_code": (2, 1, "mask"),
         **dict.fromkeys(("opsd", "grpo", "dpo", "simpo", "sft", "gkd"), (0, 0, "mask")),
     }
+
+
+PUBLISHED = {
+    "peers.successes": 2,
+    "peers.failures": 1,
+    "peers.slots": None,
+    "peers.rule": "uniform",
+    "peers.failure_rule": None,
+    "peers.threshold": 1.0,
+    "peers.summaries": 0,
+    "peers.targets": "all",
+    "peers.groups": "all",
+    "peers.no_success": "failures",
+    "peers.all_success": "successes",
+    "context.strip_thinking": True,
+    "context.feedback": "off",
+    "context.feedback_with_gold": False,
+    "context.gold": "off",
+    "teacher.kind": "ema",
+    "teacher.rate": 0.05,
+    "teacher.no_context": "plain_prompt",
+    "loss.divergence": "jsd",
+    "loss.alpha": None,
+    "loss.support": "student",
+    "loss.tail": True,
+    "loss.pointwise_clip": None,
+    "loss.aggregation": "seq-mean-token-sum",
+    "loss.every_row": True,
+    "loss.row_weight": "equal",
+    "loss.importance_cap": None,
+    "loss.rollout_cap": None,
+    "optimizer.warmup_steps": 10,
+    "optimizer.weight_decay": 0.01,
+    "optimizer.clip_norm": 1.0,
+    "optimizer.mini_batches": 1,
+    "optimizer.epochs": 1,
+}
+REFERENCE = PUBLISHED | {
+    "peers.rule": "first",
+    "peers.failure_rule": "uniform",
+    "peers.threshold": 0.5,
+    "context.strip_thinking": False,
+    "context.feedback": "no_success",
+    "context.feedback_with_gold": True,
+    "teacher.no_context": "mask",
+    "loss.aggregation": "seq-mean-token-mean",
+    "loss.importance_cap": 2.0,
+    "loss.rollout_cap": 2.0,
+}
+
+
+def odd():
+    """A base that differs from the defaults in all that a preset must set."""
+    cfg = config.defaults()
+    cfg.peers.update(rule="longest", threshold=0.7, targets="failed", summaries=2)
+    cfg.context.update(gold="answer", feedback="always", strip_thinking=False)
+    cfg.data.instruction = "<summary></summary>"
+    cfg.teacher.update(no_context="plain_prompt", kind="frozen")
+    cfg.loss.update(row_weight="solve_variance", divergence="reverse_kl", top_k=7)
+    cfg.optimizer.update(epochs=3, mini_batches=2, warmup_steps=0)
+    return cfg
+
+
+def file(name):
+    return lambda: cli.load(ROOT / f"configs/{name}.py", "mopd")
+
+
+@pytest.mark.parametrize("base", [config.defaults, odd, file("quickstart"), file("smollm2")])
+@pytest.mark.parametrize(
+    ("variant", "want"), [("paper", PUBLISHED), ("reference_code", REFERENCE)]
+)
+def test_presets_set_the_method_whatever_the_base(base, variant, want):
+    cfg = config.from_config_dict(Config, methods.apply(base(), variant))
+    got = {name: getattr(getattr(cfg, name.split(".")[0]), name.split(".")[1]) for name in want}
+    assert got == want
+    assert (cfg.loss.top_k, cfg.optimizer.learning_rate) == (100, 1e-5)
+
+
+@pytest.mark.parametrize("variant", methods.METHODS)
+def test_every_variant_is_valid_on_any_base(variant):
+    """What a variant does not read goes back to its default."""
+    base = odd()
+    if variant.startswith("control_"):
+        base.peers.summaries, base.context.gold = 0, "off"
+        base.context.feedback = "off"
+    cfg = config.from_config_dict(Config, methods.apply(base, variant))
+    assert cfg.name == variant
+
+
+def test_an_external_teacher_stays_where_a_teacher_is_read():
+    for variant in methods.METHODS:
+        cfg = config.defaults()
+        cfg.teacher.kind, cfg.teacher.path = "external", "elsewhere"
+        made = config.from_config_dict(Config, methods.apply(cfg, variant))
+        reads = made.loss.method == "distill" or variant == "gkd"
+        assert (made.teacher.kind == "external") == reads
 
 
 def test_new_options_of_a_source_may_be_nested():

@@ -61,7 +61,9 @@ def show(texts, shown, problem=PROBLEM, **changes):
     plan.success[0, 0, : len(good)] = good
     plan.failure[0, 0, : len(bad)] = bad
     words = Words()
-    inputs, records, chats = context.teacher_inputs([problem], [texts], plan, words, cfg=cfg)
+    inputs, records, chats = context.teacher_inputs(
+        [problem], context.shown_texts([texts], words, cfg), plan, words, cfg=cfg
+    )
     assert inputs.prompt.shape == (len(texts), cfg.teacher_prompt_length)
     assert inputs.informed.tolist() == [bool(record.shown) for record in records]
     mask, record = inputs.prompt_mask[0], records[0]
@@ -231,6 +233,8 @@ def test_the_answer_is_in_no_teacher_prompt():
         ("a</think> b <think>c</think> d <think>e", "b d"),
         ("<think></think>c", "c"),
         ("plain", "plain"),
+        ("<think>a<think>b</think>c</think> d", "d"),
+        ("x</think>y</think> z", "z"),
     ],
 )
 def test_thinking_is_removed(text, left):
@@ -239,6 +243,54 @@ def test_thinking_is_removed(text, left):
     assert record.cut == (0,)
     kept, _, _ = show(["target", text], [(1, False)], strip_thinking=False)
     assert " ".join(text.split()) in kept
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<think>a<think>b</think>c</think>d", "d"),
+        ("x</think>y</think>z", "z"),
+        ("<think>a</think>b</think>c", "c"),
+        ("a<think>b<think>c</think>d", "a"),
+        ("a <think>b</think><think>c</think> d", "a  d"),
+        ("<th<think>a</think>ink> b", "<th ink> b"),
+        ("</thi<think>a</think>nk> b", "</thi nk> b"),
+        ("</think>", ""),
+        ("<think>" * 3 + "a" + "</think>" * 4, ""),
+        ("<thinking>a</thinking>", "<thinking>a</thinking>"),
+    ],
+)
+def test_spans_of_thinking(text, left):
+    assert context.without_thinking(text) == left
+
+
+PIECES = ["<think>", "</think>", "<th", "ink>", "</", "think>", " ", "a", "b\n", "c"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=25).map("".join))
+def test_no_thought_and_no_tag_is_left(text):
+    """Another way to it: which characters are inside a span, by matching tags with a stack."""
+    hidden, opened = np.zeros(len(text), bool), []
+    for tag in re.finditer("</?think>", text):
+        hidden[slice(*tag.span())] = True
+        if tag.group() == "<think>":
+            opened.append(tag.start())
+        else:
+            hidden[opened.pop() if opened else 0 : tag.end()] = True
+    if opened:
+        hidden[opened[0] :] = True
+    got = context.without_thinking(text)
+    assert "<think>" not in got
+    assert "</think>" not in got
+    outside = "".join(c for c, inside in zip(text, hidden, strict=True) if not inside)
+    assert "".join(got.split()) == "".join(outside.split())
+
+
+def test_spans_are_found_in_linear_time():
+    """A million characters: seconds at most, of which a quadratic scan would take hours."""
+    for text in ("<think>" * 140_000, "</think>" * 120_000, "<think>a</think>b" * 60_000):
+        got = context.without_thinking(text)
+        assert got == "b" * got.count("b")
 
 
 def test_thinking_is_no_part_of_a_budget():
@@ -341,6 +393,23 @@ def test_a_special_token_built_from_parts_is_removed_too():
     assert (record.shown, record.dropped) == ((1,), 1)
 
 
+def test_texts_as_they_are_shown():
+    texts = [["<think>a</think> 42 ", "42<|end|>", "<think>a"], ["<|end|>", " \n", ""]]
+    got = context.shown_texts(texts, Words(), CFG)
+    assert got == [["42", "42", ""], ["", "", ""]]
+    kept = ContextConfig(strip_thinking=False)
+    got = context.shown_texts(texts, Words(), kept)
+    assert got == [["<think>a</think> 42 ", "42", "<think>a"], ["", "", ""]]
+
+
+@given(st.lists(st.sampled_from([*PIECES, "<|end|>", "<|e", "nd|>"]), max_size=25))
+def test_what_is_shown_has_no_tag_and_no_special_token(pieces):
+    [[got]] = context.shown_texts([["".join(pieces)]], Words(), CFG)
+    assert not any(mark in got for mark in ("<think>", "</think>", "<|end|>"))
+    assert context.shown_texts([[got]], Words(), CFG) == [[got]]
+    assert got == got.strip()
+
+
 def teach(
     texts,
     *,
@@ -370,12 +439,13 @@ def teach(
         shell=shell,
     )
     tokenizer = Words()
+    cfg = ContextConfig(**{**CFG.__dict__, **changes})
     inputs, records, _ = context.teacher_inputs(
         [problem],
-        [texts],
+        context.shown_texts([texts], tokenizer, cfg),
         plan,
         tokenizer,
-        cfg=ContextConfig(**{**CFG.__dict__, **changes}),
+        cfg=cfg,
         feedback=[[advice] + [""] * (len(texts) - 1)],
     )
     assert inputs.informed.tolist() == [record.informed for record in records]
@@ -400,11 +470,12 @@ def test_golden_text_of_the_worked_example():
         [0],
         seed=0,
         step=1,
-        cfg=PeerConfig(rule="first", truncated="failure"),
+        cfg=PeerConfig(rule="first", truncated="outcome"),
     )
     problem = Problem("p", ({"role": "user", "content": question},), "24", "exact")
     cfg = ContextConfig(teacher_prompt_length=400)
-    _, records, chats = context.teacher_inputs([problem], [texts], plan, Words(), cfg=cfg)
+    shown = context.shown_texts([texts], Words(), cfg)
+    _, records, chats = context.teacher_inputs([problem], shown, plan, Words(), cfg=cfg)
     assert chats[1] == [
         {
             "role": "user",

@@ -62,12 +62,14 @@ def batches(draw):
         row = st.lists(values, min_size=SHAPE[1], max_size=SHAPE[1])
         return draw(st.lists(row, min_size=SHAPE[0], max_size=SHAPE[0]))
 
+    control = draw(st.sampled_from(sorted(controls.CONTROLS)))
+    replaces = control in ("shuffled", "cross_failures", "success_only")
     options = {
         "successes": draw(st.integers(1, 3)),
-        "failures": draw(st.integers(0, 2)),
+        "failures": draw(st.integers(int(replaces), 2)),
         "rule": draw(st.sampled_from(["first", "uniform", "longest", "most_similar"])),
+        "same_text": draw(st.booleans()),
     }
-    control = draw(st.sampled_from(sorted(controls.CONTROLS)))
     if control == "success_only":
         options["control_topup"] = draw(st.booleans())
     if control not in ("shuffled", "shell"):
@@ -99,13 +101,14 @@ def test_every_control(batch):
             assert e.succeeded == success[e.prompt, e.rollout]
             same_question = given["questions"][e.prompt] == given["questions"][p]
             assert (e.prompt == p) or (control in CROSS and not same_question)
-            assert (e.prompt == p) or texts[e.prompt, e.rollout] != texts[p, g]
+            assert given["same_text"] or texts[e.prompt, e.rollout] != texts[p, g]
         shown = [texts[e.prompt, e.rollout] for e in blocks]
         assert len(set(shown)) == len(shown) or control == "shuffled"
         # Every row accounts for its slots and its tokens.
         assert match.wanted[p, g] == sum(tokens[p, e.rollout] for e in wanted)
         assert match.given[p, g] == sum(tokens[e.prompt, e.rollout] for e in blocks)
-        assert match.empty[p, g] == len(wanted) - len(blocks) >= 0
+        assert match.slots[p, g] == (0 if control == "shell" else len(wanted))
+        assert match.empty[p, g] == match.slots[p, g] - len(blocks) >= 0
         assert match.same[p, g] == len(set(pairs(wanted)) & set(pairs(blocks)))
         assert plan.shell[p, g] == (control == "shell" and bool(wanted))
         elsewhere = sum(e.prompt != p for e in blocks)
@@ -125,10 +128,10 @@ def test_every_control(batch):
             assert all(e.succeeded and e.kind == "success" for e in blocks)
         if control == "random":
             assert all(e.kind == "neutral" for e in blocks)
-    want, got = match.wanted, match.given
-    error = match.error()
-    assert np.array_equal(np.isnan(error), want == 0)
-    np.testing.assert_allclose(error[want > 0], (np.abs(got - want)[want > 0] / want[want > 0]))
+    some = match.slots > 0
+    want, got = match.wanted[some], match.given[some]
+    assert np.array_equal(np.isnan(match.error()), ~some)
+    np.testing.assert_allclose(match.error()[some], np.abs(got - want) / want)
 
 
 @given(batches(), st.permutations(range(SHAPE[0])))
@@ -171,6 +174,24 @@ def test_the_run_that_is_controlled():
     assert pairs(real.entries(0, 3)) == [(0, 0), (0, 1), (0, 2)]
     assert pairs(real.entries(0, 0)) == [(0, 1), (0, 2)]
     assert pairs(real.entries(1, 0)) == [(1, 1)]
+
+
+@pytest.mark.parametrize("control", sorted(set(controls.CONTROLS) - {"shell"}))
+@pytest.mark.parametrize("same_text", [True, False])
+def test_a_control_shows_the_targets_text_if_its_run_does(control, same_text):
+    """Every candidate says what the target says, so a context shows it or nothing."""
+    success = [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
+    plan, _, real = call(control, success, texts=[["t"] * 4] * 3, same_text=same_text)
+    for p, g in itertools.product(range(3), range(4)):
+        assert bool(real.entries(p, g)) == bool(plan.entries(p, g)) == same_text
+    # Where others have other texts, it is among what is drawn, or it is not.
+    texts = [["t", "u", "v", "w"]] * 3
+    shown = set()
+    for step in range(40):
+        plan, _, _ = call(control, success, texts=texts, same_text=same_text, step=step)
+        shown |= {texts[e.prompt][e.rollout] for e in plan.entries(0, 0)}
+    if control in CROSS:
+        assert ("t" in shown) == (same_text and control != "cross_failures")
 
 
 def test_random_peers_hide_their_outcome():
@@ -228,7 +249,7 @@ def test_cross_failures_keep_the_successes():
     assert (row[2].succeeded, row[2].kind) == (False, "failure")
     assert match.same[0, 3] == 2
     # Without a failure in the run there is nothing to replace.
-    plan, match, real = call("cross_failures", SMALL, failures=0)
+    plan, match, real = call("cross_failures", np.ones((3, 4)))
     assert all(plan.entries(p, g) == real.entries(p, g) for p in range(3) for g in range(4))
 
 
@@ -260,8 +281,14 @@ def test_the_shell_trains_the_same_rows():
     assert plan.shell.tolist() == real.informed().tolist()
     assert plan.informed().tolist() == real.informed().tolist()
     assert plan.informed().tolist() == [[True] * 3, [False] * 3, [False, True, True]]
-    assert match.error()[0].tolist() == [1.0, 1.0, 1.0]
-    assert (match.empty == real.informed()).all()
+    # It has no slot to fill, so none is empty, and nothing is to match.
+    assert (match.wanted > 0).tolist() == real.informed().tolist()
+    assert not match.slots.any()
+    assert not match.empty.any()
+    assert np.isnan(match.error()).all()
+    values = match.metrics()
+    assert np.isnan([values["control_match_error"], values["control_matched"]]).all()
+    assert values["control_empty_slots"] == 0
 
 
 def test_a_top_up_owes_what_the_own_successes_exceed():

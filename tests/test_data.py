@@ -134,6 +134,10 @@ def test_a_stream_can_be_cut_and_entered_anywhere(size, counts, seed):
     assert uids.dtype == np.uint32
     first = counts[0]
     later = data.ProblemStream(rows, seed=seed, position=first)
+    ahead, numbers = later.peek(counts[1])
+    assert [p.id for p in ahead] == whole[first : first + counts[1]]
+    assert numbers.tolist() == list(range(first, first + counts[1]))
+    assert later.position == first
     assert take(later, sum(counts) - first)[0] == whole[first:]
     assert later.position == sum(counts)
     # Each whole epoch has every problem once.
@@ -407,3 +411,9 @@ def test_an_instruction_ends_every_prompt_of_both_splits(tmp_path):
         assert bare.messages == tuple(turns)
         assert told.messages == (turns[0], {"role": "user", "content": f"u\n\n{asked}"})
         assert (told.id, told.answer, told.verifier) == (bare.id, bare.answer, bare.verifier)
+
+
+def test_two_problems_with_one_id_are_refused(tmp_path):
+    rows = [json.dumps({"id": "x", "prompt": q, "answer": "a"}) for q in ("one", "two")]
+    with pytest.raises(data.DataError, match="train split has two problems with the id 'x'"):
+        jsonl(tmp_path / "rows.jsonl", *rows)

@@ -5,6 +5,7 @@ import pytest
 
 from mopd_jax import evaluate
 from mopd_jax.evaluate import Evaluation
+from mopd_jax.testing import response
 
 
 def outcome(wins, n=8):
@@ -69,16 +70,11 @@ def test_a_gain_without_an_effect_has_zero_inside():
     ],
 )
 def test_batches_cover_every_problem_once(problems, batch, calls):
-    rng = np.random.default_rng(0)
-    success = rng.random((problems, 4)) < 0.5
-    lengths = rng.integers(1, 9, (problems, 4))
-    stopped = rng.random((problems, 4)) < 0.5
     made, shown = [], []
 
     def sample(start, stop):
         made.append((start, stop))
-        rows = slice(start, stop)
-        return success[rows], lengths[rows], stopped[rows], stop - start
+        return [[f"problem {i}"] for i in range(start, stop)]
 
     def progress(starts):
         shown.extend(starts)
@@ -87,7 +83,21 @@ def test_batches_cover_every_problem_once(problems, batch, calls):
     got = evaluate.evaluate(sample, problems, batch=batch, progress=progress)
     assert made == calls
     assert shown == [start for start, _ in calls]
-    np.testing.assert_array_equal(got.success, success)
-    np.testing.assert_array_equal(got.lengths, lengths)
-    np.testing.assert_array_equal(got.stopped, stopped)
-    assert got.errors == problems
+    assert got == [[f"problem {i}"] for i in range(problems)]
+
+
+def test_responses_as_arrays():
+    rows = [
+        [response(reward=1.0), response(reward=0.5, tokens=7), response(reward=1.0, error="E")],
+        [response(stopped=False), response(test_fraction=0.25), response(reward=0.6)],
+    ]
+    got = evaluate.outcome(rows, threshold=0.6)
+    assert got.success.tolist() == [[True, False, False], [False, False, True]]
+    assert got.lengths.tolist() == [[3, 7, 3], [3, 3, 3]]
+    assert got.stopped.tolist() == [[True] * 3, [False, True, True]]
+    assert got.errors == 1
+    # Of the second problem's three rows one ran tests; the first problem has no value.
+    assert got.summary([])["test_fraction"] == 0.25
+    without = evaluate.outcome([row[:1] for row in rows], threshold=1.0)
+    assert without.test_fraction is None
+    assert "test_fraction" not in without.summary([])

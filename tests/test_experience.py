@@ -42,24 +42,32 @@ def record(shown, succeeded, *, p=0, **fields):
 
 
 def test_shares_by_hand():
-    texts = [["a", "b", "c"], ["d", "e", "e"]]
     contexts = [
         record((1, 2), (True, False)),
         record((2,), (False,)),
         record((), ()),
         record((), ()),
-        record((2,), (True,), p=1),  # Rollouts 1 and 2 of the second prompt say the same.
+        record((2,), (True,), p=1),
         record((0,), (False,), p=1),
     ]
-    got = experience._shares(contexts, texts)
+    got = experience._shares(contexts)
     assert got == {
         "informed": 4 / 6,
         "shows_success": 2 / 6,
         "shows_failure": 3 / 6,
         "shows_failures_only": 2 / 6,
         "peers_per_row": 5 / 6,
-        "target_text_shown": 1 / 6,
     }
+
+
+def test_what_verifiers_say_beside_the_reward():
+    verdicts = [
+        [Verdict(0.0, test_fraction=0.5, format_ok=True), Verdict(1.0, test_fraction=1.0)],
+        [Verdict(0.0, error="crashed"), Verdict(0.0, format_ok=False)],
+    ]
+    got = experience.verdict_metrics(verdicts)
+    assert got == {"test_fraction": 0.75, "format_ok": 0.5}
+    assert experience.verdict_metrics([[Verdict(1.0)]]) == {}
 
 
 def test_groups_without_a_verdict_are_neither_mixed_nor_failed():
@@ -101,7 +109,15 @@ def words():
 
 
 def made(
-    words, *, feedback="r7", gold=False, teacher="mask", context=None, loss=None, **choice
+    words,
+    *,
+    feedback="r7",
+    gold=False,
+    teacher="mask",
+    texts=TEXTS,
+    context=None,
+    loss=None,
+    **choice,
 ):
     """(run, sampled, verdicts, chosen, rendered, batch) of one step, without a device's model.
 
@@ -109,7 +125,9 @@ def made(
     """
     cfg = Config(
         peers=PeerConfig(**choice),
-        context=ContextConfig(teacher_prompt_length=60, closing="r0", **(context or {})),
+        context=ContextConfig(
+            **{"teacher_prompt_length": 60, "closing": "r0", **(context or {})}
+        ),
         rollout=dataclasses.replace(Config().rollout, prompts=3, group=4, prompt_length=6),
         teacher=TeacherConfig(no_context=teacher),
         loss=LossConfig(**(loss or {})),
@@ -130,7 +148,7 @@ def made(
         mask=np.ones((3, 4, 5), bool),
         behaviour_logp=np.zeros((3, 4, 5), np.float32),
         stopped=STOPPED,
-        texts=TEXTS,
+        texts=texts,
     )
     verdicts = [
         [
@@ -193,6 +211,61 @@ def test_a_plain_row_is_trained_though_it_is_not_informed(words):
     assert trained(step).tolist() == [[True] * 4, [False] * 4, [True] * 4]
 
 
+@pytest.mark.parametrize("truncated", ["exclude", "outcome"])
+def test_a_truncated_success_is_a_success_or_no_peer(words, truncated):
+    """Rollout 3 of the last group is cut at T, and its answer is right all the same."""
+    headings = {"success": "<ok> {text}", "another_success": "<ok> {text}"}
+    headings["failure"] = "<bad> {text}"
+    step = made(words, truncated=truncated, successes=3, context=headings)
+    for record, chat in zip(step[4].records[8:11], step[4].chats[8:11], strict=True):
+        content = chat[-1]["content"]
+        assert (3 in record.shown) == (truncated == "outcome")
+        assert (f"<ok> {TEXTS[2][3]}" in content) == (truncated == "outcome")
+        assert set(record.kinds) == {"success"}
+        assert "<bad>" not in content
+
+
+@pytest.mark.parametrize("control", ["off", *controls.CONTROLS])
+def test_peers_are_chosen_by_the_text_that_is_shown(words, control):
+    """The last group has four successes; two say the same, and one has only thought."""
+    texts = [*TEXTS[:2], ["<think> r1 </think> r4", "<think> r2 </think> r4", "<think> r3", ""]]
+    texts[2][3] = "r5"
+    step = made(words, texts=texts, truncated="outcome", rule="first", control=control)
+    chosen, rendered = step[3], step[4]
+    assert chosen.texts[2] == ["r4", "r4", "", "r5"]
+    assert experience.choice_metrics(chosen, rendered)["peers_without_text"] == 1
+    for record in rendered.records:
+        shown = list(zip(record.prompts, record.shown, strict=True))
+        assert len({chosen.texts[q][i] for q, i in shown}) == len(shown)
+        assert record.dropped == 0
+        assert (2, 2) not in shown
+    # What takes a slot is read.
+    if control == "off":
+        assert [r.shown for r in rendered.records[8:]] == [(1, 3), (0, 3), (0, 3), (0,)]
+        kept = made(words, texts=texts, context={"strip_thinking": False})
+        assert kept[3].without_text == 0
+
+
+@pytest.mark.parametrize("same_text", [True, False])
+def test_the_targets_text_as_it_is_shown_is_counted_or_not_shown(words, same_text):
+    """Rollouts 0 and 1 of the last group think otherwise and say the same."""
+    texts = [*TEXTS[:2], ["<think> r1 </think> r4", "<think> r2 </think> r4", "r5", "r6"]]
+    step = made(words, texts=texts, successes=3, same_text=same_text)
+    shown = [r.shown for r in step[4].records[8:]]
+    assert [sorted(row) for row in shown[:2]] == ([[1, 2], [0, 2]] if same_text else [[2], [2]])
+    got = experience.choice_metrics(step[3], step[4])["own_text_shown"]
+    assert got == (2 / 12 if same_text else 0)
+
+
+@pytest.mark.parametrize("rule", ["most_similar", "least_similar"])
+def test_likeness_is_of_the_text_that_is_shown(words, rule):
+    """Rollout 1 shares the target's thoughts, rollout 2 its answer."""
+    thought = "<think> " + "r9 r8 " * 9 + "</think> "
+    texts = [*TEXTS[:2], [thought + "r1 r2", thought + "r3 r4", "r1 r2 r5", "r6"]]
+    step = made(words, texts=texts, rule=rule, successes=1)
+    assert step[4].records[8].shown == ((2,) if rule == "most_similar" else (1,))
+
+
 def test_feedback_is_of_the_own_failed_attempt(words):
     shown = {}
     for mode in ("off", "no_success", "always"):
@@ -225,6 +298,10 @@ def test_feedback_with_gold_is_withheld_and_counted(words):
     assert made(words, gold=True, feedback=" ", context=options)[4].withheld == 0
     assert made(words, gold=True, groups="mixed", context=options)[4].withheld == 1
     assert made(words, gold=True)[4].withheld == 0
+    # Nor where a success is shown in its place: prompt 0's failure, but not the failed group.
+    assert made(words, gold=True, context={"feedback": "no_success"})[4].withheld == 4
+    options = {"feedback": "no_success"}
+    assert made(words, gold=True, successes=0, context=options)[4].withheld == 5
 
 
 @pytest.mark.parametrize("control", controls.CONTROLS)
@@ -235,6 +312,9 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
         assert (trained(step) == trained(real)).all()
     values = experience.choice_metrics(chosen, rendered)
     assert values["control_same_blocks"] == chosen.match.same.sum()
+    assert values["control_tokens_cut"] == 0
+    assert values["control_empty_slots"] == chosen.match.empty.sum()
+    assert np.isnan(values["control_matched"]) == (control == "shell")
     assert (values["control_relabelled"] > 0) == (control == "shuffled")
     wanted = sum(sum(r.tokens) for r in real[4].records)
     assert chosen.match.wanted.sum() == wanted
@@ -253,10 +333,18 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
             q = {70: 0, 5: 1, 33: 2}[uid]
             assert q == p or control in ("unrelated", "cross_failures", "success_only")
             assert TEXTS[q][i] in row["teacher_message"]
-            assert ok == (SUCCESS & STOPPED)[q, i]
+            assert STOPPED[q, i]
+            assert ok == SUCCESS[q, i]
         # The own text is nowhere in what the teacher reads before it scores that text.
         assert row["response"] not in (row["teacher_message"] or "")
         assert seen["control"]["wanted"] == chosen.match.wanted[p, n % 4]
+
+
+def test_what_the_limit_takes_of_a_control_is_counted(words):
+    step = made(words, control="random", context={"teacher_prompt_length": 20})
+    taken = experience.choice_metrics(step[3], step[4])["control_tokens_cut"]
+    assert taken > 0
+    assert taken == step[3].match.given.sum() - sum(sum(r.tokens) for r in step[4].records)
 
 
 def test_metrics_of_a_match_by_hand():
@@ -264,17 +352,21 @@ def test_metrics_of_a_match_by_hand():
     match = controls.Match(
         wanted=rows,
         given=np.array([[100, 97, 0, 51]]),
+        slots=np.array([[3, 1, 0, 2]]),
         topped_up=np.array([[0, 1, 0, 0]]),
         empty=np.array([[2, 0, 0, 0]]),
         same=np.array([[1, 1, 0, 0]]),
         relabelled=np.array([[0, 0, 0, 3]]),
     )
     usage = peers.Usage(np.full((1, 4), "", object), np.zeros((1, 4), bool))
-    rendered = experience.Rendered(None, [record((), ())] * 4, [], 0)
-    got = experience.choice_metrics(experience.Chosen(None, usage, match), rendered)
+    seen = [record((1,), (True,), tokens=(n,)) for n in (100, 90, 0, 51)]
+    rendered = experience.Rendered(None, seen, [], 0)
+    chosen = experience.Chosen(None, usage, match, [[""] * 4], 0)
+    got = experience.choice_metrics(chosen, rendered)
     assert got["control_match_error"] == pytest.approx((0 + 0.03 + 0.02) / 3)
     assert got["control_match_error_max"] == pytest.approx(0.03)
     assert got["control_matched"] == pytest.approx(2 / 3)
+    assert got["control_tokens_cut"] == 7
     assert got["control_topped_up"] == 1
     assert got["control_empty_slots"] == 2
     assert got["control_same_blocks"] == 2
@@ -282,13 +374,14 @@ def test_metrics_of_a_match_by_hand():
     assert match.row(0, 3) == {
         "wanted": 50,
         "given": 51,
+        "slots": 2,
         "topped_up": 0,
         "empty": 0,
         "same": 0,
         "relabelled": 3,
         "error": pytest.approx(0.02),
     }
-    nothing = controls.Match(*[np.zeros((1, 2), int)] * 6).metrics()
+    nothing = controls.Match(*[np.zeros((1, 2), int)] * 7).metrics()
     assert np.isnan(nothing["control_match_error"])
     assert np.isnan(nothing["control_matched"])
     assert nothing["control_empty_slots"] == 0

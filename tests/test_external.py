@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -45,7 +46,7 @@ def trained(folder, path, **changes):
 def test_a_run_with_a_wider_teacher_resumes_to_the_same_bits(tmp_path, words, student):
     wide = dataclasses.replace(student, width=96, layers=2)
     export(tmp_path / "teacher", words, wide)
-    options = {"eval__every": 100, "checkpoint__every": 2, "context__gold": "off"}
+    options = {"eval__every": 100, "checkpoint__every": 2}
     whole = trained(tmp_path / "whole", tmp_path / "teacher", steps=4, **options)
     trained(tmp_path / "parts", tmp_path / "teacher", steps=2, **options)
     parts = trained(tmp_path / "parts", tmp_path / "teacher", steps=4, **options)
@@ -105,3 +106,16 @@ def test_another_template_is_said_aloud(tmp_path, words, student, caplog):
     with caplog.at_level(logging.WARNING, logger="mopd"):
         external.check(config(tmp_path / "teacher"), student, words)
     assert "another chat template" in caplog.text
+
+
+def test_another_teacher_under_the_same_name_is_refused_at_a_resume(tmp_path, words, student):
+    wide = dataclasses.replace(student, width=96, layers=2)
+    export(tmp_path / "teacher", words, wide)
+    options = {"eval__every": 100, "checkpoint__every": 2}
+    trained(tmp_path / "run", tmp_path / "teacher", steps=2, **options)
+    shutil.rmtree(tmp_path / "teacher")
+    export(tmp_path / "teacher", words, wide, seed=4)
+    with pytest.raises(
+        ConfigError, match="teacher.path names other content than in the first 2"
+    ):
+        trained(tmp_path / "run", tmp_path / "teacher", steps=4, **options)

@@ -111,3 +111,16 @@ def test_solve_variance_by_hand():
     got = groups.solve_variance(success, valid)
     np.testing.assert_allclose(got, [3 / 16, 1 / 4, 0, 0, 1 / 4])
     assert groups.solve_variance(success[:1], valid[:1] & False) == 0
+
+
+@pytest.mark.parametrize("reward", [0.7, 0.1, 1 / 3])
+@pytest.mark.parametrize("group", [3, 6, 7])
+def test_equal_rewards_have_no_advantage_at_all(reward, group):
+    """0.7 three times has a mean that is not 0.7."""
+    rewards = np.full((2, group), reward)
+    rewards[1, 0] = 0.0
+    valid = np.ones_like(rewards, bool)
+    valid[1, 0] = False
+    for scale in (False, True):
+        got = groups.advantages(rewards, valid, scale_by_std=scale)
+        np.testing.assert_array_equal(got, 0)

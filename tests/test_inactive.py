@@ -13,6 +13,7 @@ HEALTHY = {
     "truncated": 0.1,
     "trained_tokens": 100.0,
     "peers_dropped": 0,
+    "peers_without_text": 0,
     "mixed_groups": 0.5,
     "informed": 0.9,
     "rows_left_out": 0.0,
@@ -61,6 +62,10 @@ def test_a_healthy_step_is_silent(cfg):
             {"trained_tokens": 0.0, "informed": 0.0, "peers_dropped": 3},
             "3 peers were chosen and none fits",
         ),
+        (
+            {"trained_tokens": 0.0, "informed": 0.0, "peers_without_text": 5},
+            "5 rollouts have no text but their thoughts",
+        ),
         ({"trained_tokens": 0.0, "informed": 0.0, "cfg": GRPO}, "every advantage is 0"),
         ({"trained_tokens": 0.0, "cfg": method("dpo")}, "so there is no pair"),
         ({"trained_tokens": 0.0, "cfg": method("simpo")}, "so there is no pair"),
@@ -69,7 +74,15 @@ def test_a_healthy_step_is_silent(cfg):
             {"trained_tokens": 0.0, "mixed_groups": 0.0, "cfg": WEIGHED},
             r"groups of one outcome the weight p \(1 - p\) = 0",
         ),
-        ({"gradient_finite": 0.0}, "a gradient was not finite, so the update was skipped"),
+        (
+            {"gradient_finite": 0.0, "update_applied": 0.0},
+            "a gradient was not finite, so the update was skipped",
+        ),
+        (
+            {"gradient_finite": 0.75, "update_applied": 0.75},
+            "25% of the updates had a gradient not finite",
+        ),
+        ({"update_applied": 0.5}, "50% of the updates had nothing to train on"),
     ],
 )
 def test_each_cause_alone(given, cause):

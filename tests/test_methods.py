@@ -1,4 +1,4 @@
-"""Every variant by name: it trains the quick start, and each difference is where it says."""
+"""Every variant by name trains the quick start."""
 
 import jax
 import numpy as np
@@ -6,12 +6,6 @@ import pytest
 from test_train import flags
 
 from mopd_jax import cli, logbook, methods, train
-
-TRAINS_LITTLE = {  # By design: few rows of the warm start have what they need.
-    "positive": "rows without a successful peer are masked",
-    "sdpo": "rows without a successful peer have no feedback on this task",
-    "control_unrelated": "needs successes of other prompts",
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -35,4 +29,4 @@ def test_trains_the_quick_start(variant, tmp_path):
     steps = [r for r in logbook.read(folder) if r["kind"] == "train"]
     assert [r["gradient_finite"] for r in steps] == [1, 1]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
-    assert sum(r["update_applied"] for r in steps) >= (0 if variant in TRAINS_LITTLE else 1)
+    assert all(r["update_applied"] > 0 and r["trained_tokens"] > 0 for r in steps)

@@ -88,7 +88,7 @@ def test_worked_example_without_the_truncated_response():
     ]
 
 
-def test_worked_example_with_the_truncated_response_as_a_failure():
+def test_worked_example_with_the_truncated_response():
     seen = {g: set() for g in range(4)}
     for step in range(30):
         plan = choose(EXAMPLE, step=step)
@@ -108,6 +108,7 @@ def situations(draw):
         "slots": draw(st.none() | st.integers(1, 4)),
         "rule": draw(st.sampled_from(RULES)),
         "failures_when": draw(st.sampled_from(["always", "no_success"])),
+        "same_text": draw(st.booleans()),
     }
     return draw(bits), draw(bits), [str(t) for t in draw(rows)], draw(rows), cfg
 
@@ -119,6 +120,8 @@ def test_every_plan(situation):
     slots = cfg["slots"] or cfg["successes"] + cfg["failures"]
     for target in range(len(success)):
         others = [i for i, ok in enumerate(candidate) if ok and i != target]
+        if not cfg["same_text"]:
+            others = [i for i in others if texts[i] != texts[target]]
         good = {texts[i] for i in others if success[i]}
         bad = {texts[i] for i in others if not success[i]}
         wins = min(len(good), cfg["successes"], slots)
@@ -156,8 +159,21 @@ def test_no_candidate_no_context():
 def test_equal_texts_are_one_peer():
     plan = choose([[False, True, True, True]], texts=[["w", "a", "a", "b"]], rule="first")
     assert plan.shown(0, 0) == [(1, True), (3, True)]
-    # The target's own text may come from a peer; `target_text_shown` counts it.
+    # The target's own text may come from a peer; `own_text_shown` counts it.
     assert plan.shown(0, 1) == [(2, True), (3, True), (0, False)]
+
+
+def test_the_targets_text_is_shown_or_not_by_name():
+    texts = [["a", "a", "b", "a", "c"]]
+    options = {"texts": texts, "rule": "first", "summaries": 3, "summary_source": "all"}
+    options |= {"successes": 1, "failures": 1}
+    plan = choose([[1, 1, 1, 0, 0]], same_text=False, **options)
+    assert [e.rollout for e in plan.entries(0, 0)] == [2, 4]
+    assert [e.rollout for e in plan.entries(0, 2)] == [0, 4, 3]
+    # Neither as a success, nor as a failure, nor in brief; the summary is of what is left.
+    assert [e.rollout for e in plan.entries(0, 4)] == [0, 2, 3]
+    plan = choose([[1, 1, 1, 0, 0]], same_text=True, **options)
+    assert [e.rollout for e in plan.entries(0, 0)] == [1, 2, 4, 3]
 
 
 @pytest.mark.parametrize(
@@ -288,6 +304,7 @@ def test_every_summary(situation, count, source):
             for i in range(len(success))
             if i != g and candidate[i] and success[i] in labels and texts[i] not in shown
         }
+        pool -= set() if cfg["same_text"] else {texts[g]}
         assert len(brief) == len({texts[e.rollout] for e in brief}) == min(count, len(pool))
         for e in brief:
             assert e.rollout != g

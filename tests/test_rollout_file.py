@@ -334,7 +334,8 @@ def test_with_the_tokenizer_in_hand(path):
 @pytest.mark.parametrize("name", ["prompts", "group", "response_length", "temperature"])
 def test_settings_that_must_fit(path, name):
     fits = {n: getattr(HEADER, n) for n in ("prompts", "group", "response_length")}
-    fits |= {"temperature": HEADER.temperature, "prompt_length": 9, "top_p": 0.5}
+    fits |= {"temperature": HEADER.temperature, "prompt_length": 9}
+    fits |= {"top_p": HEADER.top_p, "top_k": HEADER.top_k}
 
     def check(words, **changes):
         data = DataConfig(instruction=changes.pop("instruction", "Please."))

@@ -33,6 +33,7 @@ from mopd_jax.config import (
 from mopd_jax.models import decoder
 from mopd_jax.peers import PeerPlan
 from mopd_jax.records import Verdict
+from mopd_jax.sandbox import worker
 from mopd_jax.testing import random_batch, tiny_decoder
 
 BASE = Config(
@@ -93,6 +94,7 @@ def plan(cfg):
     lengths = rng.integers(1, 9, (6, 8))
     # Rollout i of prompt p shares i words with its neighbour, so that rules of likeness differ.
     texts = [[f"p{p} r{i} " + "w " * (5 * i % 8) for i in range(8)] for p in range(6)]
+    texts[5][:3] = ["said by three"] * 3
     success = np.array([[g < wins for g in range(8)] for wins in (0, 1, 2, 3, 4, 8)])
     use = peers.usage(success, success | (lengths > 1), cfg.peers)
     given = (success, np.ones_like(success), texts, lengths, list(range(6)))
@@ -125,6 +127,7 @@ def contexts(cfg):
     advice, withheld = experience.own_feedback(
         verdicts, np.zeros((1, 5), bool), np.ones((1, 5), bool), cfg.context
     )
+    texts = context.shown_texts(texts, words, cfg.context)
     inputs, records, chats = context.teacher_inputs(
         [problem], texts, shown, words, cfg=cfg.context, feedback=advice
     )
@@ -142,6 +145,10 @@ def instructed(cfg):
 
 def rollout_and_update(cfg):
     return sampler(cfg, "rollout"), update(cfg)
+
+
+def sandboxed(cfg):
+    return worker.make_job(worker.Program("print(1)"), cfg.sandbox)
 
 
 def evaluation(cfg):
@@ -240,6 +247,7 @@ CASES = [
             {"rule": "most_similar"},
             {"rule": "least_similar"},
             {"failures_when": "no_success"},
+            {"same_text": False},
             {"summaries": 1},
             {"targets": "failed"},
             {"groups": "mixed"},
@@ -284,6 +292,18 @@ CASES = [
     (solution, "context", {"gold_block": "<bad> {text}"}, {"gold": "solution"}),
     (stepwise, "loss", {"step_separator": "1"}, {"step_separator": "0"}),
     (neutral_contexts, "context", {"neutral": "<bad> {text}"}, {}),
+    *[
+        (sandboxed, "sandbox", change, {})
+        for change in [
+            {"cpu_seconds": 5.0},
+            {"wall_seconds": 99.0},
+            {"idle_seconds": 9.0},
+            {"memory_mb": 99},
+            {"processes": 9},
+            {"file_mb": 9},
+            {"output_kb": 9},
+        ]
+    ],
     (instructed, "data", {"instruction": "r0"}, {}),
     (contexts, "context", {"cut_mark": " <bad> "}, {"peer_tokens": 3}),
 ]
@@ -310,6 +330,7 @@ def test_every_field_is_in_the_table_or_the_loop():
         "model": {"path"},
         "peers": {"truncated", "threshold"},
         "rollout": {"prompts", "policy", "file"},
+        "sandbox": {"level", "workers", "python"},  # In `test_sandbox.py`.
         "teacher": {"no_context", "path", "drift_every", "cache"},
     }
     for section in dataclasses.fields(Config):

@@ -60,6 +60,15 @@ def test_thinking_is_off_where_the_template_knows_it(tmp_path):
     assert chat.chat(HELLO) == [2, 5, 8, 6, 1, 3]
 
 
+def test_header_is_what_lets_the_assistant_speak(tmp_path):
+    chat = tokenizer.load(write_folder(tmp_path / "usual"))
+    assert chat.header(HELLO) == [3]
+    opened = tokenizer.load(write_folder(tmp_path / "thinks", TEMPLATE + "<think>"))
+    assert opened.header(HELLO) == []  # The conversation alone ends in another way.
+    bare = TEMPLATE.partition("{% if")[0]
+    assert tokenizer.load(write_folder(tmp_path / "bare", bare)).header(HELLO) == []
+
+
 def test_stop_ids_of_the_generation_config(tmp_path):
     write_folder(tmp_path, pad_token=None, eos_token="<end>")
     generation = tmp_path / "generation_config.json"

@@ -80,6 +80,10 @@ def finished(tmp_path_factory):
 def test_run_folder(finished):
     folder, out = finished
     assert "gain (paired)" in out
+    assert "self checks: 6 pass (loss, header, gold, mask, sampler, teacher)" in out
+    checks = json.loads((folder / "self_checks.json").read_text())
+    assert checks["before_step"] == 1
+    assert [c["name"] for c in checks["checks"]][-2:] == ["sampler", "teacher"]
     records = logbook.read(folder)
     steps = [(r["kind"], r["step"]) for r in records]
     trained = [("train", 1), ("train", 2), ("eval", 2), ("train", 3), ("train", 4), ("eval", 4)]
@@ -142,6 +146,9 @@ def test_killed_run_ends_with_the_same_bits(finished, tmp_path):
     assert checkpoint.steps(folder / "checkpoints") == [2]
     out = finish(folder)
     assert "going on from the checkpoint of step 2" in out
+    moved = "student and teacher have moved in 2 steps"
+    assert "self checks: 5 pass (loss, header, gold, mask, sampler); teacher" in out
+    assert f"teacher does not apply: {moved}" in out
     assert checksums(folder, 4) == checksums(finished[0], 4)
     # Every step stands in the log once, with the same numbers.
     free = ("seconds", "tokens_per_second")
@@ -153,6 +160,7 @@ def test_killed_run_ends_with_the_same_bits(finished, tmp_path):
     again = finish(folder)
     assert "gain (paired)" in again
     assert "step 4/4" not in again
+    assert "self checks" not in again
 
 
 @pytest.mark.slow
@@ -231,7 +239,7 @@ def test_eight_devices_equal_one(tmp_path):
     cfg, workdir = cli.parse(flags(tmp_path / "eight", steps=2, mesh__fsdp=2, mesh__tensor=2))
     eight = train.train(cfg, workdir)
     # Adam divides by the gradient's own size, so where that is all rounding, two steps of 1e-3
-    # may differ by a part of themselves; tests/test_train_step.py bounds the gradients.
+    # may differ by a part of themselves; tests/test_invariance.py bounds the gradients.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), one.params, eight.params
     )
@@ -384,3 +392,21 @@ def test_corrupt_checkpoint(finished, tmp_path, damage):
     if damage == "flip":
         run(folder)
         assert checkpoint.steps(folder / "checkpoints") == [2, 4]
+
+
+def test_several_updates_resume_to_the_same_bits(tmp_path):
+    """A step of four updates, a copy every third step, its drift: in one go and in two."""
+    options = {
+        "optimizer__mini_batches": 2,
+        "optimizer__epochs": 2,
+        "teacher__kind": "periodic",
+        "teacher__every": 3,
+        "teacher__drift_every": 2,
+        "eval__every": 100,
+    }
+    run(tmp_path / "whole", **options)
+    for steps in (2, 4):
+        run(tmp_path / "parts", steps=steps, **options)
+    assert checksums(tmp_path / "parts", 4) == checksums(tmp_path / "whole", 4)
+    records = [r for r in logbook.read(tmp_path / "parts") if r["kind"] == "train"]
+    assert ["drift_distance" in r for r in records] == [False, True, False, True]

@@ -1,4 +1,4 @@
-"""One update: invariant to how its rows are split, safe against NaN, right against oracles."""
+"""One update: safe against NaN, right against oracles; `test_invariance.py` splits its rows."""
 
 import dataclasses
 import functools
@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mopd_jax import sharding, teacher, train_step
+from mopd_jax import teacher, train_step
 from mopd_jax.config import (
     Config,
     LossConfig,
-    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RolloutConfig,
@@ -72,52 +71,11 @@ def assert_trees_close(a, b, **tolerance):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
-METHODS = [
-    LossConfig(),
-    LossConfig(divergence="reverse_kl", aggregation="token-mean"),
-    LossConfig(divergence="forward_kl", aggregation="seq-mean-token-sum-norm"),
-    LossConfig(aggregation="seq-mean-token-sum", importance_cap=None),
-    LossConfig(method="grpo", aggregation="token-mean"),
-]
+METHODS = [LossConfig(), LossConfig(method="grpo", aggregation="token-mean")]
 OTHERS = [LossConfig(method=method) for method in ("dpo", "simpo", "sft")]
 
 
-@pytest.mark.parametrize("loss", METHODS + OTHERS, ids=lambda x: f"{x.method}-{x.aggregation}")
-def test_micro_batches_do_not_matter(loss):
-    whole, want = run(config(loss=loss))
-    for count in (2, 4, 8) if loss == METHODS[0] else (4,):
-        optimizer = dataclasses.replace(config().optimizer, micro_batches=count)
-        split, got = run(config(loss=loss, optimizer=optimizer))
-        assert_trees_close(split.params, whole.params, atol=1e-6)
-        for name in want:
-            np.testing.assert_allclose(got[name], want[name], rtol=1e-5, atol=1e-6)
-
-
-def test_order_of_rows_does_not_matter():
-    order = np.random.default_rng(0).permutation(ROWS)
-    moved = jax.tree.map(lambda x: x[order], batch())
-    assert_trees_close(run(config(), moved)[0].params, run(config())[0].params, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "loss", [METHODS[0], METHODS[-1], OTHERS[0]], ids=["distill", "grpo", "dpo"]
-)
-@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)], ids=str)
-def test_devices_do_not_matter(loss, axes):
-    cfg = config(loss=loss)
-    want, logged = run(cfg)
-    data, fsdp, tensor = axes
-    mesh = sharding.make_mesh(MeshConfig(data=data, fsdp=fsdp, tensor=tensor))
-    with jax.set_mesh(mesh):
-        placed = jax.device_put(state(cfg), train_step.state_shardings(cfg, CFG, mesh))
-        rows = jax.device_put(batch(), sharding.rows(mesh))
-        got, ratios = train_step.make_train_step(cfg, CFG, mesh)(placed, rows)
-    assert_trees_close(got.params, want.params, atol=1e-6)
-    for name, ratio in ratios.items():
-        np.testing.assert_allclose(ratio.mean(), logged[name], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("loss", [METHODS[0], METHODS[-1]], ids=["distill", "grpo"])
+@pytest.mark.parametrize("loss", METHODS, ids=["distill", "grpo"])
 def test_masked_rows_are_not_read(loss):
     mask = batch().mask
     other = random_batch(

@@ -60,7 +60,8 @@ def test_the_trainers_ratio_is_to_the_student_before_the_step(method, cap):
     """As the sampler's, had it sampled with the trainer's log-probs; times a constant."""
     aggregation = "token-mean" if method == "grpo" else "seq-mean-token-mean"
     loss = LossConfig(method=method, aggregation=aggregation, rollout_cap=cap)
-    loss = dataclasses.replace(loss, importance_cap=1.05)
+    if method == "distill":
+        loss = dataclasses.replace(loss, importance_cap=1.05)
     optimizer = updates(epochs=3, learning_rate=0.3)
     trainer = config(loss=loss, teacher=FROZEN, optimizer=optimizer)
     sampler = dataclasses.replace(trainer, loss=dataclasses.replace(loss, ratio_base="sampler"))

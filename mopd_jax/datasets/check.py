@@ -5,28 +5,39 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
+from mopd_jax import verifiers
+from mopd_jax.config_sandbox import Level, SandboxConfig
 from mopd_jax.datasets import store
 from mopd_jax.datasets.rows import DataError
 from mopd_jax.records import Problem
+from mopd_jax.sandbox import Sandbox
 from mopd_jax.verifiers import selftest
 
 _SHOWN = 20
 
 
 def check(
-    root: pathlib.Path, name: str, *, policy: selftest.Policy = "error", threads: int = 1
+    root: pathlib.Path,
+    name: str,
+    *,
+    policy: selftest.Policy = "error",
+    threads: int = 1,
+    level: Level = "namespaces",
 ) -> tuple[str, bool]:
     """Judges every gold answer and its mutations, and records the outcome in the manifest.
 
     Args:
         policy: "exclude" leaves items that fail out of training and evaluation from now on,
             "keep" leaves them in, and so does "error", which only says that they are there.
+        threads: items at a time.
+        level: of the sandbox, where programs are to be run.
 
     Returns:
         The report, and whether it is good: nothing failed, or the policy decided about it.
 
     Raises:
-        DataError: no such data set. InputError: a verifier does not exist or is not installed.
+        DataError: no such data set. InputError: a verifier does not exist or is not installed,
+        or the sandbox cannot be had.
     """
     if policy not in ("error", "exclude", "keep"):
         raise DataError(f"--policy={policy}; it must be one of error, exclude, keep")
@@ -36,7 +47,7 @@ def check(
     for split in manifest["splits"]:
         # What an earlier check excluded is judged again.
         problems = list(store.Stored(root, name, split, with_excluded=True))
-        found = selftest.selftest(problems, policy="keep", threads=threads)
+        found = _selftest(problems, threads, level)
         numbers = found.summary()
         if not found.tested:
             numbers["ceiling"] = None
@@ -57,6 +68,13 @@ def check(
     if not sound and policy == "error":
         lines.append("choose --policy=exclude or --policy=keep; until then they stay in")
     return "\n".join(lines), sound or policy != "error"
+
+
+def _selftest(problems: list[Problem], threads: int, level: Level) -> selftest.SelfTest:
+    if not verifiers.needs_sandbox(problems):
+        return selftest.selftest(problems, policy="keep", threads=threads)
+    with Sandbox(SandboxConfig(level=level, workers=threads)) as sandbox:
+        return selftest.selftest(problems, policy="keep", threads=threads, sandbox=sandbox)
 
 
 def _report(split: str, found: selftest.SelfTest, total: int, excluded: int) -> list[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from mopd_jax import codebook
 from mopd_jax.config_dict import InputError, unknown
+from mopd_jax.config_sandbox import SandboxConfig
 from mopd_jax.records import Problem, Verdict
-from mopd_jax.verifiers import choice, exact, gym, math, tools
+from mopd_jax.sandbox import Sandbox
+from mopd_jax.verifiers import choice, code, exact, gym, math, tools
 
-VERIFIERS: dict[str, Callable[[Problem, str], Verdict]] = {
+VERIFIERS: dict[str, Callable[..., Verdict]] = {
     "choice": choice.verify,
+    "code": code.verify,
     "codebook": codebook.verify,
     "exact": exact.verify,
     "math": math.verify,
@@ -20,6 +24,8 @@ VERIFIERS: dict[str, Callable[[Problem, str], Verdict]] = {
 }
 # Raise InputError where what a verifier needs is not installed.
 _INSTALLED: dict[str, Callable[[], None]] = {"math": math.check_installed}
+# They run programs of the response: in a sandbox, and as many at a time as that has workers.
+EXTERNAL = {"code"}
 
 
 def check(problems: Iterable[Problem]) -> None:
@@ -41,18 +47,74 @@ def check(problems: Iterable[Problem]) -> None:
         checked.add(name)
 
 
-def verify(problem: Problem, response: str, *, truncated: bool = False) -> Verdict:
+def needs_sandbox(problems: Iterable[Problem]) -> bool:
+    """Whether any of the problems is judged by running programs."""
+    return any(problem.verifier in EXTERNAL for problem in problems)
+
+
+def verify(
+    problem: Problem,
+    response: str,
+    *,
+    truncated: bool = False,
+    sandbox: Sandbox | None = None,
+) -> Verdict:
     """The verdict on a response. Never raises: a verifier's own failure is its `error`.
 
     A row with an error is neither success nor failure, and the metrics count it. `truncated`
     says that the response was cut before it ended; it is noted, and changes no reward.
+    Verifiers that run programs do so in `sandbox`, or open one of their own for this call.
     """
-    return dataclasses.replace(_judge(problem, response), truncated=truncated)
+    return dataclasses.replace(_judge(problem, response, sandbox), truncated=truncated)
 
 
-def _judge(problem: Problem, response: str) -> Verdict:
+def verify_all(
+    problems: Sequence[Problem],
+    responses: Sequence[str],
+    truncated: Sequence[bool],
+    *,
+    sandbox: Sandbox | None = None,
+    progress: Callable[[Iterable], Iterable] = lambda rows: rows,
+) -> list[Verdict]:
+    """The verdicts on many responses, in their order; each is that of `verify`.
+
+    Rows whose verifier runs programs share the sandbox's workers, and the others are judged
+    meanwhile, in this thread.
+
+    Args:
+        progress: wraps the rows, to show how far it is.
+
+    Raises:
+        SandboxError: if one is needed, none is given, and none can be opened.
+    """
+    rows = list(zip(problems, responses, truncated, strict=True))
+    if sandbox is None and needs_sandbox(problems):
+        with Sandbox(SandboxConfig()) as own:
+            return verify_all(*zip(*rows, strict=True), sandbox=own, progress=progress)
+
+    def one(row) -> Verdict:
+        problem, response, cut = row
+        return verify(problem, response, truncated=cut, sandbox=sandbox)
+
+    # Twice the workers, so that none waits while a verdict is made of what it returned.
+    threads = 1 if sandbox is None else 2 * sandbox.workers
+    with concurrent.futures.ThreadPoolExecutor(threads, "verify") as pool:
+        waiting = {
+            i: pool.submit(one, row)
+            for i, row in enumerate(rows)
+            if row[0].verifier in EXTERNAL
+        }
+        direct = {i: one(row) for i, row in enumerate(rows) if i not in waiting}
+        return [
+            waiting[i].result() if i in waiting else direct[i]
+            for i in progress(range(len(rows)))
+        ]
+
+
+def _judge(problem: Problem, response: str, sandbox: Sandbox | None) -> Verdict:
     try:
-        verdict = VERIFIERS[problem.verifier](problem, response)
+        options = {"sandbox": sandbox} if problem.verifier in EXTERNAL else {}
+        verdict = VERIFIERS[problem.verifier](problem, response, **options)
         if not 0.0 <= verdict.reward <= 1.0:  # False of nan too.
             return Verdict(0.0, error=f"reward {verdict.reward} is outside [0, 1]")
         return verdict

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from mopd_jax import verifiers
 from mopd_jax.config_dict import InputError
 from mopd_jax.records import Problem
-from mopd_jax.verifiers import choice, exact, math, tools
+from mopd_jax.sandbox import Sandbox
+from mopd_jax.verifiers import choice, code, exact, math, tools
 
 Policy = Literal["error", "exclude", "keep"]
 Finding = tuple[str, str]  # (id of the item, what is wrong)
@@ -23,12 +25,9 @@ _SHOWN = 20
 
 
 class _WithGold(Protocol):
-    """What a verifier must offer to be tested: right and wrong responses in its format.
+    """What a verifier must offer to be tested: right and wrong responses in its format."""
 
-    `gold_response` is None where the item has none, as a program without a reference solution.
-    """
-
-    def gold_response(self, problem: Problem) -> str | None: ...
+    def gold_response(self, problem: Problem) -> str | None: ...  # None: there is none.
 
     def mutated(self, problem: Problem) -> tuple[str, ...]: ...
 
@@ -36,6 +35,7 @@ class _WithGold(Protocol):
 # Verifier's name -> its right and wrong responses.
 WITH_GOLD: dict[str, _WithGold] = {
     "choice": choice,
+    "code": code,
     "exact": exact,
     "math": math,
     "tools": tools,
@@ -53,7 +53,7 @@ class SelfTest:
     tested: items whose verifier offers right and wrong responses.
     failed: those whose gold answer does not score 1.
     unsound: those of which a wrong response scores more than 0, or cannot be decided.
-    untested: ids of the items for which there are none; neither failed nor sound.
+    untested: ids of the items whose verifier offers none; neither failed nor sound.
     kept: the problems that the policy lets through, in their order.
     """
 
@@ -81,7 +81,11 @@ class SelfTest:
 
 
 def selftest(
-    problems: Sequence[Problem], *, policy: Policy = "error", threads: int = 1
+    problems: Sequence[Problem],
+    *,
+    policy: Policy = "error",
+    threads: int = 1,
+    sandbox: Sandbox | None = None,
 ) -> SelfTest:
     """Judges the gold answer and wrong answers of every problem.
 
@@ -90,6 +94,7 @@ def selftest(
             leaves them out of `kept`, "keep" leaves them in. Items that could not be tested
             are always kept.
         threads: how many problems are judged at a time.
+        sandbox: where programs run; needed for them only.
 
     Raises:
         InputError: an unknown policy, or what `verifiers.check` raises.
@@ -99,12 +104,11 @@ def selftest(
         raise InputError(f"policy={policy!r}; it must be one of error, exclude, keep")
     verifiers.check(problems)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-        findings = list(pool.map(_judge, problems))
+        findings = list(pool.map(functools.partial(_judge, sandbox=sandbox), problems))
     failed, unsound, untested, kept = [], [], [], []
-    for problem, finding in zip(problems, findings, strict=True):
-        if finding is None:
+    for problem, (gold, wrong) in zip(problems, findings, strict=True):
+        if gold is None:
             untested.append(problem.id)
-        gold, wrong = finding or ("", "")
         if gold:
             failed.append((problem.id, gold))
         if wrong:
@@ -123,27 +127,26 @@ def selftest(
     return found
 
 
-def _judge(problem: Problem) -> tuple[str, str] | None:
+def _judge(problem: Problem, *, sandbox: Sandbox | None) -> tuple[str | None, str]:
     """(why the gold answer fails, why a wrong one does not), each "" where it does.
 
-    None: there is no right response to test with.
+    The first is None where there is no gold answer to try.
     """
     forms = WITH_GOLD.get(problem.verifier)
     if forms is None:
-        return None
+        return None, ""
     try:
-        right = forms.gold_response(problem)
-        if right is None:
-            return None
-        wrong = forms.mutated(problem)
+        right, wrong = forms.gold_response(problem), forms.mutated(problem)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         # A gold answer that its verifier cannot even write down.
         return f"{type(error).__name__}: {error}", ""
-    gold = verifiers.verify(problem, right)
+    if right is None:
+        return None, ""
+    gold = verifiers.verify(problem, right, sandbox=sandbox)
     if gold.error or gold.reward != 1.0:
         return gold.error or f"the gold answer scores {gold.reward:g}", ""
     for response in wrong:
-        verdict = verifiers.verify(problem, response)
+        verdict = verifiers.verify(problem, response, sandbox=sandbox)
         if verdict.error or verdict.reward:
             what = verdict.error or f"scores {verdict.reward:g}"
             return "", f"the wrong response {response[:80]!r}: {what}"

@@ -1,0 +1,139 @@
+"""Runs generated programs so that they can harm nothing and forge nothing (docs/sandbox.md).
+
+A `Sandbox` has a few workers. Each is an interpreter that was started once inside its own
+namespaces, without network and without files of the host; every program is a fork of it in
+further namespaces of its own, with an empty disk. The host hands in source and input and takes
+out bytes. Expected outputs stay with the host.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from concurrent.futures import Future
+
+from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.sandbox import layout
+from mopd_jax.sandbox.layout import SandboxError
+from mopd_jax.sandbox.worker import Outcome, Program, Worker
+
+__all__ = ["Outcome", "Program", "Sandbox", "SandboxError"]
+
+
+class _Starter:
+    """One thread that starts every worker and stays: its end would be theirs.
+
+    A thread of its own and no executor's, which ends while other threads may still verify.
+    """
+
+    def __init__(self):
+        self._calls: queue.SimpleQueue = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="sandbox-starter", daemon=True).start()
+
+    def _serve(self) -> None:
+        while (asked := self._calls.get()) is not None:
+            call, answer = asked
+            try:
+                answer.set_result(call())
+            except Exception as error:
+                answer.set_exception(error)
+
+    def call(self, function):
+        """What the function returns or raises, called in that thread."""
+        answer: Future = Future()
+        self._calls.put((function, answer))
+        return answer.result()
+
+    def close(self) -> None:
+        self._calls.put(None)
+
+
+class Sandbox:
+    """A pool of workers for all threads of a process; use as a context manager, or close it.
+
+    A fork of the process must not use it. Whatever is left ends with the process.
+    """
+
+    def __init__(self, cfg: SandboxConfig):
+        """Opens the sandbox and starts its first worker, so that what cannot work fails here.
+
+        Raises:
+            SandboxError: if the level cannot be had, with what is missing and what to do.
+        """
+        self._cfg = cfg
+        self._layout = layout.find(cfg)
+        self.workers = cfg.workers or len(os.sched_getaffinity(0))
+        self._starter = _Starter()
+        self._free: queue.LifoQueue[tuple[int, Worker | None]] = queue.LifoQueue()
+        try:
+            first = self._start(0)
+        except BaseException:
+            self._starter.close()
+            raise
+        for slot in range(1, self.workers):
+            self._free.put((slot, None))
+        self._free.put((0, first))
+
+    @property
+    def level(self) -> str:
+        """The level in use, which is the one asked for."""
+        return self._layout.level
+
+    @property
+    def output_kb(self) -> int:
+        """How much a program may write."""
+        return self._cfg.output_kb
+
+    @property
+    def description(self) -> str:
+        """The level and what it consists of here, for the start of a run and its record."""
+        return f"{self._layout.level} ({'; '.join(self._layout.parts)}), {self.workers} workers"
+
+    def run(self, program: Program) -> Outcome:
+        """Runs one program to its end; waits for a free worker. Threads may call it together.
+
+        A worker that breaks is replaced, and the program tried once more. If it breaks the new
+        one too, which has run an honest program meanwhile, the program is to blame.
+        """
+        slot, worker = self._free.get()
+        try:
+            for _ in range(2):
+                worker = worker or self._start(slot)
+                outcome = worker.run(program)
+                if outcome.kind != "broken":
+                    return outcome
+                worker.close()
+                worker = None
+            return Outcome("hostile", detail=outcome.detail)
+        except SandboxError as error:
+            return Outcome("broken", detail=str(error))
+        finally:
+            self._free.put((slot, worker))
+
+    def _start(self, slot: int) -> Worker:
+        """A worker that has run an honest program."""
+        worker = Worker(self._layout, self._cfg, slot, self._starter.call)
+        tried = worker.run(Program("print(1)"))
+        if tried.stdout != b"1\n":
+            worker.close()
+            raise SandboxError(
+                f"sandbox.level={self.level!r} starts here but does not run a program "
+                f"({tried.kind} {tried.detail}); a kernel older than 5.4, or one that is none "
+                "of Linux itself, may be why. docs/sandbox.md says what is needed"
+            )
+        return worker
+
+    def close(self) -> None:
+        """Ends all workers; waits for programs that still run."""
+        for _ in range(self.workers):
+            _, worker = self._free.get()
+            if worker is not None:
+                worker.close()
+        self._starter.close()
+
+    def __enter__(self) -> Sandbox:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()

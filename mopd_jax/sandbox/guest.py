@@ -1,0 +1,193 @@
+"""The part that runs inside the sandbox: zygote, supervisor and program, one fork apart each.
+
+The zygote is an interpreter with common modules loaded. For every job it forks a supervisor,
+which makes the job's own namespaces and forks the program. Only the supervisor's child reads
+the job, so the zygote, and with it the next program, never holds another program's text or
+input. Expected outputs are not here at all. Everything that a program writes, results included,
+is just bytes for the host to judge: a program that takes this code over gains nothing by it.
+
+Sent as text to the interpreter inside (`layout.py`). Standard library only, Python 3.9+.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import signal
+import site
+import socket
+import struct
+import sys
+
+from mopd_jax.sandbox import confine, program, watch
+
+LOADED = """
+array bisect collections copy dataclasses datetime decimal enum fractions functools heapq
+itertools math operator os.path queue random re statistics string typing
+"""
+TELL = 100  # A descriptor above those that are in use while a program is confined.
+
+
+def main(control: int, settings: dict) -> None:
+    """Serves jobs until the host is gone; returns in no process."""
+    confine.die_with_parent()
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Else pid 1 could be interrupted by a program.
+    for name in LOADED.split():
+        importlib.import_module(name)
+    sys.path[:] = [path for path in sys.path if path]
+    site.setquit()  # `exit` and `quit`, which -S leaves out.
+    rules = None
+    if settings["isolated"]:
+        confine.enter_user_namespace()
+        confine.filter_code(isolated=True, pid=0)  # Made once, kept by every fork.
+    else:
+        confine.adopt_orphans()
+        if settings["landlock"]:
+            rules = confine.landlock_rules(settings["readable"], [settings["scratch"]])
+    confine.set_dumpable(False)  # After the maps of the namespace are written, which needs it.
+    gc.collect()
+    gc.freeze()
+    channel = socket.socket(fileno=control)
+    channel.send(b"ready")
+    while True:
+        message, fds, _, _ = socket.recv_fds(channel, 16, 8)
+        if not message:
+            os._exit(0)
+        if not settings["isolated"]:
+            watch.sweep()
+        child = os.fork()
+        if child == 0:
+            channel.close()
+            run = supervise(fds, settings, rules)
+            fds = settings = rules = None
+            run()
+        for fd in fds:
+            os.close(fd)
+        os.waitpid(child, 0)
+
+
+def supervise(fds: list[int], settings: dict, rules: int | None):
+    """Runs one job; returns in the program's process only, with what it has to call.
+
+    Args:
+        fds: the job's socket, then standard input, output, error and results of the program.
+        rules: Landlock rules for the program.
+    """
+    job_fd, *streams = fds
+    if settings["isolated"]:
+        confine.die_with_parent()
+        # The first child of a new pid namespace is its pid 1: when it ends, all in it end.
+        confine.unshare(confine.NEW_PID | confine.NEW_MOUNT | confine.NEW_IPC)
+        child = os.fork()
+        if child:
+            for fd in streams:
+                os.close(fd)
+            os.waitpid(child, 0)
+            os._exit(0)
+        confine.die_with_parent()
+    channel = socket.socket(fileno=job_fd)
+    try:
+        job = read_job(channel)
+        home = settings["scratch"]
+        if settings["isolated"]:
+            mount_own(job)
+        else:
+            os.setsid()
+            confine.adopt_orphans()
+            watch.clear(home)
+        reading, writing = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            channel.close()
+            confine_or_tell(job, streams, home, settings, rules, writing)
+            return lambda: program.run_program(job)
+        for fd in (*streams, writing):
+            os.close(fd)
+        failure = os.read(reading, 4096)  # Ends empty when the program is about to start.
+        if failure:
+            raise OSError(failure.decode(errors="replace"))
+        report = watch.watch(pid, job, channel, settings)
+        if not settings["isolated"]:
+            watch.sweep()
+            watch.clear(home)
+    except OSError as error:
+        report = {"broken": f"{type(error).__name__}: {error}"}
+    try:
+        channel.sendall(json.dumps(report).encode())
+    finally:
+        os._exit(0)
+
+
+def read_job(channel: socket.socket) -> dict:
+    """The job: eight bytes of length, then JSON."""
+
+    def exactly(count):
+        parts = []
+        while count:
+            part = channel.recv(min(count, 1 << 20))
+            if not part:
+                os._exit(0)  # The host is gone.
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+    return json.loads(exactly(struct.unpack("=Q", exactly(8))[0]))
+
+
+def mount_own(job: dict) -> None:
+    """An empty /tmp and /dev/shm and a /proc of the new pid namespace."""
+    confine.mount("none", "/", None, "recursive private")
+    safe = "nosuid nodev noexec"
+    try:
+        confine.mount("proc", "/proc", "proc", safe, "subset=pid")
+    except OSError:  # Linux before 5.8 has no `subset`.
+        confine.mount("proc", "/proc", "proc", safe)
+    size = job["file"]
+    confine.mount("tmp", "/tmp", "tmpfs", safe, f"size={size},nr_inodes=4096,mode=0777")
+    small = min(size, 16 << 20)
+    confine.mount("shm", "/dev/shm", "tmpfs", safe, f"size={small},nr_inodes=256,mode=0777")
+
+
+def confine_or_tell(job, streams, home, settings, rules, writing: int) -> None:
+    """Confines this process, or says by `writing` why not and ends it."""
+    os.dup2(writing, TELL, inheritable=False)
+    try:
+        confine_program(job, streams, home, settings, rules)
+        os.close(TELL)
+    except BaseException as error:
+        os.write(TELL, f"{type(error).__name__}: {error}".encode()[:4000])
+        os._exit(1)
+
+
+def confine_program(job, streams, home, settings, rules) -> None:
+    """Gives up, in this process and for good, all that a program must not have."""
+    os.setsid()
+    if not settings["isolated"]:
+        confine.die_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if rules is not None:
+        rules = os.dup2(rules, TELL + 1, inheritable=False)
+    for number, fd in enumerate(streams):
+        os.dup2(fd, TELL + 10 + number)
+    for number in range(len(streams)):
+        os.dup2(TELL + 10 + number, number, inheritable=number < 3)
+    os.closerange(len(streams), TELL)
+    os.closerange(TELL + 1 if rules is None else TELL + 2, 1 << 16)
+    os.chdir(home)
+    os.environ["HOME"] = os.environ["TMPDIR"] = home
+    confine.set_dumpable(True)  # Its own /proc/self, and so /dev/stdin, are its own.
+    with open("/proc/self/oom_score_adj", "w") as file:  # Ahead of the trainer, if it must be.
+        file.write("1000")
+    confine.set_limits(job)
+    if settings["isolated"]:
+        confine.drop_capabilities()
+    if rules is not None:
+        confine.landlock(rules)
+        os.close(rules)
+    confine.no_new_privileges()
+    if settings["seccomp"]:
+        confine.restrict_calls(isolated=settings["isolated"])

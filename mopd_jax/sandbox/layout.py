@@ -1,0 +1,269 @@
+"""What a sandbox is made of on this machine: interpreter, user, files that are visible.
+
+Every question is asked once, when a sandbox is opened, and answered by trying.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+import sys
+
+from mopd_jax.config_dict import InputError
+from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.sandbox import confine
+
+GUEST = ("confine", "watch", "program", "guest")
+_BELOW = "mopd_jax.sandbox"
+# Makes modules of the texts in argv; no file of this package is visible inside.
+_BOOT = f"""
+import json, sys, types
+control, settings, *texts = sys.argv[1:]
+for name in ("mopd_jax", {_BELOW!r}):
+    sys.modules[name] = types.ModuleType(name)
+for name, text in zip({GUEST!r}, texts):
+    made = types.ModuleType({_BELOW!r} + "." + name)
+    sys.modules[made.__name__] = made
+    setattr(sys.modules[{_BELOW!r}], name, made)
+    exec(compile(text, name, "exec"), made.__dict__)
+made.main(int(control), json.loads(settings))
+"""
+_PROBE = """
+import ctypes, importlib, json, os, platform, site, socket, sys, sysconfig
+for name in ("bz2", "decimal", "hashlib", "lzma", "select", "ssl", "sqlite3", "zlib"):
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass
+mapped = [line.split(maxsplit=5)[-1].strip() for line in open("/proc/self/maps")]
+print(json.dumps({
+    "version": platform.python_version(),
+    "recent": sys.version_info >= (3, 9) and hasattr(os, "pidfd_open"),
+    "executable": os.path.realpath(sys.executable),
+    "standard": [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")],
+    "libraries": sorted({os.path.dirname(p) for p in mapped if p[0] == "/" and ".so" in p}),
+    "packages": site.getsitepackages(),
+}))
+"""
+# Uids that no user of a machine has, and that most maps of containers include.
+_UIDS = range(61184, 65519)
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/tmp",
+    "LANG": "C.UTF-8",
+    "PYTHONHASHSEED": "0",  # The order of a set of strings is the same in every run.
+    "MALLOC_ARENA_MAX": "2",  # Arenas count as memory once a thread reserves them.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+class SandboxError(InputError):
+    """The sandbox that was asked for cannot be had here; the message has the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How workers are started here.
+
+    level: as asked for.
+    parts: what it consists of here, for people and records.
+    interpreter: the answers of the interpreter that programs run with.
+    other_user: this process is root, so that workers get a uid of their own each.
+    bwrap: path of bubblewrap, for namespaces.
+    """
+
+    level: str
+    parts: tuple[str, ...]
+    interpreter: dict
+    other_user: bool
+    bwrap: str = ""
+
+    def uid(self, slot: int) -> int:
+        """Of worker `slot`; two runs on a machine rarely share one."""
+        if not self.other_user:
+            return os.getuid()
+        return _UIDS[(os.getpid() * 37 + slot) % len(_UIDS)]
+
+    def popen_user(self, slot: int) -> dict:
+        """Options of `subprocess.Popen` that make it that user."""
+        if not self.other_user:
+            return {}
+        uid = self.uid(slot)
+        return {"user": uid, "group": uid, "extra_groups": []}
+
+
+def find(cfg: SandboxConfig) -> Layout:
+    """The layout for a config.
+
+    Raises:
+        SandboxError: if the level cannot be had, with what is missing and what to do.
+    """
+    if platform.system() != "Linux":
+        raise SandboxError(
+            f"generated programs are run on Linux only, and this is {platform.system()}; run "
+            "the training on Linux, or use data whose verifier runs no programs"
+        )
+    first = Layout(cfg.level, (), {}, os.getuid() == 0)
+    interpreter = _interpreter(cfg, first)
+    parts, bwrap = [f"Python {interpreter['version']}"], ""
+    if cfg.level == "namespaces":
+        bwrap, version = _bubblewrap()
+        parts += [version]
+        if not confine.seccomp_known():
+            raise SandboxError(
+                f"sandbox.level='namespaces' needs seccomp, which this kernel or machine "
+                f"({platform.machine()}) does not have; {_weaker()}"
+            )
+        parts += ["user, pid, mount, network and ipc namespaces", "seccomp"]
+    else:
+        version = confine.landlock_version()
+        parts += [f"Landlock {version}" if version else "NO Landlock: files can be read"]
+        parts += ["seccomp" if confine.seccomp_known() else "NO seccomp: the network is open"]
+    if first.other_user:
+        parts += ["uids of its own"]
+    return Layout(cfg.level, tuple(parts), interpreter, first.other_user, bwrap)
+
+
+def _weaker() -> str:
+    return "or set sandbox.level='limits', which is weaker (docs/sandbox.md says how much)"
+
+
+def _bubblewrap() -> tuple[str, str]:
+    path = shutil.which("bwrap")
+    if path is None:
+        raise SandboxError(
+            "sandbox.level='namespaces' needs bubblewrap, and there is no `bwrap` on the PATH: "
+            f"install it (Debian, Ubuntu: apt-get install bubblewrap), {_weaker()}"
+        )
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+    return path, done.stdout.strip() or "bubblewrap"
+
+
+def _interpreter(cfg: SandboxConfig, layout: Layout) -> dict:
+    """What the first interpreter says that the workers' user can start."""
+    own = os.path.realpath(sys.executable)
+    candidates = [own, "/usr/bin/python3", "/usr/local/bin/python3"]
+    tried = []
+    for path in [cfg.python] if cfg.python else candidates:
+        try:
+            done = subprocess.run(
+                [path, "-I", "-S", "-B", "-c", _PROBE],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=True,
+                cwd="/",
+                env=_ENVIRONMENT,
+                **layout.popen_user(0),
+            )
+            found = json.loads(done.stdout)
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            tried.append(f"{path}: {type(error).__name__}")
+            continue
+        if found["recent"]:
+            return found
+        tried.append(f"{path}: Python {found['version']}, and 3.9 on Linux 5.4 is needed")
+    who = "an unprivileged user" if layout.other_user else "this user"
+    raise SandboxError(
+        f"no Python for generated programs that {who} can start ({'; '.join(tried)}); install "
+        "python3 from the system's packages, or name in sandbox.python an interpreter outside "
+        "private folders such as /root"
+    )
+
+
+def visible(interpreter: dict) -> tuple[list[str], list[str]]:
+    """Folders and files that programs see, and folders below those that are hidden.
+
+    Only what the interpreter needs. Installed packages are hidden: data sets with their answers
+    are packages too.
+    """
+    loaders = [p for p in ("/usr/lib64", "/lib64", "/lib") if os.path.isdir(p)]
+    wanted = {os.path.realpath(p) for p in interpreter["standard"] + interpreter["libraries"]}
+    wanted |= {p for p in loaders if not os.path.islink(p) and p != "/lib"}
+    wanted.add(interpreter["executable"])
+    wanted = {p for p in wanted if os.path.exists(p) and p not in ("/", "/usr")}
+    shown = [p for p in sorted(wanted) if not any(p.startswith(f"{o}/") for o in wanted)]
+    packages = {os.path.realpath(p) for p in interpreter["packages"]}
+    packages |= {f"{p}/{name}" for p in wanted for name in ("site-packages", "dist-packages")}
+    hidden = [
+        p
+        for p in sorted(packages)
+        if os.path.isdir(p) and any(p.startswith(f"{o}/") for o in shown)
+    ]
+    return shown, hidden
+
+
+def command(
+    layout: Layout, cfg: SandboxConfig, *, control: int, scratch: str
+) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment of a worker.
+
+    Args:
+        control: number of the descriptor that jobs come by.
+        scratch: a folder of the worker's user, where there is no private /tmp.
+    """
+    isolated = layout.level == "namespaces"
+    shown, hidden = visible(layout.interpreter)
+    readable = []
+    if not isolated and confine.landlock_version():
+        readable = _without(shown, hidden) + ["/dev/null", "/dev/zero", "/dev/urandom"]
+        readable += [p for p in ("/etc/ld.so.cache",) if os.path.exists(p)]
+    settings = {
+        "isolated": isolated,
+        "landlock": bool(readable),
+        "seccomp": confine.seccomp_known(),
+        "readable": readable,
+        "scratch": "/tmp" if isolated else scratch,
+    }
+    texts = [pathlib.Path(__file__).with_name(f"{name}.py").read_text() for name in GUEST]
+    # Not -I: it ignores the hash seed. The environment is ours and the folder is empty.
+    run = [layout.interpreter["executable"], "-s", "-S", "-B", "-X", "utf8", "-c", _BOOT]
+    run += [str(control), json.dumps(settings), *texts]
+    if not isolated:
+        return run, _ENVIRONMENT
+    wrap = [
+        layout.bwrap,
+        "--die-with-parent",
+        "--new-session",
+        "--cap-drop",
+        "ALL",
+        "--clearenv",
+    ]
+    for kind in ("user", "pid", "net", "ipc", "uts", "cgroup-try"):
+        wrap.append(f"--unshare-{kind}")
+    wrap += ["--hostname", "sandbox"]
+    for name, value in _ENVIRONMENT.items():
+        wrap += ["--setenv", name, value]
+    for path in shown:
+        wrap += ["--ro-bind", path, path]
+    for path in hidden:
+        wrap += ["--tmpfs", path, "--remount-ro", path]
+    for path in ("/lib", "/lib64", "/bin"):
+        if os.path.islink(path):
+            wrap += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path) and path != "/bin" and path not in shown:
+            wrap += ["--ro-bind", path, path]
+    wrap += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    wrap += ["--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", "--chdir", "/tmp"]
+    # Read-only, or one program could leave something for the next.
+    wrap += ["--remount-ro", "/dev", "--remount-ro", "/"]
+    return [*wrap, "--", *run], {}
+
+
+def _without(shown: list[str], hidden: list[str]) -> list[str]:
+    """Paths that cover `shown` and leave `hidden` out; Landlock can only add."""
+    found = []
+    for path in shown:
+        inner = [h for h in hidden if h == path or h.startswith(f"{path}/")]
+        if not inner:
+            found.append(path)
+        elif path not in inner:
+            children = sorted(str(child) for child in pathlib.Path(path).iterdir())
+            found += _without([c for c in children if not os.path.islink(c)], inner)
+    return found

@@ -1,0 +1,263 @@
+"""Divergence, alpha, direction and denominators, on a loss whose answer is known.
+
+A few tokens of three words, computed from the definitions in float64 NumPy, beside the one call
+of the loss itself. Slopes are differences of values: they share nothing with the code they are
+held against.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mopd_jax import losses, objectives, preferences
+from mopd_jax.config import Config, Divergence, LossConfig
+from mopd_jax.records import Batch
+from mopd_jax.selfcheck.result import Result, fail
+
+# Rows of three, of one and of no token: every aggregation weighs them in another way.
+MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
+# Of each token the student, the teacher, the target, and how much likelier the target is now
+# than when it was sampled. No two words are equally likely, so that every top-k is settled.
+STUDENT = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3], [0.25, 0.35, 0.4]])
+TEACHER = np.array([[0.5, 0.3, 0.2], [0.5, 0.4, 0.1], [0.15, 0.1, 0.75], [0.6, 0.3, 0.1]])
+TARGET = np.array([0, 1, 2, 0])
+RATIO = np.array([1.0, 0.5, 8.0, 2.5])
+# Steps of the responses, for the aggregation that reads them.
+STEPS = np.array([[0, 0, 1], [0, 0, 0], [0, 0, 0]], np.int32)
+# Float32 against float64 on a loss of order 1.
+LIMIT = 1e-5
+
+
+class Compared(NamedTuple):
+    """What the code gives and what the definition says."""
+
+    what: str
+    got: np.ndarray
+    want: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """The largest difference; nan where something is not finite."""
+        return float(np.max(np.abs(np.float64(self.got) - self.want)))
+
+
+def check(cfg: Config) -> Result:
+    """The settings of a run mean what they say, on the known case.
+
+    Raises:
+        SelfCheckError: naming what is off.
+    """
+    numbers = {}
+    causes = {
+        "weights": f"aggregation {cfg.loss.aggregation!r} does not divide by what it should",
+        "loss": "alpha or the direction of the divergence is not what the settings say",
+        "slopes": "the gradient does not go where the settings say",
+    }
+    compared = compare(cfg)
+    for found in compared:
+        numbers[found.what] = found.error
+        if not found.error <= LIMIT:
+            fail(
+                "loss",
+                f"{causes[found.what]} ({found.what} of a known case off by {found.error:.2g}; "
+                f"loss.method={cfg.loss.method!r}, divergence={cfg.loss.divergence!r}, alpha="
+                f"{cfg.loss.alpha}, support={cfg.loss.support!r}); reinstall the package, or "
+                "undo the change to losses.py, objectives.py or the kernels",
+            )
+    return Result("loss", numbers, "" if compared else "these settings have no known case")
+
+
+def compare(cfg: Config) -> list[Compared]:
+    """The weights of tokens, the loss and its slopes, as an update of this run makes them.
+
+    A method without a divergence has its own direction compared. What has no definition here,
+    such as another aggregation, is left out.
+    """
+    pairwise = cfg.loss.method in ("dpo", "simpo")
+    found = []
+    want = weights(MASK, cfg.loss.aggregation, every_row=cfg.loss.every_row)
+    if not pairwise and want is not None:
+        got = objectives.token_weights(_batch(cfg.loss), cfg.loss)
+        found.append(Compared("weights", np.asarray(got), want))
+    if cfg.loss.method == "distill" and cfg.loss.divergence in get_args(Divergence):
+        found += _distilled(cfg)
+    elif cfg.loss.method == "grpo":
+        found.append(_reinforced(cfg))
+    elif pairwise:
+        found.append(_preferred())
+    return found
+
+
+def weights(mask: np.ndarray, aggregation: str, *, every_row: bool) -> np.ndarray | None:
+    """Weights f64[3, 3] of `losses.token_weights`, None for an aggregation without a case."""
+    k = mask.astype(np.float64)
+    tokens = k.sum(axis=1, keepdims=True)
+    rows = len(mask) if every_row else np.count_nonzero(tokens)
+    return {
+        "token-mean": k / k.sum(),
+        "seq-mean-token-mean": k / np.maximum(tokens, 1) / rows,
+        "seq-mean-token-sum": k / rows,
+        "seq-mean-token-sum-norm": k / mask.shape[1],
+        "seq-mean-step-mean": k / np.array([[4.0, 4.0, 2.0], [1.0] * 3, [1.0] * 3]) / rows,
+    }.get(aggregation)
+
+
+def divergence(
+    p: np.ndarray,
+    q: np.ndarray,
+    kind: Divergence,
+    *,
+    alpha: float | None = None,
+    continuous: bool = False,
+    clip: float | None = None,
+) -> float:
+    """Nats between the probabilities p of a student and q of a teacher, f64[K] each.
+
+    "forward_kl" is KL(q || p), "reverse_kl" KL(p || q), "jsd" (1 - a) KL(p || m) + a KL(q || m)
+    with m = (1 - a) p + a q; at a = 0 and 1 the forward and the reverse KL. No outcome adds
+    more than `clip`.
+    """
+    alpha = 0.5 if alpha is None else alpha
+    if kind == "forward_kl" or (kind == "jsd" and alpha == 0):
+        terms = _terms(q, p)
+    elif kind == "reverse_kl" or alpha == 1:
+        terms = _terms(p, q)
+    else:
+        m = (1 - alpha) * p + alpha * q
+        terms = (1 - alpha) * _terms(p, m) + alpha * _terms(q, m)
+        terms = terms / (alpha * (1 - alpha)) if continuous else terms
+    return float(np.sum(terms if clip is None else np.minimum(terms, clip)))
+
+
+def _terms(a, b):
+    """Of KL(a || b); no probability is 0."""
+    return a * np.log(a / b)
+
+
+def token_loss(logits: np.ndarray, n: int, cfg: LossConfig) -> float:
+    """Loss of token n when its student's logits are f64[3]; what is constant under
+    differentiation stays that of `STUDENT`."""
+    p, q, target = np.exp(logits) / np.exp(logits).sum(), TEACHER[n], TARGET[n]
+    if cfg.support == "sampled":
+        return np.log(STUDENT[n, target] / q[target]) * np.log(p[target])
+    if cfg.support != "full":
+        best = {"student": [STUDENT[n]], "teacher": [q], "union": [STUDENT[n], q]}
+        largest = [np.argsort(-x)[: cfg.top_k] for x in best[cfg.support]]
+        kept = sorted(set(np.concatenate(largest).tolist()))
+        p, q = _outcomes(p, kept, cfg.tail), _outcomes(q, kept, cfg.tail)
+    options = {"alpha": cfg.alpha, "continuous": cfg.continuous, "clip": cfg.pointwise_clip}
+    return divergence(p, q, cfg.divergence, **options)
+
+
+def _outcomes(p, kept, tail):
+    """The kept words, and the rest as one more outcome or not at all."""
+    inside = p[kept]
+    if not tail:
+        return inside / inside.sum()
+    return inside if len(kept) == len(p) else np.append(inside, 1 - inside.sum())
+
+
+def _batch(cfg: LossConfig) -> Batch:
+    """A batch of which `MASK` is the mask; `STEPS` are read where the settings ask for them."""
+    zeros = np.zeros(MASK.shape)
+    return Batch(
+        prompt=zeros,
+        prompt_mask=MASK,
+        response=zeros,
+        mask=MASK,
+        behaviour_logp=zeros,
+        teacher_prompt=zeros,
+        teacher_prompt_mask=MASK,
+        advantage=np.zeros(len(MASK)),
+        steps=STEPS if cfg.aggregation == "seq-mean-step-mean" else None,
+    )
+
+
+def _distilled(cfg) -> list[Compared]:
+    # The three words have no hundred largest.
+    small = dataclasses.replace(cfg.loss, top_k=min(cfg.loss.top_k, 2))
+    given = objectives.distill_options(dataclasses.replace(cfg, loss=small))
+    temperature, cap = cfg.rollout.temperature, cfg.loss.importance_cap
+    logp = np.log(STUDENT[np.arange(len(TARGET)), TARGET])
+
+    def spread(values, elsewhere):
+        """[3, 3, ...] with the tokens where MASK is true, row by row."""
+        whole = np.full((*MASK.shape, *np.shape(values)[1:]), elsewhere, np.float32)
+        whole[MASK] = values
+        return whole
+
+    # What is masked must not be read, so there it is not a number.
+    student = spread(np.log(STUDENT) * temperature, np.nan)
+    teacher = spread(np.log(TEACHER) * temperature, np.nan)
+    targets = spread(TARGET, 0).astype(np.int32)
+    behaviour = None if cap is None else spread(logp - np.log(RATIO), np.nan)
+    weigh = np.asarray(objectives.token_weights(_batch(cfg.loss), cfg.loss))
+
+    def loss(hidden):
+        head = jnp.eye(3)
+        made, _ = losses.distill_loss(
+            hidden,
+            head,
+            teacher,
+            head,
+            targets,
+            MASK,
+            weights=weigh,
+            behaviour_logp=behaviour,
+            importance_cap=cap,
+            **given,
+        )
+        return made
+
+    value, slopes = jax.device_get(jax.jit(jax.value_and_grad(loss))(student))
+    want, want_slopes = _by_definition(small, weigh[MASK])
+    return [
+        Compared("loss", value, np.float64(want)),
+        Compared("slopes", slopes, np.float64(spread(want_slopes / temperature, 0.0))),
+    ]
+
+
+def _by_definition(cfg, weigh):
+    """The loss and its slopes f64[4, 3] to the logits, from the settings themselves."""
+    cap, step = cfg.importance_cap, 1e-5
+    factor = weigh.astype(np.float64) * (1.0 if cap is None else np.minimum(RATIO, cap))
+    value, slopes = 0.0, np.zeros(STUDENT.shape)
+    for n, logits in enumerate(np.log(STUDENT)):
+        value += factor[n] * token_loss(logits, n, cfg)
+        for v, moved in enumerate(step * np.eye(3)):
+            rise = token_loss(logits + moved, n, cfg)
+            fall = token_loss(logits - moved, n, cfg)
+            slopes[n, v] = factor[n] * (rise - fall) / (2 * step)
+    return value, slopes
+
+
+def _reinforced(cfg) -> Compared:
+    """Likelier where the advantage is positive; the tokens are as yet inside the clipping."""
+    advantage = np.array([1.0, -0.5, 0.0], np.float32)
+    weigh = np.asarray(objectives.token_weights(_batch(cfg.loss), cfg.loss))
+    before = np.where(MASK, np.float32(-1.0), 0.0)
+    now = before - 0.01 * np.sign(advantage)[:, None] * MASK
+    clips = {name: getattr(cfg.loss, name) for name in ("clip_low", "clip_high", "dual_clip")}
+
+    def loss(logp):
+        return losses.grpo_loss(logp, before, advantage, weigh, **clips)[0]
+
+    slopes = jax.device_get(jax.jit(jax.grad(loss))(now))
+    return Compared("slopes", slopes, -weigh * advantage[:, None] * np.exp(now - before))
+
+
+def _preferred() -> Compared:
+    """The better row of the one pair goes up, the worse one down; equal ones are no pair."""
+    quality, group = jnp.array([1.0, 0.0, 0.5, 0.5]), 2
+
+    def loss(score):
+        better = preferences.pairs(quality, jnp.ones(4, bool), group=group)
+        return preferences.preference_loss(score, better, beta=1.0, margin=0.0, smoothing=0.0)
+
+    slopes = jax.device_get(jax.jit(jax.grad(loss))(jnp.zeros(4)))
+    return Compared("slopes", slopes, np.array([-0.5, 0.5, 0.0, 0.0]))

@@ -1,0 +1,189 @@
+"""Checks of the prompts, on problems as they are rendered in a step; they need no model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mopd_jax import context, experience, verifiers
+from mopd_jax.experience import Sampled
+from mopd_jax.records import Message, Problem, Verdict
+from mopd_jax.run import Run
+from mopd_jax.sandbox import Sandbox
+from mopd_jax.selfcheck.result import Result, fail
+
+
+def header(run: Run, problems: Sequence[Problem]) -> Result:
+    """Student and teacher go on from the same assistant header, however much is cut.
+
+    Raises:
+        SelfCheckError: with what stands in the header's place.
+    """
+    cfg, words = run.cfg.context, run.tokenizer
+    due = words.header(problems[0].messages)
+    if not due:
+        return Result("header", skipped="the chat template has no assistant header of its own")
+    sampled = pretended(run, problems)
+    verdicts = _verdicts(sampled)
+    _, chosen, rendered = _rendered(run, sampled, verdicts)
+    longest = max(record.length for record in rendered.records)
+    least = max(len(words.chat(context.render(p, [], cfg, bare=True))) for p in problems)
+    # Two thirds of the blocks fit; the question and the closing line always do.
+    length = least + max(0, 2 * (longest - least) // 3)
+    tight = dataclasses.replace(cfg, teacher_prompt_length=length)
+    short, records, _ = context.teacher_inputs(
+        sampled.problems, sampled.texts, chosen.plan, words, cfg=tight
+    )
+    for whose, prompt in (
+        ("the student's prompt", sampled.prompt),
+        ("the teacher's prompt", rendered.inputs.prompt),
+        (f"the teacher's prompt, cut to {length} tokens,", short.prompt),
+    ):
+        wrong = np.flatnonzero((prompt[:, -len(due) :] != due).any(axis=1))
+        if wrong.size:
+            ends = words.decode(prompt[wrong[0], -len(due) :].tolist())
+            fail(
+                "header",
+                f"{whose} ends with {ends!r} and not with the assistant header "
+                f"{words.decode(due)!r} ({len(due)} tokens) in {wrong.size} of "
+                f"{len(prompt)} rows, so student and teacher would go on from different "
+                "places; check the model's chat template, and that nothing is cut or added "
+                "behind it",
+            )
+    pairs = zip(rendered.records, records, strict=True)
+    numbers = {
+        "header_tokens": len(due),
+        "rows_with_context": sum(record.informed for record in rendered.records),
+        "rows_cut": sum(cut.length < whole.length for whole, cut in pairs),
+    }
+    return Result("header", numbers)
+
+
+def gold(run: Run, problems: Sequence[Problem]) -> Result:
+    """No prompt has anything of a problem's answer, solution or meta, unless asked by name.
+
+    The gold of the problems is replaced by a word that stands nowhere else, and everything
+    that is given to the chat template is searched for it.
+
+    Raises:
+        SelfCheckError: saying whose prompt has it.
+    """
+    cfg = run.cfg
+    canary = f"canary{np.random.default_rng([0xCA9A, cfg.seed]).integers(1 << 62):x}"
+    marked = [
+        dataclasses.replace(p, answer=canary, solution=canary, meta=_marked(p.meta, canary))
+        for p in problems
+    ]
+    listening = _Listening(run.tokenizer)
+    heard = dataclasses.replace(run, tokenizer=listening)
+    sampled = pretended(heard, marked)
+    student = listening.take()
+    if any(canary in text for text in student):
+        fail(
+            "gold",
+            "the student's prompt has the problem's answer, solution or meta in it; it must "
+            "have its messages only: see context.student_prompts",
+        )
+    # Feedback that is asked for with its gold is left out, so that nothing hides behind it.
+    judge = cfg.context.feedback != "off" and not cfg.context.feedback_with_gold
+    verdicts = _verdicts(sampled, judge=judge, sandbox=run.sandbox)
+    for p, row in enumerate(verdicts):
+        for verdict in row:
+            if canary in verdict.feedback and not verdict.feedback_has_gold:
+                fail(
+                    "gold",
+                    f"verifier {marked[p].verifier!r} writes the gold answer into feedback "
+                    "and does not declare it; let it set Verdict.feedback_has_gold, or set "
+                    "context.feedback='off'",
+                )
+    _rendered(heard, sampled, verdicts)
+    teacher = listening.take()
+    shown = sum(canary in text for text in teacher)
+    if shown and cfg.context.gold == "off":
+        fail(
+            "gold",
+            f"{shown} of {len(teacher)} teacher prompts have the problem's answer, solution or "
+            "meta in them, and no setting asks for gold; see context.teacher_inputs",
+        )
+    numbers = {"student_prompts": len(student), "teacher_prompts": len(teacher), "shown": shown}
+    return Result("gold", numbers)
+
+
+def _marked(value: Any, canary: str) -> Any:
+    """The same mapping or sequence with every text in it replaced; keys stay."""
+    if isinstance(value, str):
+        return canary
+    if hasattr(value, "items"):
+        return {key: _marked(item, canary) for key, item in value.items()}
+    return [_marked(v, canary) for v in value] if isinstance(value, list | tuple) else value
+
+
+class _Listening:
+    """A tokenizer that keeps what it is told to put into a prompt."""
+
+    def __init__(self, inner):
+        self._inner = inner
+        self._heard: list[str] = []
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        ids = self._inner.chat(messages)
+        self._heard.append("\n".join([*(m["content"] for m in messages), self.decode(ids)]))
+        return ids
+
+    def take(self) -> list[str]:
+        """The prompts since the last call."""
+        heard, self._heard = self._heard, []
+        return heard
+
+
+def pretended(run: Run, problems: Sequence[Problem]) -> Sampled:
+    """Three rollouts of each problem, no two equal; nothing is sampled.
+
+    They repeat the question, since whatever encodes the problems can encode that.
+    """
+    prompt, mask = context.student_prompts(
+        problems, run.tokenizer, length=run.cfg.rollout.prompt_length
+    )
+    group, asked = 3, [problem.messages[-1]["content"][:400] for problem in problems]
+    texts = [[" ".join([question] * (2 + g)) for g in range(group)] for question in asked]
+    shape = (len(problems), group)
+    return Sampled(
+        problems=list(problems),
+        uids=np.arange(len(problems), dtype=np.uint32),
+        prompt=prompt,
+        prompt_mask=mask,
+        response=np.zeros((*shape, 1), np.int32),
+        mask=np.ones((*shape, 1), bool),
+        behaviour_logp=np.zeros((*shape, 1), np.float32),
+        stopped=np.ones(shape, bool),
+        texts=texts,
+    )
+
+
+def _verdicts(
+    sampled: Sampled, *, judge: bool = False, sandbox: Sandbox | None = None
+) -> list[list[Verdict]]:
+    """Two successes and a failure, and of every second problem failures only.
+
+    judge: the failures are what the problem's own verifier says, for its feedback.
+    """
+    made = []
+    for p, (problem, texts) in enumerate(zip(sampled.problems, sampled.texts, strict=True)):
+        bad = verifiers.verify(problem, texts[-1], sandbox=sandbox) if judge else Verdict(0.0)
+        bad = dataclasses.replace(bad, reward=0.0, error="")
+        good = bad if p % 2 else Verdict(1.0)
+        made.append([good, good, bad])
+    return made
+
+
+def _rendered(run: Run, sampled: Sampled, verdicts):
+    """Peers chosen and contexts rendered as in a step: (success, Chosen, Rendered)."""
+    _, valid, success = experience.outcomes(verdicts, run.cfg)
+    chosen = experience.choose_peers(run, sampled, success, valid, 0)
+    return success, chosen, experience.render(run, sampled, chosen, verdicts, success)

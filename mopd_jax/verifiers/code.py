@@ -1,0 +1,284 @@
+"""Programs, judged by running them on tests in the sandbox.
+
+`Problem.meta` holds:
+
+    tests      a list of {"input": text, "output": text, "testtype": "stdin" | "functional"};
+               without a type it is "functional" where there is a `fn_name`
+    fn_name    the function, or the method of `class Solution`, of functional tests
+    time_limit CPU seconds of one test; else `sandbox.cpu_seconds`
+    float_tolerance  instead of 1e-6 (`programs.same_output`)
+
+as LiveCodeBench has it. Arguments of a functional test stand one on a line, each in JSON; its
+output is JSON. A program gets one process for each test and never sees an expected output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.records import Problem, Verdict
+from mopd_jax.sandbox import Outcome, Program, Sandbox
+from mopd_jax.verifiers import programs
+
+LONGEST_PROGRAM = 200_000  # Characters; what is longer is no answer.
+_SHOWN = 250  # Characters of one text in a feedback.
+# What went wrong, without what would have been right.
+_WHAT = {
+    "error": "it ended with an error",
+    "signal": "it was ended by a signal",
+    "cpu": "it used more CPU time than allowed",
+    "memory": "it used more memory than allowed",
+    "idle": "it slept or waited for something that never came",
+    "output": "it wrote more than allowed",
+    "disk": "it wrote more to disk than allowed",
+    "hostile": "it broke the process that runs it",
+}
+_NO_VERDICT = ("starved", "broken")
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """One test: what the program is given, and what stays outside the sandbox."""
+
+    __test__ = False  # No test of pytest's.
+
+    program_input: str
+    arguments: str | None  # JSON list, of functional tests.
+    expected: Any  # Text, or a JSON value.
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What `Problem.meta` says of the tests of a problem.
+
+    call: name of the function of functional tests.
+    cpu_seconds: of one test; None is the sandbox's own limit.
+    """
+
+    tests: list[Test]
+    call: str | None
+    cpu_seconds: float | None
+    tolerance: float
+
+
+def task_of(problem: Problem) -> Task:
+    """The tests in `problem.meta`.
+
+    Raises:
+        ValueError: naming the test and what is wrong with it.
+    """
+    rows = problem.meta.get("tests")
+    if not isinstance(rows, list | tuple) or not rows:
+        raise ValueError(f"problem {problem.id!r} has no tests; give meta['tests']")
+    return Task(
+        [_test(row, i, problem) for i, row in enumerate(rows, 1)],
+        problem.meta.get("fn_name"),
+        _number(problem, "time_limit", None),
+        _number(problem, "float_tolerance", programs.TOLERANCE),
+    )
+
+
+def _number(problem: Problem, name: str, default: float | None) -> float | None:
+    value = problem.meta.get(name)
+    if value is None:
+        return default
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value < 1e6 or (name == "time_limit" and value == 0):
+        raise ValueError(
+            f"problem {problem.id!r}: meta[{name!r}] is {value!r}; give a number or nothing"
+        )
+    return float(value)
+
+
+def _test(row: Any, number: int, problem: Problem) -> Test:
+    where = f"problem {problem.id!r}, test {number}"
+    if not isinstance(row, Mapping):
+        raise ValueError(f"{where} is a {type(row).__name__}; it must be a mapping")
+    given, output = row.get("input"), row.get("output")
+    if not isinstance(given, str) or not isinstance(output, str):
+        raise ValueError(f"{where}: 'input' and 'output' must both be texts")
+    function = problem.meta.get("fn_name")
+    kind = row.get("testtype", "functional" if function else "stdin")
+    if kind == "stdin":
+        return Test(given, None, output)
+    if kind != "functional":
+        raise ValueError(f"{where}: testtype {kind!r} is neither 'stdin' nor 'functional'")
+    if not isinstance(function, str) or not function.isidentifier():
+        raise ValueError(f"{where} is functional, but meta['fn_name'] is {function!r}")
+    try:
+        # At line ends only: a list or a text may well hold blanks.
+        arguments = [json.loads(line) for line in given.split("\n") if line.strip()]
+        return Test("", json.dumps(arguments), json.loads(output))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: an argument or the output is no JSON: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Of one test: whether it passed, and how the execution went."""
+
+    passed: bool
+    outcome: Outcome
+    test: Test
+
+
+def run_test(source: str, test: Test, task: Task, sandbox: Sandbox) -> Result:
+    """Runs a program on one test and compares outside the sandbox."""
+    functional = test.arguments is not None
+    program = Program(
+        source,
+        stdin=test.program_input,
+        call=task.call if functional else None,
+        arguments=test.arguments if functional else "[]",
+        cpu_seconds=task.cpu_seconds,
+    )
+    outcome = sandbox.run(program)
+    if outcome.kind != "ok":
+        return Result(False, outcome, test)
+    if functional:
+        known, value = programs.read_result(outcome.result)
+        passed = known and programs.same_value(value, test.expected, tolerance=task.tolerance)
+    else:
+        printed = outcome.stdout.decode("utf-8", "replace")
+        passed = programs.same_output(printed, test.expected, tolerance=task.tolerance)
+    return Result(passed, outcome, test)
+
+
+def verify(
+    problem: Problem,
+    response: str,
+    *,
+    sandbox: Sandbox | None = None,
+    feedback: Literal["kind", "with_gold"] = "kind",
+) -> Verdict:
+    """1 if the response's program passes every test, else 0; all tests are run in any case.
+
+    Args:
+        sandbox: to run it in; None opens one with default settings for this call alone.
+        feedback: `kind` says which test failed and how, with the last line of the program's own
+            traceback. `with_gold` adds the first failed test with its input and expected
+            output, and declares that.
+
+    Raises:
+        ValueError: if the problem's tests cannot be used.
+        SandboxError: if no sandbox can be opened.
+    """
+    task = task_of(problem)
+    if sandbox is None:
+        with Sandbox(SandboxConfig(workers=1)) as own:
+            return verify(problem, response, sandbox=own, feedback=feedback)
+    for number, test in enumerate(task.tests, 1):
+        if len(str(test.expected)) >= sandbox.output_kb << 10:
+            raise ValueError(
+                f"problem {problem.id!r}, test {number} expects more output than "
+                f"sandbox.output_kb={sandbox.output_kb} allows; raise that setting"
+            )
+    source, well_formed = programs.extract(response)
+    if source is None or len(source) > LONGEST_PROGRAM:
+        said = "The response has no fenced block with a Python program."
+        if source is not None:
+            said = f"The program is longer than {LONGEST_PROGRAM} characters."
+        return Verdict(0.0, 0.0, feedback=said, format_ok=False)
+    results = [run_test(source, test, task, sandbox) for test in task.tests]
+    for number, result in enumerate(results, 1):
+        if result.outcome.kind in _NO_VERDICT:
+            kind, detail = result.outcome.kind, result.outcome.detail
+            return Verdict(
+                0.0,
+                error=f"test {number}: sandbox {kind} {detail}".strip(),
+                format_ok=well_formed,
+            )
+    passed = sum(result.passed for result in results)
+    said = _feedback(results, with_gold=feedback == "with_gold")
+    return Verdict(
+        float(passed == len(results)),
+        passed / len(results),
+        feedback=said,
+        feedback_has_gold=bool(said) and feedback == "with_gold",
+        format_ok=well_formed,
+    )
+
+
+def _feedback(results: list[Result], *, with_gold: bool) -> str:
+    """What went wrong: the first test that ended badly, else the first with a wrong answer."""
+    failed = [(i, r) for i, r in enumerate(results, 1) if not r.passed]
+    if not failed:
+        return ""
+    # An error says more than a wrong answer.
+    number, result = next((f for f in failed if f[1].outcome.kind != "ok"), failed[0])
+    lines = [f"Passed {len(results) - len(failed)} of {len(results)} tests."]
+    lines.append(f"Test {number}: {_how(result)}.")
+    if with_gold:
+        test = result.test
+        given = test.program_input if test.arguments is None else test.arguments
+        expected = test.expected if test.arguments is None else json.dumps(test.expected)
+        lines += [f"Input:\n{_short(given)}", f"Expected output:\n{_short(expected)}"]
+    return "\n".join(lines)
+
+
+def _how(result: Result) -> str:
+    outcome = result.outcome
+    if outcome.kind == "ok":
+        functional = result.test.arguments is not None
+        if functional and not outcome.result:
+            return "it ended before the function returned"
+        return "wrong answer"
+    said = _WHAT[outcome.kind]
+    if outcome.kind != "error":
+        return said
+    text = outcome.stderr.decode("utf-8", "replace")
+    last = next((line for line in reversed(text.split("\n")) if line.strip()), "")
+    at = re.findall(r'File "<program>", line (\d{1,9})', text)
+    return f"{said}{f' at line {at[-1]}' if at else ''}: {_short(_printable(last.strip()))}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} [... cut]"
+
+
+def gold_response(problem: Problem) -> str | None:
+    """A response that must score 1: the reference solution; None where there is none.
+
+    It is `meta["solution"]`, or the problem's own, as a program or as a response with one.
+    """
+    text = problem.meta.get("solution") or problem.solution
+    if not text:
+        return None
+    return text if programs.extract(text).source is not None else f"```python\n{text}\n```\n"
+
+
+def mutated(problem: Problem) -> tuple[str, ...]:
+    """Responses that must score 0: the reference solution with every output spoiled.
+
+    None where there is no such solution.
+    """
+    gold = gold_response(problem)
+    if gold is None:
+        return ()
+    source = programs.extract(gold).source
+    name = problem.meta.get("fn_name")
+    if not name:
+        spoil = "print('spoiled', flush=True)\n"
+        # A module's imports from the future stand first.
+        future = re.search(r"^from __future__ import .*\n", source, re.MULTILINE)
+        cut = future.end() if future else 0
+        return (f"```python\n{source[:cut]}{spoil}{source[cut:]}\n```\n",)
+    spoil = (
+        f"\n_owner = globals().get('Solution')\n"
+        f"if isinstance(_owner, type) and hasattr(_owner, {name!r}):\n"
+        f"    _right = _owner.{name}\n"
+        f"    _owner.{name} = lambda self, *a: ['spoiled', _right(self, *a)]\n"
+        f"else:\n"
+        f"    _plain = {name}\n"
+        f"    {name} = lambda *a: ['spoiled', _plain(*a)]\n"
+    )
+    return (f"```python\n{source}{spoil}```\n",)
