@@ -1,4 +1,4 @@
-"""`mopd train | rollout | eval | compare | data | config`: from flags to records and errors."""
+"""`mopd train | rollout | eval | compare | config | data`: flags to records, errors to text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ usage: mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DI
        mopd eval --config=FILE[:VARIANT] [--from=RUN | --model=PATH] --out=FOLDER
        mopd compare FOLDER_A FOLDER_B [...] [--metrics=NAME,NAME] [--out=FOLDER]
        mopd data prepare NAME --source=PATH|hub [--out=DIR] [--option.KEY=VALUE ...]
-       mopd data check NAME [--dir=DIR] [--policy=error|exclude|keep]
+       mopd data check NAME [--dir=DIR] [--policy=error|exclude|keep] [--threads=N]
        mopd data show NAME [--dir=DIR] [--split=train|test] [--row=N]
 
 train    run the config, or go on with the run that is in the folder
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0
-    commands = {"train": _train, "rollout": _rollout, "config": _show, "data": _data}
-    commands |= {"eval": _eval, "compare": _compare}
+    commands = {"train": _train, "rollout": _rollout, "config": _show}
+    commands |= {"eval": _eval, "compare": _compare, "data": _data}
     try:
         if argv[0] not in commands:
             raise ConfigError(configs.unknown(f"command {argv[0]!r}", argv[0], commands))
@@ -92,16 +92,6 @@ def _show(args: Sequence[str]) -> int:
     cfg, _ = parse(args)
     print(configs.to_json(cfg))
     return 0
-
-
-def _data(args: Sequence[str]) -> int:
-    words = [word for word in args if not word.startswith("--")]
-    flags = [_flag(word) for word in args if word.startswith("--")]
-    from mopd_jax.datasets import commands
-
-    text, status = commands.run(words, flags)
-    print(text)
-    return status
 
 
 def _eval(args: Sequence[str]) -> int:
@@ -151,6 +141,16 @@ def _compare(args: Sequence[str]) -> int:
         responses.write_table(out, "comparison", result.markdown(), result.document())
     print(result.markdown())
     return 0
+
+
+def _data(args: Sequence[str]) -> int:
+    words = [word for word in args if not word.startswith("--")]
+    flags = [_flag(word) for word in args if word.startswith("--")]
+    from mopd_jax.datasets import commands
+
+    text, status = commands.run(words, flags)
+    print(text)
+    return status
 
 
 def parse(args: Sequence[str]) -> tuple[Config, pathlib.Path]:

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,8 +106,13 @@ def load(cfg: DataConfig, split: str, *, seed: int) -> Sequence[Problem]:
         DataError: a missing file, or a row that cannot be used.
     """
     problems = SOURCES[cfg.source](cfg, split, seed)
-    if not isinstance(problems, list):  # On disk, and checked when they were prepared.
+    if not isinstance(problems, list):  # Their ids were checked when they were prepared.
         return _Instructed(problems, cfg.instruction)
+    _check_ids(problems, split)
+    return [_instructed(problem, cfg.instruction) for problem in problems]
+
+
+def _check_ids(problems: Iterable[Problem], split: str) -> None:
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
@@ -116,7 +121,22 @@ def load(cfg: DataConfig, split: str, *, seed: int) -> Sequence[Problem]:
                 "problem its own id"
             )
         seen.add(problem.id)
-    return [_instructed(problem, cfg.instruction) for problem in problems]
+
+
+def overlap(trained: Iterable[Problem], held: Sequence[Problem]) -> str:
+    """What of `held` is also trained on, word for word, as a sentence; "" if nothing is."""
+    asked = {_question(problem) for problem in trained}
+    both = [problem.id for problem in held if _question(problem) in asked]
+    if not both:
+        return ""
+    return (
+        f"{len(both)} of {len(held)} evaluation problems are also trained on, {both[0]!r} for "
+        "one: they are not held out"
+    )
+
+
+def _question(problem: Problem) -> str:
+    return json.dumps([dict(message) for message in problem.messages], sort_keys=True)
 
 
 def _instructed(problem: Problem, instruction: str) -> Problem:
@@ -238,7 +258,12 @@ def _tfds(cfg: DataConfig, split: str, seed: int) -> Sequence[Problem]:
     """Prepared data sets. options: dir ("data"), train and eval, each a data set or several,
     written `name` or `name:split`; or `name` for both splits of one."""
     del seed
-    return _Chain([store.Stored(*which) for which in prepared(cfg, split)])
+    parts = [store.Stored(*which) for which in prepared(cfg, split)]
+    if len(parts) == 1:
+        return parts[0]
+    chain = _Chain(parts)
+    _check_ids(chain, split)
+    return chain
 
 
 def prepared(cfg: DataConfig, split: str) -> list[tuple[pathlib.Path, str, str]]:
@@ -261,12 +286,12 @@ def prepared(cfg: DataConfig, split: str) -> list[tuple[pathlib.Path, str, str]]
     return [(root, name, part or default) for name, _, part in pairs]
 
 
-def record(cfg: DataConfig) -> dict[str, Any]:
+def record(cfg: DataConfig, splits: Sequence[str] = ("train", "eval")) -> dict[str, Any]:
     """What the record of a run says of its prepared data: content, ceiling, exclusions."""
     if cfg.source != "tfds":
         return {}
     found = {}
-    for split in ("train", "eval"):
+    for split in splits:
         for root, name, part in prepared(cfg, split):
             manifest = store.read_manifest(root, name)
             checked = manifest.get("check", {}).get("splits", {}).get(part)

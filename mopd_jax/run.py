@@ -126,13 +126,7 @@ def prepare(
         train_problems = data.load(cfg.data, "train", seed=cfg.seed)
     else:
         train_problems = list(saved.problems.values())
-    trained = {_question(problem) for problem in train_problems}
-    both = [problem.id for problem in student.eval_problems if _question(problem) in trained]
-    if both:
-        said = (
-            f"{len(both)} of {len(student.eval_problems)} evaluation problems are also "
-            f"trained on, {both[0]!r} for one: they are not held out"
-        )
+    if said := data.overlap(train_problems, student.eval_problems):
         if cfg.data.held_out:
             raise data.DataError(
                 f"{said}; remove them from one of the splits, or set data.held_out=False"
@@ -271,10 +265,6 @@ def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
     return sandbox
 
 
-def _question(problem: Problem) -> str:
-    return json.dumps([dict(message) for message in problem.messages], sort_keys=True)
-
-
 def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
     """A folder holds one run: its config may differ in what changes no number only."""
     if workdir.exists() and not workdir.is_dir():
@@ -295,7 +285,7 @@ def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
             )
     path = workdir / "environment.json"
     if path.exists():
-        before, now = json.loads(path.read_text()).get("data", {}), data.record(cfg.data)
+        before, now = json.loads(path.read_text()).get("data", {}), _data_record(cfg)
         if {k: v["reads"] for k, v in before.items()} != {
             k: v["reads"] for k, v in now.items()
         }:
@@ -303,6 +293,12 @@ def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
                 f"the prepared data that {workdir} began with has changed since, or items were "
                 "excluded; choose another --workdir, or put the data back"
             )
+
+
+def _data_record(cfg: Config, *, trains: bool = True) -> dict[str, Any]:
+    """Of the prepared data that is read; a file of rollouts has its own problems."""
+    trains = trains and cfg.rollout.file is None
+    return data.record(cfg.data, ("train", "eval") if trains else ("eval",))
 
 
 def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
@@ -319,8 +315,8 @@ def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
         "config": configs.fingerprint(run.cfg),
         "templates": configs.fingerprint(run.cfg.context),
         "tokenizer": run.tokenizer.fingerprint,
+        "data": _data_record(run.cfg, trains=isinstance(run, Run)),
         "sandbox": None if run.sandbox is None else run.sandbox.description,
-        "data": data.record(run.cfg.data),
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", configs.to_json(run.cfg) + "\n")

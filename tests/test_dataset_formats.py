@@ -17,10 +17,6 @@ from mopd_jax.datasets import catalogue, commands, files, livecodebench, program
 from mopd_jax.datasets.rows import DataError, LeftOut, Parsed
 from mopd_jax.verifiers import selftest
 
-needs_code = pytest.mark.skipif(
-    "code" not in verifiers.VERIFIERS, reason="the verifier of programs is not there"
-)
-
 
 def sound(problems):
     """Every gold answer scores 1, and no mutation of it does."""
@@ -422,7 +418,16 @@ def test_nothing_of_a_test_program_is_run(tmp_path):
     assert not trap.exists()
 
 
-@needs_code
+@needs_tfds
+def test_programs_are_checked_in_a_sandbox(tmp_path, capsys):
+    rows = [mbpp(), {**mbpp(results="[(0,)]"), "task_id": 3, "prompt": "Another."}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    mopd("prepare", "mbppplus", f"--source={tmp_path}", f"--out={tmp_path}")
+    mopd("check", "mbppplus", f"--dir={tmp_path}", "--policy=exclude", "--threads=2")
+    assert "ceiling 0.5000; 1 fail on their own gold answer" in capsys.readouterr().out
+    assert [p.id for p in store.Stored(tmp_path, "mbppplus", "test")] == ["mbppplus-2"]
+
+
 def test_gold_programs_pass_and_spoiled_ones_fail():
     problems = parsed("humanevalplus", humaneval("[[1, 2], ['a b', 'c']]", "[3, 'a bc']"))
     assert sound(problems + parsed("mbppplus", mbpp()))

@@ -449,8 +449,14 @@ def test_show_takes_the_split_that_there_is(tmp_path, capsys):
 
 @needs_tfds
 def test_several_data_sets_in_one_split(chemistry):
-    flags = (f"--source={chemistry / 'src'}", f"--out={chemistry}", "--as=other")
-    mopd("prepare", "sciknoweval_chemistry", *flags, "--option.seed=1")
+    lines(chemistry / "train.jsonl", *({"prompt": f"q{i}", "answer": "a"} for i in range(36)))
+    mopd(
+        "prepare",
+        "jsonl",
+        f"--source={chemistry / 'train.jsonl'}",
+        f"--out={chemistry}",
+        "--as=other",
+    )
     names = ("sciknoweval_chemistry", "other:train")
     options = {"dir": str(chemistry), "train": "other", "eval": names}
     cfg = DataConfig(source="tfds", options=options)
@@ -460,6 +466,11 @@ def test_several_data_sets_in_one_split(chemistry):
     assert held[-1] == held[39]
     with pytest.raises(IndexError):
         held[40]
+    twice = DataConfig(
+        source="tfds", options={**options, "eval": ("other:train", "other:train")}
+    )
+    with pytest.raises(DataError, match="two problems with the id 'train:1'"):
+        data.load(twice, "eval", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -486,6 +497,7 @@ def test_several_data_sets_in_one_split(chemistry):
         (["check", "nothing", "--dir=/nowhere"], "has no prepared data set"),
         (["check", "nothing", "--policy=drop"], "must be one of error"),
         (["check", "nothing", "--threads=0"], "1 or more"),
+        (["check", "nothing", "--sandbox=none"], "known: limits, namespaces"),
         (["check", "nothing", "--option.seed=1"], "--option belongs to"),
         (["show", "nothing", "--row=-1"], "give a whole number"),
     ],

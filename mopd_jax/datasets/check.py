@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from mopd_jax import verifiers
-from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.config_sandbox import Level, SandboxConfig
 from mopd_jax.datasets import store
 from mopd_jax.datasets.rows import DataError
 from mopd_jax.records import Problem
@@ -17,19 +17,27 @@ _SHOWN = 20
 
 
 def check(
-    root: pathlib.Path, name: str, *, policy: selftest.Policy = "error", threads: int = 1
+    root: pathlib.Path,
+    name: str,
+    *,
+    policy: selftest.Policy = "error",
+    threads: int = 1,
+    level: Level = "namespaces",
 ) -> tuple[str, bool]:
     """Judges every gold answer and its mutations, and records the outcome in the manifest.
 
     Args:
         policy: "exclude" leaves items that fail out of training and evaluation from now on,
             "keep" leaves them in, and so does "error", which only says that they are there.
+        threads: items at a time.
+        level: of the sandbox, where programs are to be run.
 
     Returns:
         The report, and whether it is good: nothing failed, or the policy decided about it.
 
     Raises:
-        DataError: no such data set. InputError: a verifier does not exist or is not installed.
+        DataError: no such data set. InputError: a verifier does not exist or is not installed,
+        or the sandbox cannot be had.
     """
     if policy not in ("error", "exclude", "keep"):
         raise DataError(f"--policy={policy}; it must be one of error, exclude, keep")
@@ -39,7 +47,7 @@ def check(
     for split in manifest["splits"]:
         # What an earlier check excluded is judged again.
         problems = list(store.Stored(root, name, split, with_excluded=True))
-        found = _selftest(problems, threads)
+        found = _selftest(problems, threads, level)
         numbers = found.summary()
         if not found.tested:
             numbers["ceiling"] = None
@@ -62,12 +70,10 @@ def check(
     return "\n".join(lines), sound or policy != "error"
 
 
-def _selftest(problems: list[Problem], threads: int) -> selftest.SelfTest:
-    """With a sandbox where programs are judged, and as many threads as it has workers."""
+def _selftest(problems: list[Problem], threads: int, level: Level) -> selftest.SelfTest:
     if not verifiers.needs_sandbox(problems):
         return selftest.selftest(problems, policy="keep", threads=threads)
-    with Sandbox(SandboxConfig()) as sandbox:
-        threads = max(threads, sandbox.workers)
+    with Sandbox(SandboxConfig(level=level, workers=threads)) as sandbox:
         return selftest.selftest(problems, policy="keep", threads=threads, sandbox=sandbox)
 
 

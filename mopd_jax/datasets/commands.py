@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from mopd_jax.config_dict import unknown
+from mopd_jax.config_sandbox import Level
 from mopd_jax.datasets import catalogue, hub, prepare
 from mopd_jax.datasets.rows import DataError
 
 _FLAGS = {
     "prepare": ("source", "out", "as", "bad-rows", "revision"),
-    "check": ("dir", "policy", "threads"),
+    "check": ("dir", "policy", "threads", "sandbox"),
     "show": ("dir", "split", "row"),
 }
 
@@ -57,7 +59,11 @@ def run(
     threads = _whole(given, "threads", 1)
     if threads < 1:
         raise DataError(f"--threads={threads}; give 1 or more")
-    report, good = check.check(root, name, policy=given.get("policy", "error"), threads=threads)
+    level = given.get("sandbox", "namespaces")
+    if level not in get_args(Level):
+        raise DataError(unknown(f"--sandbox={level}", level, get_args(Level)))
+    policy = given.get("policy", "error")
+    report, good = check.check(root, name, policy=policy, threads=threads, level=level)
     return report, 0 if good else 1
 
 

@@ -25,12 +25,9 @@ _SHOWN = 20
 
 
 class _WithGold(Protocol):
-    """What a verifier must offer to be tested: right and wrong responses in its format.
+    """What a verifier must offer to be tested: right and wrong responses in its format."""
 
-    `gold_response` is None where the item has none, as a program without a reference solution.
-    """
-
-    def gold_response(self, problem: Problem) -> str | None: ...
+    def gold_response(self, problem: Problem) -> str | None: ...  # None: there is none.
 
     def mutated(self, problem: Problem) -> tuple[str, ...]: ...
 
@@ -56,7 +53,7 @@ class SelfTest:
     tested: items whose verifier offers right and wrong responses.
     failed: those whose gold answer does not score 1.
     unsound: those of which a wrong response scores more than 0, or cannot be decided.
-    untested: ids of the items for which there are none; neither failed nor sound.
+    untested: ids of the items whose verifier offers none; neither failed nor sound.
     kept: the problems that the policy lets through, in their order.
     """
 
@@ -109,10 +106,9 @@ def selftest(
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         findings = list(pool.map(functools.partial(_judge, sandbox=sandbox), problems))
     failed, unsound, untested, kept = [], [], [], []
-    for problem, finding in zip(problems, findings, strict=True):
-        if finding is None:
+    for problem, (gold, wrong) in zip(problems, findings, strict=True):
+        if gold is None:
             untested.append(problem.id)
-        gold, wrong = finding or ("", "")
         if gold:
             failed.append((problem.id, gold))
         if wrong:
@@ -131,22 +127,21 @@ def selftest(
     return found
 
 
-def _judge(problem: Problem, *, sandbox: Sandbox | None) -> tuple[str, str] | None:
+def _judge(problem: Problem, *, sandbox: Sandbox | None) -> tuple[str | None, str]:
     """(why the gold answer fails, why a wrong one does not), each "" where it does.
 
-    None: there is no right response to test with.
+    The first is None where there is no gold answer to try.
     """
     forms = WITH_GOLD.get(problem.verifier)
     if forms is None:
-        return None
+        return None, ""
     try:
-        right = forms.gold_response(problem)
-        if right is None:
-            return None
-        wrong = forms.mutated(problem)
+        right, wrong = forms.gold_response(problem), forms.mutated(problem)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         # A gold answer that its verifier cannot even write down.
         return f"{type(error).__name__}: {error}", ""
+    if right is None:
+        return None, ""
     gold = verifiers.verify(problem, right, sandbox=sandbox)
     if gold.error or gold.reward != 1.0:
         return gold.error or f"the gold answer scores {gold.reward:g}", ""
