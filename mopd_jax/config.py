@@ -244,6 +244,11 @@ class Config:
             group=self.rollout.group,
             taught=self.rollout.policy == "teacher",
         )
+        if self.context.teacher_prompt_length is None:
+            fitting = dataclasses.replace(
+                self.context, teacher_prompt_length=self.rollout.prompt_length
+            )
+            object.__setattr__(self, "context", fitting)
         _require(
             self.context.teacher_prompt_length >= self.rollout.prompt_length,
             f"context.teacher_prompt_length={self.context.teacher_prompt_length} is below "

@@ -135,7 +135,8 @@ class ContextConfig:
     The last user message becomes question, success blocks, summaries, failure blocks, feedback,
     closing line, joined by `separator`; earlier turns stay. `{text}` in a template is the
     peer's response, its summary, or the verifier's text.
-    teacher_prompt_length: Q in tokens, the assistant header included.
+    teacher_prompt_length: Q in tokens, the assistant header included. None is
+        `rollout.prompt_length`, and all there is to fit where no context is shown.
     peer_tokens: budget of one peer; a longer one loses its middle, never its head or tail.
     neutral: heading of a peer whose outcome is hidden (control `random`).
     cut_mark: stands where tokens were cut; `{n}` is their number.
@@ -151,7 +152,7 @@ class ContextConfig:
         or hidden tests; else such feedback is withheld, and counted.
     """
 
-    teacher_prompt_length: int = 10240
+    teacher_prompt_length: int | None = 10240
     peer_tokens: int | None = None
     success: str = "A correct solution to this problem:\n\n{text}"
     another_success: str = "Another correct solution:\n\n{text}"

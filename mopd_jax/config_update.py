@@ -194,6 +194,11 @@ class LossConfig:
             "terms to clip; set loss.pointwise_clip=None or another support",
         )
         require(
+            self.tail or self.support in ("student", "teacher", "union"),
+            f"LossConfig.tail is False, and support {self.support!r} has no tail; set "
+            "loss.tail=True, or another support",
+        )
+        require(
             not self.continuous or self.divergence == "jsd",
             f"LossConfig.continuous rescales a jsd, and the divergence is {self.divergence}; "
             "set loss.continuous=False",
@@ -208,6 +213,12 @@ class LossConfig:
                 f"{' or '.join(methods)} reads, and the method is {self.method!r}; set "
                 f"loss.{name}={default!r}",
             )
+        require(
+            self.step_separator == LossConfig.step_separator
+            or self.aggregation == "seq-mean-step-mean",
+            f"LossConfig.step_separator is {self.step_separator!r}, which aggregation "
+            "'seq-mean-step-mean' alone reads; leave it as it is by default",
+        )
         rows = ("seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-step-mean")
         require(
             not self.every_row or self.aggregation in rows,
@@ -296,9 +307,9 @@ def check_update(
     )
     distills = loss.method == "distill"
     require(
-        distills or taught or teacher.kind != "external",
-        f"teacher.kind='external', and loss.method={loss.method!r} has no teacher; set "
-        "teacher.kind='ema', or loss.method='distill'",
+        distills or taught or teacher == TeacherConfig(),
+        f"loss.method={loss.method!r} has no teacher, and the settings of teacher are not all "
+        f"as they are by default ({teacher}); leave them, or set loss.method='distill'",
     )
     require(
         distills or (not teacher.cache and teacher.drift_every is None),

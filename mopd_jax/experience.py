@@ -108,6 +108,7 @@ def verify(run: Run, sampled: Sampled) -> list[list[Verdict]]:
         [text for texts in sampled.texts for text in texts],
         (~sampled.stopped).reshape(-1).tolist(),
         sandbox=run.sandbox,
+        disclose=run.cfg.context.feedback_with_gold,
         progress=functools.partial(tqdm, desc="verify", leave=False, disable=None),
     )
     return [verdicts[p * group : (p + 1) * group] for p in range(prompts)]

@@ -6,10 +6,11 @@ import logging
 
 import numpy as np
 
-from mopd_jax.config import Config
+from mopd_jax.config import Config, PeerConfig
 
 log = logging.getLogger("mopd")
 
+_NO_PEERS = PeerConfig(successes=0, failures=0)
 # Why a method without a teacher has nothing to train on.
 _UNSUPERVISED = {
     "grpo": "every advantage is 0",
@@ -33,7 +34,9 @@ def causes(
         rewards, valid, success: f64[P, G], bool[P, G], bool[P, G].
     """
     found = []
-    if not valid.any():
+    if not _reads_rewards(cfg):
+        pass  # Nothing follows from them.
+    elif not valid.any():
         found.append("no rollout has a verdict: the verifier fails on every response")
     elif np.ptp(rewards[valid]) == 0:
         found.append(
@@ -82,6 +85,14 @@ def causes(
     if empty > 0 and values["update_applied"] > 0:
         found.append(f"{empty:.0%} of the updates had nothing to train on, and were skipped")
     return found
+
+
+def _reads_rewards(cfg: Config) -> bool:
+    """By a loss of them, or by the choice of peers, of feedback or of rows."""
+    if cfg.loss.method != "distill":
+        return cfg.loss.method != "sft" or cfg.loss.sft_rows == "success"
+    shown = cfg.peers.successes + cfg.peers.failures + cfg.peers.summaries
+    return shown > 0 or cfg.context.feedback != "off" or cfg.peers != _NO_PEERS
 
 
 def warn(step, values, rewards, valid, success, cfg) -> None:

@@ -166,6 +166,8 @@ def _objective(cfg, method):
     for field in dataclasses.fields(LossConfig):
         if method not in READ_BY.get(field.name, (method,)):
             cfg.loss[field.name] = field.default
+    for name in ("aggregation", "every_row", "step_separator"):
+        cfg.loss[name] = getattr(LossConfig, name)
     _reset(cfg.teacher, TeacherConfig)
     _no_contexts(cfg)
 
@@ -200,8 +202,8 @@ def _no_contexts(cfg):
     _no_peers(cfg)
     for name in ROW_POLICIES:
         cfg.peers[name] = getattr(PeerConfig, name)
-    # Nothing but the plain prompt has to fit.
-    cfg.context.teacher_prompt_length = cfg.rollout.prompt_length
+    # Nothing but the plain prompt has to fit, whatever its length is set to later.
+    cfg.context.teacher_prompt_length = None
 
 
 METHODS = {

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from mopd_jax import metrics, objectives, preferences, sharding, teacher
-from mopd_jax.config import Config, OptimizerConfig
+from mopd_jax.config import Config, LossConfig, OptimizerConfig
 from mopd_jax.metrics import Ratio
 from mopd_jax.models import decoder
 from mopd_jax.models.decoder import DecoderConfig
@@ -280,14 +280,15 @@ def _preference_weights(params, reference, batch, cfg, models):
             return total(params) - total(reference)
         return total(params) / jnp.maximum(jnp.sum(part.mask, axis=1), 1)
 
+    beta, margin = preference_options(cfg.loss)
     score = _by_parts(scores, batch, 1, cfg)
     usable = jnp.any(batch.mask, axis=1)
     better = preferences.pairs(batch.advantage, usable, group=cfg.rollout.group)
     loss, slopes = jax.value_and_grad(preferences.preference_loss)(
         score,
         better,
-        beta=_or(cfg.loss.beta, 0.1 if dpo else 2.0),
-        margin=_or(cfg.loss.margin, 0.0 if dpo else 1.0),
+        beta=beta,
+        margin=margin,
         smoothing=cfg.loss.label_smoothing,
     )
     weights = jnp.where(batch.mask, slopes[:, None], 0.0)
@@ -303,5 +304,10 @@ def _preference_weights(params, reference, batch, cfg, models):
     return weights, logged
 
 
-def _or(value, default):
-    return default if value is None else value
+def preference_options(cfg: LossConfig) -> tuple[float, float]:
+    """(beta, margin) of DPO or SimPO, each its own where the config has None."""
+    beta, margin = (0.1, 0.0) if cfg.method == "dpo" else (2.0, 1.0)
+    return (
+        beta if cfg.beta is None else cfg.beta,
+        margin if cfg.margin is None else cfg.margin,
+    )

@@ -237,6 +237,9 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
             "set loss.pointwise_clip=None or another support",
         ),
         ({"loss__step_separator": ""}, "name a text that ends a step"),
+        ({"loss__step_separator": "x"}, "leave it as it is by default"),
+        ({"loss__tail": False}, "set loss.tail=True"),
+        ({"loss__method": "grpo", "teacher__no_context": "plain_prompt"}, "has no teacher"),
         ({"loss__kl_coef": 0.1}, "set loss.kl_coef=0.0"),
         *[
             ({"loss__method": method, f"loss__{name}": value}, f"set loss.{name}=")
@@ -270,13 +273,13 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         ({"teacher__path": "somewhere"}, "needs a path"),
         (
             {"teacher__kind": "external", "teacher__path": "x", "loss__method": "grpo"},
-            "has no teacher; set teacher.kind='ema'",
+            "has no teacher, and the settings of teacher",
         ),
         ({"teacher__every": 0}, "at least 1"),
         ({"teacher__drift_every": 0}, "at least 1"),
         (
             {"teacher__drift_every": 5, "loss__method": "sft"},
-            "need a teacher that is distilled",
+            "has no teacher, and the settings of teacher",
         ),
         ({"teacher__cache": True}, "set loss.support='teacher', or teacher.cache=False"),
         ({"rollout__policy": "teacher"}, "set loss.method='sft', or rollout.policy='student'"),

@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
-from mopd_jax import inactive
-from mopd_jax.config import Config, LossConfig
+from mopd_jax import inactive, methods
+from mopd_jax.config import Config, LossConfig, defaults, from_config_dict
 
 HEALTHY = {
     "truncated": 0.1,
@@ -88,6 +88,12 @@ def test_a_healthy_step_is_silent(cfg):
 def test_each_cause_alone(given, cause):
     (found,) = causes(**given)
     assert re.search(cause, found)
+
+
+@pytest.mark.parametrize("variant", ["opd", "gkd"])
+def test_rewards_that_nobody_reads_are_no_cause(variant):
+    cfg = from_config_dict(Config, methods.apply(defaults(), variant))
+    assert causes(np.ones((2, 3)), cfg=cfg, informed=0.0) == []
 
 
 def test_rows_without_a_verdict_are_no_reward():

@@ -35,6 +35,7 @@ LOSSES = {
     "dpo": {"method": "dpo"},
     "simpo": {"method": "simpo"},
     "sft": {"method": "sft"},
+    "steps": {"aggregation": "seq-mean-step-mean", "every_row": True},
 }
 # (loss, micro-batches, devices as data, fsdp, tensor). Both kinds of split are one compilation;
 # the first loss has each alone as well, and every loss has some of both.
@@ -48,6 +49,7 @@ CHOSEN = [
     ("dpo", 2, (1, 8, 1)),
     ("simpo", 8, (2, 1, 1)),
     ("sft", 4, (1, 2, 2)),
+    ("steps", 4, (2, 1, 1)),
 ]
 MESHES = [(1, 1, 1), (2, 1, 1), (2, 1, 2), (2, 2, 2)]
 # Every loss with every number of both; (1, 1, 1) in one part is what they are compared with.
@@ -69,7 +71,16 @@ def batch():
     mask[5] = False  # A row without context.
     advantage = made.advantage.copy()
     advantage[9] = advantage[8]  # Equally good rows are no pair.
-    return dataclasses.replace(made, mask=mask, advantage=advantage)
+    weight = np.linspace(0.1, 1.0, ROWS).astype(np.float32)
+    return dataclasses.replace(made, mask=mask, advantage=advantage, row_weight=weight)
+
+
+def rows_of(name):
+    """The batch, with steps where the loss reads them."""
+    if name != "steps":
+        return batch()
+    steps = np.cumsum(np.arange(7) % 3 == 2) * np.ones((ROWS, 1))
+    return dataclasses.replace(batch(), steps=steps.astype(np.int32))
 
 
 def config(name, micro=1):
@@ -104,7 +115,7 @@ def whole_step(name):
 
 @functools.cache
 def whole(name):
-    return gradient(whole_step(name), start(config(name)), batch())
+    return gradient(whole_step(name), start(config(name)), rows_of(name))
 
 
 def assert_equal(got, want):
@@ -124,7 +135,7 @@ def check_split(name, micro, axes):
     mesh = sharding.make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(axes)])
     with jax.set_mesh(mesh):
         placed = jax.device_put(start(cfg), train_step.state_shardings(cfg, MODEL, mesh))
-        rows = jax.device_put(batch(), sharding.rows(mesh))
+        rows = jax.device_put(rows_of(name), sharding.rows(mesh))
         got = gradient(train_step.make_train_step(cfg, MODEL, mesh), placed, rows)
     assert_equal(got, whole(name))
 
@@ -148,6 +159,6 @@ def test_order_does_not_matter(name, what):
     rng = np.random.default_rng(0)
     order = np.arange(ROWS).reshape(PROMPTS, GROUP)
     order = rng.permuted(order, axis=1) if what == "rows" else rng.permutation(order)
-    moved = jax.tree.map(lambda x: x[order.reshape(-1)], batch())
+    moved = jax.tree.map(lambda x: x[order.reshape(-1)], rows_of(name))
     got = gradient(whole_step(name), start(config(name)), moved)
     assert_equal(got, whole(name))

@@ -21,6 +21,7 @@ from mopd_jax import (
     preferences,
     scoring,
     selfcheck,
+    teacher,
     verifiers,
 )
 from mopd_jax.config import Config, LossConfig, RolloutConfig, TeacherConfig
@@ -354,10 +355,13 @@ def test_gold_in_a_teachers_prompt(opened, fails, monkeypatch, field):
 
     monkeypatch.setattr(context, "render", leaks)
     message = fails("gold", prompts.gold, run, problems)
-    assert "teacher prompts have the problem's answer, solution or meta in them" in message
+    assert f"teacher prompts have the problem's {field} in them" in message
     # Gold that is asked for by name may be shown; it is counted.
     named = with_context(run, gold="answer")
-    assert prompts.gold(named, problems).numbers["shown"] > 0
+    if field == "answer":
+        assert prompts.gold(named, problems).numbers["shown"] > 0
+    else:
+        assert "does not ask for it" in fails("gold", prompts.gold, named, problems)
 
 
 @pytest.mark.parametrize("declared", [False, True])
@@ -422,7 +426,35 @@ def test_a_teacher_that_need_not_be_the_student(opened, tmp_path):
     grpo, _ = parse(tmp_path, "grpo")
     assert rollouts.other_teacher(grpo, state) == "loss.method 'grpo' has no teacher"
     itself = dataclasses.replace(run.cfg, teacher=TeacherConfig(kind="student"))
-    assert "kind 'student' has no copy" in rollouts.other_teacher(itself, state)
+    assert rollouts.other_teacher(itself, moved) == ""
+    outside = TeacherConfig(kind="external", path="elsewhere")
+    outside = dataclasses.replace(run.cfg, teacher=outside)
+    assert "weights of its own" in rollouts.other_teacher(outside, state)
+
+
+@pytest.mark.parametrize("kind", ["student", "trust_region"])
+def test_other_kinds_of_teachers_start_as_the_student(opened, first, kind, tmp_path):
+    run, state, _ = opened
+    cfg = dataclasses.replace(run.cfg, teacher=TeacherConfig(kind=kind))
+    run = dataclasses.replace(run, cfg=cfg, folder=tmp_path)
+    beside = {} if kind == "student" else state.teacher
+    with jax.set_mesh(run.mesh):
+        given = dataclasses.replace(state, teacher=beside)
+        found = selfcheck.before_update(run, given, *first, [])
+    assert {r.name: r.skipped for r in found}["teacher"] == ""
+
+
+def test_a_teacher_that_reads_the_students_prompt(opened, first, fails, monkeypatch):
+    run, state, _ = opened
+    real = teacher.taught
+
+    def wrong(beside, student, batch, **options):
+        return real(beside, student, batch, **options | {"plain": True})
+
+    monkeypatch.setattr(teacher, "taught", wrong)
+    with jax.set_mesh(run.mesh):
+        message = fails("teacher", selfcheck.before_update, run, state, *first, [])
+    assert "or reads another prompt" in message
 
 
 def test_an_empty_context_shows_no_gold_either(opened, first):

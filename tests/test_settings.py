@@ -290,7 +290,12 @@ CASES = [
     ],
     (solution, "context", {"gold": "answer"}, {}),
     (solution, "context", {"gold_block": "<bad> {text}"}, {"gold": "solution"}),
-    (stepwise, "loss", {"step_separator": "1"}, {"step_separator": "0"}),
+    (
+        stepwise,
+        "loss",
+        {"step_separator": "1"},
+        {"step_separator": "0", "aggregation": "seq-mean-step-mean"},
+    ),
     (neutral_contexts, "context", {"neutral": "<bad> {text}"}, {}),
     *[
         (sandboxed, "sandbox", change, {})

@@ -66,11 +66,11 @@ def _of_rollouts(run, state, sampled, batch) -> list[Result]:
     stop_ids, pad_id = run.tokenizer.stop_ids, run.tokenizer.pad_id
     masks = rollouts.completions(sampled, batch, stop_ids, pad_id)
     rows, score = rollouts.few(run, sampled), rollouts.scorer(run)
-    scored = score(state.params, rows)
+    scored = score(state, rows)
     agreed = Result("sampler", skipped="the rollouts are not of this student")
     if run.saved is None and run.cfg.rollout.policy == "student":
         agreed = rollouts.sampler(rows, scored, run.cfg)
     if why := rollouts.other_teacher(run.cfg, state):
         return [masks, agreed, Result("teacher", skipped=why)]
-    taught = score(state.teacher, rollouts.plain(run, rows))
-    return [masks, agreed, rollouts.equal_teacher(scored, taught, rows.mask)]
+    taught = rollouts.taught_scorer(run)(state, rollouts.plain(run, rows))
+    return [masks, agreed, rollouts.equal_teacher(scored, taught, rows.mask, run.cfg)]

@@ -27,7 +27,7 @@ def header(run: Run, problems: Sequence[Problem]) -> Result:
     if not due:
         return Result("header", skipped="the chat template has no assistant header of its own")
     sampled = pretended(run, problems)
-    verdicts = _verdicts(sampled)
+    verdicts, _ = _verdicts(sampled)
     _, chosen, rendered = _rendered(run, sampled, verdicts)
     longest = max(record.length for record in rendered.records)
     least = max(len(words.chat(context.render(p, [], cfg, bare=True))) for p in problems)
@@ -72,16 +72,24 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
         SelfCheckError: saying whose prompt has it.
     """
     cfg = run.cfg
-    canary = f"canary{np.random.default_rng([0xCA9A, cfg.seed]).integers(1 << 62):x}"
+    drawn = np.random.default_rng([0xCA9A, cfg.seed]).integers(1 << 62, size=3)
+    canaries = dict(
+        zip(("answer", "solution", "meta"), (f"canary{x:x}" for x in drawn), strict=True)
+    )
     marked = [
-        dataclasses.replace(p, answer=canary, solution=canary, meta=_marked(p.meta, canary))
+        dataclasses.replace(
+            p,
+            answer=canaries["answer"],
+            solution=canaries["solution"],
+            meta=_marked(p.meta, canaries["meta"]),
+        )
         for p in problems
     ]
     listening = _Listening(run.tokenizer)
     heard = dataclasses.replace(run, tokenizer=listening)
     sampled = pretended(heard, marked)
     student = listening.take()
-    if any(canary in text for text in student):
+    if any(canary in text for text in student for canary in canaries.values()):
         fail(
             "gold",
             "the student's prompt has the problem's answer, solution or meta in it; it must "
@@ -89,10 +97,11 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
         )
     # Feedback that is asked for with its gold is left out, so that nothing hides behind it.
     judge = cfg.context.feedback != "off" and not cfg.context.feedback_with_gold
-    verdicts = _verdicts(sampled, judge=judge, sandbox=run.sandbox)
+    verdicts, judged = _verdicts(sampled, judge=judge, sandbox=run.sandbox)
     for p, row in enumerate(verdicts):
         for verdict in row:
-            if canary in verdict.feedback and not verdict.feedback_has_gold:
+            told = any(canary in verdict.feedback for canary in canaries.values())
+            if told and not verdict.feedback_has_gold:
                 fail(
                     "gold",
                     f"verifier {marked[p].verifier!r} writes the gold answer into feedback "
@@ -101,14 +110,20 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
                 )
     _rendered(heard, sampled, verdicts)
     teacher = listening.take()
-    shown = sum(canary in text for text in teacher)
-    if shown and cfg.context.gold == "off":
-        fail(
-            "gold",
-            f"{shown} of {len(teacher)} teacher prompts have the problem's answer, solution or "
-            "meta in them, and no setting asks for gold; see context.teacher_inputs",
-        )
-    numbers = {"student_prompts": len(student), "teacher_prompts": len(teacher), "shown": shown}
+    shown = {name: sum(canary in text for text in teacher) for name, canary in canaries.items()}
+    for name, count in shown.items():
+        if count and cfg.context.gold != name:
+            fail(
+                "gold",
+                f"{count} of {len(teacher)} teacher prompts have the problem's {name} in them, "
+                f"and context.gold={cfg.context.gold!r} does not ask for it; see "
+                "context.teacher_inputs",
+            )
+    numbers = {"student_prompts": len(student), "teacher_prompts": len(teacher)}
+    numbers["shown"] = sum(shown.values())
+    if judge:
+        # A verifier may have no verdict where the gold is a word that means nothing to it.
+        numbers["feedback_judged"] = judged
     return Result("gold", numbers)
 
 
@@ -168,18 +183,20 @@ def pretended(run: Run, problems: Sequence[Problem]) -> Sampled:
 
 def _verdicts(
     sampled: Sampled, *, judge: bool = False, sandbox: Sandbox | None = None
-) -> list[list[Verdict]]:
+) -> tuple[list[list[Verdict]], int]:
     """Two successes and a failure, and of every second problem failures only.
 
-    judge: the failures are what the problem's own verifier says, for its feedback.
+    judge: the failures are what the problem's own verifier says, for its feedback; also how
+        many of them it could judge.
     """
-    made = []
+    made, judged = [], 0
     for p, (problem, texts) in enumerate(zip(sampled.problems, sampled.texts, strict=True)):
         bad = verifiers.verify(problem, texts[-1], sandbox=sandbox) if judge else Verdict(0.0)
+        judged += judge and not bad.error
         bad = dataclasses.replace(bad, reward=0.0, error="")
         good = bad if p % 2 else Verdict(1.0)
         made.append([good, good, bad])
-    return made
+    return made, judged
 
 
 def _rendered(run: Run, sampled: Sampled, verdicts):

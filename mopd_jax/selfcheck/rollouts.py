@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from mopd_jax import context, scoring, sharding, teacher
+from mopd_jax import context, objectives, sharding, teacher
 from mopd_jax.config import Config
 from mopd_jax.experience import Sampled
+from mopd_jax.kernels import linear_logprob
 from mopd_jax.models import decoder
 from mopd_jax.peers import PeerPlan
-from mopd_jax.records import Batch, Params, Problem, TrainState
+from mopd_jax.records import Batch, Problem, TrainState
 from mopd_jax.run import Run
 from mopd_jax.selfcheck.result import Result, fail
 
@@ -104,7 +104,8 @@ class Rows(NamedTuple):
 def _part(run: Run) -> int:
     """Rows scored at a time: no more than an update has in a micro-batch, split evenly."""
     cfg, shards = run.cfg, sharding.row_shards(run.mesh)
-    micro = cfg.rollout.prompts * cfg.rollout.group // cfg.optimizer.micro_batches
+    parts = cfg.optimizer.mini_batches * cfg.optimizer.micro_batches
+    micro = cfg.rollout.prompts * cfg.rollout.group // parts
     return min(-(-ROWS // shards) * shards, micro)
 
 
@@ -136,32 +137,76 @@ def plain(run: Run, rows: Rows) -> Rows:
     return rows._replace(prompt=inputs.prompt, prompt_mask=inputs.prompt_mask)
 
 
-def scorer(run: Run) -> Callable[[Params, Rows], np.ndarray]:
-    """Log-probs f32[R, T] of rows; compiles once, when first called.
+def scorer(run: Run) -> Callable[[TrainState, Rows], np.ndarray]:
+    """The student's log-probs f32[R, T] of rows; compiles once, when first called."""
+    cfg = run.cfg
 
-    Where there is a teacher all prompts are made as wide as the teacher's, so that one program
-    scores for both.
-    """
-    cfg, part = run.cfg, _part(run)
-    distills = cfg.loss.method == "distill"
-    width = cfg.context.teacher_prompt_length if distills else cfg.rollout.prompt_length
-    score = jax.jit(
-        functools.partial(
-            scoring.score,
-            cfg=run.model,
+    def score(state, batch):
+        return objectives.student_logp(state.params, batch, cfg, run.model).logp
+
+    return _in_parts(run, score)
+
+
+def taught_scorer(run: Run) -> Callable[[TrainState, Rows], np.ndarray]:
+    """The same of the teacher, by the way that its log-probs take in an update."""
+    cfg = run.cfg
+
+    def score(state, batch):
+        found = teacher.taught(
+            state.teacher,
+            state.params,
+            batch,
+            cfg=cfg.teacher,
+            student_model=run.model,
+            model=run.teacher_model,
+        )
+        return linear_logprob(
+            found.hidden,
+            found.head,
+            batch.response,
+            batch.mask,
             temperature=cfg.rollout.temperature,
             chunk_tokens=cfg.model.head_chunk,
-        )
-    )
+            sharding=sharding.head_sharding(),
+        ).logp
 
-    def scored(params, rows):
+    return _in_parts(run, score, taught=True)
+
+
+def _in_parts(run: Run, score, *, taught: bool = False):
+    """(state, rows) -> f32[R, T], `score` of a few rows at a time.
+
+    Their prompt stands where a batch has the student's, or, with `taught`, the teacher's; the
+    other is empty, so that reading the wrong one shows. Both are as wide as the teacher's, so
+    that student and teacher add in the same order.
+    """
+    cfg, part, score = run.cfg, _part(run), jax.jit(score)
+    distills = cfg.loss.method == "distill"
+    width = cfg.context.teacher_prompt_length if distills else cfg.rollout.prompt_length
+
+    def scored(state, rows):
         sides = ((0, 0), (width - rows.prompt.shape[1], 0))
         prompt = np.pad(rows.prompt, sides, constant_values=run.tokenizer.pad_id)
-        arrays = (prompt, np.pad(rows.prompt_mask, sides), rows.response, rows.mask)
+        mask = np.pad(rows.prompt_mask, sides)
+        empty = (
+            np.full_like(prompt, run.tokenizer.pad_id),
+            mask & (np.arange(width) == width - 1),
+        )
+        student, other = (empty, (prompt, mask)) if taught else ((prompt, mask), empty)
+        batch = Batch(
+            prompt=student[0],
+            prompt_mask=student[1],
+            response=rows.response,
+            mask=rows.mask,
+            behaviour_logp=rows.behaviour_logp,
+            teacher_prompt=other[0],
+            teacher_prompt_mask=other[1],
+            advantage=np.zeros(len(prompt), np.float32),
+        )
         found = []
         for i in range(0, len(prompt), part):
-            given = [x[i : i + part] for x in arrays]
-            found.append(score(params, *jax.device_put(given, sharding.rows(run.mesh))).logp)
+            few = jax.tree.map(lambda x, i=i: x[i : i + part], batch)
+            found.append(score(state, jax.device_put(few, sharding.rows(run.mesh))))
         return np.concatenate(jax.device_get(found))
 
     return scored
@@ -197,15 +242,20 @@ def other_teacher(cfg: Config, state: TrainState) -> str:
     """Why the teacher need not equal the student on the plain prompt, or ""."""
     if cfg.loss.method != "distill":
         return f"loss.method {cfg.loss.method!r} has no teacher"
-    if teacher.kept(cfg) != "copy":
-        return f"a teacher of kind {cfg.teacher.kind!r} has no copy of the student's weights"
-    if int(state.step) > 0:
+    if teacher.kept(cfg) == "external":
+        return "an external teacher has weights of its own"
+    if int(state.step) > 0 and cfg.teacher.kind != "student":
         return f"student and teacher have moved in {int(state.step)} steps"
     return ""
 
 
-def equal_teacher(student: np.ndarray, taught: np.ndarray, mask: np.ndarray) -> Result:
+def equal_teacher(
+    student: np.ndarray, taught: np.ndarray, mask: np.ndarray, cfg: Config
+) -> Result:
     """Before the first update a teacher with an empty context is the student.
+
+    A trust region mixes their logits, in the compute dtype, so there the largest gap of `GAPS`
+    is the limit.
 
     Args:
         student, taught: f32[R, T] nats of the response tokens, both after the plain prompt.
@@ -214,11 +264,13 @@ def equal_teacher(student: np.ndarray, taught: np.ndarray, mask: np.ndarray) -> 
         SelfCheckError: with the largest difference.
     """
     most = float(np.abs(taught - student)[mask].max())
-    if not most <= EQUAL:
+    mixed = cfg.teacher.kind == "trust_region"
+    limit = GAPS[cfg.model.compute_dtype][1] if mixed else EQUAL
+    if not most <= limit:
         fail(
             "teacher",
             f"a teacher with an empty context differs from the student by {most:.3g} nats "
-            f"(limit {EQUAL:g}) before the first update: it has other weights or reads "
+            f"(limit {limit:g}) before the first update: it has other weights or reads "
             "another prompt; check that an empty context renders the problem's own messages, "
             "and that the teacher starts from the student's weights",
         )

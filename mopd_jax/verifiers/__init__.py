@@ -58,13 +58,18 @@ def verify(
     *,
     truncated: bool = False,
     sandbox: Sandbox | None = None,
+    disclose: bool = False,
 ) -> Verdict:
     """The verdict on a response. Never raises: a verifier's own failure is its `error`.
 
     A row with an error is neither success nor failure, and the metrics count it. `truncated`
     says that the response was cut before it ended; it is noted, and changes no reward.
     Verifiers that run programs do so in `sandbox`, or open one of their own for this call.
+    `disclose` lets those that can write gold or hidden tests into their feedback, which they
+    then declare.
     """
+    if disclose:
+        problem = dataclasses.replace(problem, meta={**problem.meta, "feedback": "gold"})
     return dataclasses.replace(_judge(problem, response, sandbox), truncated=truncated)
 
 
@@ -74,6 +79,7 @@ def verify_all(
     truncated: Sequence[bool],
     *,
     sandbox: Sandbox | None = None,
+    disclose: bool = False,
     progress: Callable[[Iterable], Iterable] = lambda rows: rows,
 ) -> list[Verdict]:
     """The verdicts on many responses, in their order; each is that of `verify`.
@@ -90,11 +96,13 @@ def verify_all(
     rows = list(zip(problems, responses, truncated, strict=True))
     if sandbox is None and needs_sandbox(problems):
         with Sandbox(SandboxConfig()) as own:
-            return verify_all(*zip(*rows, strict=True), sandbox=own, progress=progress)
+            options = {"disclose": disclose, "progress": progress}
+            return verify_all(*zip(*rows, strict=True), sandbox=own, **options)
 
     def one(row) -> Verdict:
         problem, response, cut = row
-        return verify(problem, response, truncated=cut, sandbox=sandbox)
+        options = {"sandbox": sandbox, "disclose": disclose}
+        return verify(problem, response, truncated=cut, **options)
 
     # Twice the workers, so that none waits while a verdict is made of what it returned.
     threads = 1 if sandbox is None else 2 * sandbox.workers
