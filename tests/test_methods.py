@@ -30,3 +30,15 @@ def test_trains_the_quick_start(variant, tmp_path):
     assert [r["gradient_finite"] for r in steps] == [1, 1]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
     assert all(r["update_applied"] > 0 and r["trained_tokens"] > 0 for r in steps)
+    if variant == "opd":
+        assert all(r["informed"] == 0 for r in steps)
+        # Student and frozen teacher start equal and read the same: no signal at step 1.
+        assert steps[0]["divergence"] < 1e-6
+    if variant == "positive":
+        assert all(r["shows_failure"] == 0 for r in steps)
+    if variant == "opsd":
+        assert all(r["shows_gold"] == 1 for r in steps)
+    if variant.startswith("control_"):
+        # Every answer has four tokens and the end, so equally many blocks match exactly.
+        assert variant == "control_shell" or steps[0]["control_matched"] > 0.9
+        assert steps[0]["informed"] > 0.9
