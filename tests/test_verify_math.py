@@ -125,6 +125,12 @@ EQUAL = [
     ("(x-1)(x+1)", "x^2-1"),
     (r"\frac{x^2-1}{x-1}", "x+1"),
     (r"\tan x", r"\frac{\sin x}{\cos x}"),
+    ("5", r"5\text{ apples}"),
+    ("5", r"5\text{ meters per second}"),
+    ("5", r"5\text{ dollars per ticket}"),
+    ("5", r"5\text{ ft}^2"),
+    (r"5\text{ million}", "5 million"),
+    (r"5\text{ red balls}", r"5\text{ Red balls}"),
 ]
 DIFFERENT = [
     ("1/3", "0.33"),
@@ -154,6 +160,18 @@ DIFFERENT = [
     ("1", r"\infty"),
     (r"\sqrt{x^2}", "x"),
     ("x+1", "x-1"),
+    ("5", r"5\text{ million}"),
+    ("5", r"5\text{ thousand}"),
+    ("5", r"5\text{ dozen}"),
+    ("5", r"5\text{ million dollars}"),
+    ("5", r"5\text{0}"),
+    ("5", r"5\text{ red balls}"),
+    ("1", r"1\text{ or more}"),
+    ("6", r"6\text{ not}"),
+    ("6", r"6\text{ is wrong}"),
+    ("3", r"3\text{ squared}"),
+    ("3", r"3\mathrm{x}"),
+    ("1, 2", r"1, 2\text{ million}"),
 ]
 
 

@@ -15,6 +15,8 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     percent                    50\% = 1/2; 50\% = 50 only where the question speaks of percent
     units, degrees, currency   may be missing on one side; where both have one, the names must
                                agree; nothing is converted; a bare single letter is a variable
+    words behind a number      a unit if all are listed units, or one plain noun (5 apples); else
+                               part of the answer: 5\text{ million}, 5\text{ or more} are not 5
     x = 5                      = 5, as f(x) = x^2 is x^2 and x \in S is S; x = 5 is not y = 5
     equations                  equal if they differ by a constant factor: x^2+1=0 is 2x^2=-2,
                                not x^2+2=0
@@ -66,6 +68,8 @@ OPEN_BOX = r"The braces of the last \boxed{} do not balance, so it holds no answ
 EMPTY_BOX = r"The last \boxed{} is empty."
 LONG_BOX = rf"The last \boxed{{}} holds more than {LONGEST} characters; box the answer alone."
 
+# Behind a number these make another answer of it.
+_NO_UNITS = ("million", "dozen", "or more", "not", "is wrong", "squared")
 _SPEAKS_OF_PERCENT = re.compile(r"percent|%|\bpct\b", re.IGNORECASE)
 
 
@@ -129,6 +133,7 @@ def mutated(problem: Problem) -> tuple[str, ...]:
         v = number.value
         others = [x for x in (v + 1, v - 1, 2 * v + 3) if x != v]
         wrong += [f"{x.numerator}/{x.denominator}" for x in others]
+        wrong += [rf"{value}\text{{ {words}}}" for words in _NO_UNITS]
     elif math_text.words(gold):
         wrong.append(rf"\text{{not }}{gold}")
     elif math_text.squash(gold).lstrip("+-") != r"\infty":  # Plus one, it is what it was.
@@ -246,6 +251,8 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
     if math_text.squash(gold) == math_text.squash(answer):
         return True
     gold, answer = _values(gold, answer)
+    if math_text.says_more(gold) or math_text.says_more(answer):
+        return math_text.bare_words(gold) == math_text.bare_words(answer)
     gold, gold_percent = math_text.take_percent(gold)
     answer, answer_percent = math_text.take_percent(answer)
     (gold, gold_unit), (answer, answer_unit) = map(math_text.take_unit, (gold, answer))

@@ -10,6 +10,8 @@ import re
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+from mopd_jax.verifiers import math_units
+
 _BOX = re.compile(r"\\(boxed|fbox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TEXT = r"\\(?:text(?:rm|bf|it|normal|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname)"
@@ -313,9 +315,30 @@ def take_unit(text: str) -> tuple[str, str]:
         match = pattern.search(text)
         rest = text[: match.start()].strip(" ") if match else ""
         if rest and not rest.endswith(_NO_QUANTITY):
+            if pattern is _WRAPPED_UNIT and not math_units.is_unit(_unwrapped(match[1])):
+                return text, ""
             name = f"deg{match[1] or ''}" if pattern is _DEGREES else _unit_name(match[1])
             return rest, name
     return text, ""
+
+
+def says_more(text: str) -> bool:
+    r"""Whether words behind a quantity are no unit of it: `5\text{ million}`, `5\text{ or more}`."""
+    match = _WRAPPED_UNIT.search(text)
+    rest = text[: match.start()].strip(" ") if match else ""
+    if not rest or rest.endswith(_NO_QUANTITY):
+        return False
+    words = _unwrapped(match[1])
+    return not math_units.is_unit(words) and not math_units.is_letter(words)
+
+
+def bare_words(text: str) -> str:
+    """A cleaned text with its words unwrapped, for comparison without regard to case."""
+    return " ".join(_WRAPPED.sub(r" \1 ", text).split()).casefold()
+
+
+def _unwrapped(text: str) -> str:
+    return _WRAPPED.sub(r" \1 ", text).replace("{", "").replace("}", "")
 
 
 def _unit_name(text: str) -> str:
