@@ -37,6 +37,7 @@ LEVELS = {
     "verifiers.math_pool": 1,
     "verifiers.math_text": 1,
     "verifiers.math_units": 0,
+    "verifiers.math_forms": 0,
     "verifiers.math_worker": 1,
     "verifiers.programs": 1,
     "verifiers.tools": 1,

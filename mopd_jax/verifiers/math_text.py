@@ -30,6 +30,7 @@ _SIGNS = {
     "\u221e": r"\infty ",
     "\u221a": r"\sqrt ",
     "\u00b0": r"^\circ ",
+    "\u2248": r"\approx ",
     "\u2264": r"\le ",
     "\u2265": r"\ge ",
     "\u2260": r"\ne ",
@@ -61,6 +62,7 @@ _NOISE = re.compile(
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!;:]|~)(?=[0-9]{3}(?![0-9]))")
 _SPACE = re.compile(r"(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s+")
 _SYNONYMS = (
+    (re.compile(r"^ *\\approx(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r" ?\*\* ?"), "^"),
     (re.compile(r"\\mathrm ?\{ ?([eid]) ?\}"), r"\1"),
@@ -89,6 +91,9 @@ _WRAPPED = re.compile(rf"{_TEXT} ?\{{([^{{}}]*)\}}")
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _PLAIN = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
 _DECIMAL = re.compile(rf"({_PLAIN})(?:[eE]([+-]?[0-9]{{1,3}}))?")
+_SCIENTIFIC = re.compile(
+    rf"({_PLAIN}) ?(?:\\times|\\cdot|\*) ?10 ?\^ ?(?:\{{ ?([+-]?[0-9]{{1,3}}) ?\}}|([0-9]))"
+)
 _HEX = re.compile(r"0[xX][0-9a-fA-F]+")
 _SLASH = re.compile(rf"({_PLAIN}) ?/ ?({_PLAIN})")
 _FRACTION = re.compile(r"\\frac ?\{ ?([^{}]*?) ?\} ?\{ ?([^{}]*?) ?\}")
@@ -272,9 +277,9 @@ def number(text: str) -> Number | None:
 
 
 def _unsigned(text: str) -> Number | None:
-    if match := _DECIMAL.fullmatch(text):
+    if match := _DECIMAL.fullmatch(text) or _SCIENTIFIC.fullmatch(text):
         digits = match[1].replace(",", "")
-        exponent = int(match[2] or 0)
+        exponent = int(next(filter(None, match.groups()[1:]), 0))
         return Number(
             Fraction(digits.rstrip(".")) * Fraction(10) ** exponent,
             max(0, len(digits.partition(".")[2]) - exponent),
