@@ -281,6 +281,22 @@ def test_feedback_speaks_of_the_format_only(response, feedback):
     assert not verifiers.verify(problem("5"), r"\boxed{6}").feedback
 
 
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        (r"<think>\boxed{6}</think>\boxed{5}", 1.0),
+        (r"\boxed{6}</think>\boxed{5}", 1.0),
+        (r"<think>\boxed{5}</think> So.", 0.0),
+        (r"<think>It may be \boxed{5}", 0.0),
+        (r"\boxed{5}<think>or \boxed{6}", 1.0),
+    ],
+)
+def test_thoughts_are_not_read(response, reward):
+    verdict = verifiers.verify(problem("5"), response)
+    assert (verdict.reward, verdict.format_ok) == (reward, bool(reward))
+    assert math.answer(problem("5"), response) == ("5" if reward else "")
+
+
 def test_boxes_in_another_form_are_read_but_are_not_the_format():
     for response in (r"\boxed 5", r"\fbox{5}"):
         verdict = verifiers.verify(problem("5"), response)

@@ -5,6 +5,7 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     where the answer stands    last \boxed{...} that stands in no other box; \boxed 5 and
                                \fbox{5} are read, but are not the asked format; no box, an empty
                                box or one whose braces do not balance: no answer
+    thoughts                   not read: up to the last </think>, or from an unclosed <think> on
     integers, decimals         exact rational numbers: 3.0 = 3, 0.5 = 1/2, .5 = 0.5, 2e3 = 2000
     fractions                  1/2 = 2/4 = \frac12 = \dfrac{1}{2} = 0.5
     mixed numbers              1\frac{1}{2} = 1 1/2 = 3/2; never 11/2
@@ -20,7 +21,7 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     percent                    50\% = 1/2; 50\% = 50 only where the question speaks of percent
     units, degrees, currency   may be missing on one side; where both have one, the names must
                                agree; nothing is converted; a bare single letter is a variable
-    words behind a number      a unit if all are listed units, or one plain noun (5 apples); else
+    words behind a number      a unit if all are listed units or it is one plain noun; else
                                part of the answer: 5\text{ million}, 5\text{ or more} are not 5
     \approx in front           means nothing: \approx 5 = 5
     x = 5                      = 5, as f(x) = x^2 is x^2 and x \in S is S; x = 5 is not y = 5
@@ -29,7 +30,7 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     lists and sets             {1,2} = {2,1} = 1,2 = "1 and 2"; \pm 2 = 2,-2; {5} = 5;
                                {1,2,2} = {1,2}, but the lists 1,2,2 and 1,2 differ, and {2,2}
                                is not the number 2
-    lists with names           a=2, b=5 = b=5, a=2; where the gold has names the answer has, too;
+    lists with names           a=2, b=5 is b=5, a=2; if the gold has names, so has the answer;
                                a gold 2, 5 or (2,5) is a=2, b=5 in its order
     tuples and intervals       in order, with the same brackets: (0,1) is not [0,1]; a bare list
                                may stand for a tuple in its order
@@ -58,6 +59,7 @@ from typing import Literal
 
 from mopd_jax.config_dict import InputError
 from mopd_jax.records import Problem, Verdict
+from mopd_jax.thinking import answer_part
 from mopd_jax.verifiers import math_forms, math_text
 from mopd_jax.verifiers.math_pool import Pool, Undecided
 
@@ -99,7 +101,7 @@ def verify(problem: Problem, response: str) -> Verdict:
     """
     if not (gold := math_text.clean(problem.answer)):
         return Verdict(0.0, error="the gold answer is empty")
-    box = math_text.last_box(response)
+    box = math_text.last_box(answer_part(response))
     if box is None:
         return Verdict(0.0, feedback=NO_BOX, format_ok=False)
     if not box.closed:
@@ -121,7 +123,7 @@ def answer(problem: Problem, response: str) -> str:
     What only symbols show to be equal, such as sqrt(8) and 2 sqrt(2), is written differently.
     """
     del problem
-    box = math_text.last_box(response)
+    box = math_text.last_box(answer_part(response))
     if box is None or not box.closed or len(box.content) > LONGEST:
         return ""
     text = math_text.clean(box.content)

@@ -1,4 +1,4 @@
-r"""Forms of numbers that are no rational numbers: `43_6` and `3:4`. Pure functions on strings."""
+"""Numerals with a base, `43_6`, and ratios, `3:4`. Pure functions on strings."""
 
 from __future__ import annotations
 

@@ -328,7 +328,7 @@ def take_unit(text: str) -> tuple[str, str]:
 
 
 def says_more(text: str) -> bool:
-    r"""Whether words behind a quantity are no unit of it: `5\text{ million}`, `5\text{ or more}`."""
+    r"""Whether words behind a quantity are no unit of it, as in `5\text{ million}`."""
     match = _WRAPPED_UNIT.search(text)
     rest = text[: match.start()].strip(" ") if match else ""
     if not rest or rest.endswith(_NO_QUANTITY):
