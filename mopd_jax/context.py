@@ -19,8 +19,7 @@ from mopd_jax.config import ContextConfig
 from mopd_jax.config_dict import InputError
 from mopd_jax.peers import Entry, PeerPlan
 from mopd_jax.records import Message, Problem, TeacherInputs, Tokenizer
-
-_TAG = re.compile("</?think>")
+from mopd_jax.thinking import without_thinking
 
 
 class PromptTooLong(InputError):
@@ -191,31 +190,6 @@ def block_tokens(
         return _peer(text, Entry(0, 0, True, "success"), tokenizer, cfg).most
 
     return np.array([[tokens(text) for text in row] for row in texts])
-
-
-def without_thinking(text: str) -> str:
-    """What stands outside all `<think>` spans, without space at its ends; never a bare tag.
-
-    Spans may nest: one ends with the tag that closes as many as were opened. One that is never
-    closed, as in a truncated response, reaches to the end. A tag that closes nothing ends a
-    span that the prompt's header opened, so all before it goes. Time is linear in the text.
-    """
-    kept, depth, start = [], 0, 0
-    for tag in _TAG.finditer(text):
-        if tag.group() == "<think>":
-            if depth == 0:
-                kept.append(text[start : tag.start()])
-            depth += 1
-        elif depth == 0:
-            kept.clear()
-        else:
-            depth -= 1
-        start = tag.end()
-    if depth == 0:
-        kept.append(text[start:])
-    joined = "".join(kept)
-    # What stood around a span may be the parts of a tag.
-    return (" ".join(kept) if _TAG.search(joined) else joined).strip()
 
 
 def render(

@@ -125,6 +125,25 @@ EQUAL = [
     ("(x-1)(x+1)", "x^2-1"),
     (r"\frac{x^2-1}{x-1}", "x+1"),
     (r"\tan x", r"\frac{\sin x}{\cos x}"),
+    ("5", r"5\text{ apples}"),
+    (r"\{1,2\}", r"\{1,2,2\}"),
+    (r"\{1,2\}", r"\{2,1,\frac{2}{1}\}"),
+    ("43_6", "(43)_{6}"),
+    ("27", "27_{10}"),
+    ("3:4", "6 : 8"),
+    ("1:2:3", "2:4:6"),
+    ("12:30", "12:30"),
+    ("x=1,y=2", "y=2, x=1"),
+    ("(1,2)", "x=1, y=2"),
+    ("x=1, x=2", "2, 1"),
+    (r"6.02\times 10^{23}", "6.02e23"),
+    ("5", r"\approx 5"),
+    ("5", "\u2248 5"),
+    ("5", r"5\text{ meters per second}"),
+    ("5", r"5\text{ dollars per ticket}"),
+    ("5", r"5\text{ ft}^2"),
+    (r"5\text{ million}", "5 million"),
+    (r"5\text{ red balls}", r"5\text{ Red balls}"),
 ]
 DIFFERENT = [
     ("1/3", "0.33"),
@@ -144,8 +163,27 @@ DIFFERENT = [
     ("(1,2,3)", "(1,3,2)"),
     ("(2,1)", "(3,1)"),
     (r"\{1,2\}", "(1,2)"),
-    (r"\{1,2\}", r"\{1,2,2\}"),
-    (r"\{1,1,2\}", r"\{1,2,2\}"),
+    ("1,2", "1,2,2"),
+    ("1,1,2", "1,2,2"),
+    (r"\{1,2\}", r"\{1,2,3\}"),
+    ("2", r"\{2,2\}"),
+    ("43_6", "43_7"),
+    ("43_6", "43"),
+    ("43", "43_6"),
+    ("27", "43_6"),
+    ("1010_2", "1010"),
+    ("3:4", "3/4"),
+    ("3/4", "3:4"),
+    ("12/30", "12:30"),
+    ("1/6", "1:2:3"),
+    ("1:2:3", "1:3:2"),
+    ("12:30", "2:5"),
+    ("0:1", "1:0"),
+    ("a=2,b=5", "5,2"),
+    ("a=2,b=5", "a=5,b=2"),
+    ("x=1,y=2", "(1,2)"),
+    ("2,5", "a=5,b=2"),
+    (r"6.02\times 10^{23}", "6.02e22"),
     (r"\{\sqrt2, \sqrt3\}", r"\{\sqrt2, \sqrt5\}"),
     (r"\text{Yes}", "No"),
     ("r", "R"),
@@ -154,6 +192,18 @@ DIFFERENT = [
     ("1", r"\infty"),
     (r"\sqrt{x^2}", "x"),
     ("x+1", "x-1"),
+    ("5", r"5\text{ million}"),
+    ("5", r"5\text{ thousand}"),
+    ("5", r"5\text{ dozen}"),
+    ("5", r"5\text{ million dollars}"),
+    ("5", r"5\text{0}"),
+    ("5", r"5\text{ red balls}"),
+    ("1", r"1\text{ or more}"),
+    ("6", r"6\text{ not}"),
+    ("6", r"6\text{ is wrong}"),
+    ("3", r"3\text{ squared}"),
+    ("3", r"3\mathrm{x}"),
+    ("1, 2", r"1, 2\text{ million}"),
 ]
 
 
@@ -229,6 +279,22 @@ def test_feedback_speaks_of_the_format_only(response, feedback):
     assert (verdict.reward, verdict.feedback, verdict.format_ok) == (0.0, feedback, False)
     assert not verdict.feedback_has_gold
     assert not verifiers.verify(problem("5"), r"\boxed{6}").feedback
+
+
+@pytest.mark.parametrize(
+    ("response", "reward"),
+    [
+        (r"<think>\boxed{6}</think>\boxed{5}", 1.0),
+        (r"\boxed{6}</think>\boxed{5}", 1.0),
+        (r"<think>\boxed{5}</think> So.", 0.0),
+        (r"<think>It may be \boxed{5}", 0.0),
+        (r"\boxed{5}<think>or \boxed{6}", 1.0),
+    ],
+)
+def test_thoughts_are_not_read(response, reward):
+    verdict = verifiers.verify(problem("5"), response)
+    assert (verdict.reward, verdict.format_ok) == (reward, bool(reward))
+    assert math.answer(problem("5"), response) == ("5" if reward else "")
 
 
 def test_boxes_in_another_form_are_read_but_are_not_the_format():

@@ -94,6 +94,7 @@ def test_wrong_calls_that_other_graders_accept(case, gold, response):
         RIGHT.replace("\nAction", "\nACTION"),
         RIGHT + "\nObservation: done\nFinal Answer: 5",
         "<think>\nAction: h\nAction Input: {}\n</think>\n" + RIGHT,
+        RIGHT + "\n<think>\nAction: h\nAction Input: {}",
         said(("g", "{}"), ("f", json.dumps(NESTED, indent=2))),
     ],
 )

@@ -9,9 +9,11 @@
                                      it where it is nothing but the answer, else its last
                                      \\boxed{}; not the asked format, but the first is where
                                      `meta["format"]` is "line"
-    b, B., (B), [B], **B**, `B`      the letter, in either case
-    B. text, (B) text, B: text       the letter, unless the text is that of another option, or
-                                     names another letter
+    thoughts                         not read: up to the last </think>, or from an unclosed
+                                     <think> on
+    b, B., B!, (B), [B], **B**, `B`  the letter, in either case
+    B. text, (B) text, B: text,      the letter, unless the text is that of another option, or
+    B - text, also with a long dash  names another letter
     the answer is B, option B        the letter
     the text of one option alone     its letter, where `meta["options"]` has the texts
     a value, A value                 no answer: an article is no letter
@@ -32,6 +34,7 @@ import unicodedata
 from collections.abc import Mapping
 
 from mopd_jax.records import Problem, Verdict
+from mopd_jax.thinking import answer_part
 
 _OPEN = re.compile(r"<answer>", re.IGNORECASE)
 _CLOSE = re.compile(r"</answer>", re.IGNORECASE)
@@ -48,8 +51,10 @@ _PHRASE = re.compile(
 )
 _WRAPPER = re.compile(r"\\(?:boxed|text(?:bf|it)?|math(?:rm|bf))\{([^{}]*)\}")
 # What may stand round a letter and says nothing.
-_EDGES = " \t\r\n*_`'\"()[]{}.,:;$<>\u201c\u201d\u2018\u2019"
-_LABELLED = re.compile(r"[(\[]?([A-Za-z])(?:[)\]]|[.:,;]|\s+-\s|\s*\n)\s*(.+)", re.DOTALL)
+_EDGES = " \t\r\n*_`'\"()[]{}.,:;!$<>\u201c\u201d\u2018\u2019"
+_LABELLED = re.compile(
+    r"[(\[]?([A-Za-z])(?:[)\]]|[.:,;]|\s+[-\u2013]\s|\s*\u2014|\s*\n)\s*(.+)", re.DOTALL
+)
 _BARE_PREFIX = re.compile(r"([A-Za-z])\s+(.+)", re.DOTALL)
 # Other letters that a text names as options.
 _NAMED = re.compile(
@@ -126,6 +131,7 @@ def _item(problem: Problem) -> tuple[dict[str, str], str, str, str]:
 
 def _find(response: str, options: Mapping[str, str]) -> tuple[str | None, str]:
     """(letter, where it stood: "tag", "line" or "")."""
+    response = answer_part(response)
     tags = list(_OPEN.finditer(response))
     if tags:
         start = tags[-1].end()

@@ -5,9 +5,15 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     where the answer stands    last \boxed{...} that stands in no other box; \boxed 5 and
                                \fbox{5} are read, but are not the asked format; no box, an empty
                                box or one whose braces do not balance: no answer
+    thoughts                   not read: up to the last </think>, or from an unclosed <think> on
     integers, decimals         exact rational numbers: 3.0 = 3, 0.5 = 1/2, .5 = 0.5, 2e3 = 2000
     fractions                  1/2 = 2/4 = \frac12 = \dfrac{1}{2} = 0.5
     mixed numbers              1\frac{1}{2} = 1 1/2 = 3/2; never 11/2
+    digits with a base         43_6 = 43_6 = (43)_6, not 43_7, not 43, not 27 (no base is
+                               converted or supplied); 27_{10} = 27
+    ratios                     3:4 = 6:8, not 3/4; what may be a time of day, as 12:30, has the
+                               same terms
+    scientific notation        6.02\times 10^{23} = 6.02e23
     repeating decimals         0.\overline{3} = 1/3
     rounded decimals           right with six decimals or more, if the other side can be no
                                decimal and both agree to six and to one part in a million
@@ -15,10 +21,17 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     percent                    50\% = 1/2; 50\% = 50 only where the question speaks of percent
     units, degrees, currency   may be missing on one side; where both have one, the names must
                                agree; nothing is converted; a bare single letter is a variable
+    words behind a number      a unit if all are listed units or it is one plain noun; else
+                               part of the answer: 5\text{ million}, 5\text{ or more} are not 5
+    \approx in front           means nothing: \approx 5 = 5
     x = 5                      = 5, as f(x) = x^2 is x^2 and x \in S is S; x = 5 is not y = 5
     equations                  equal if they differ by a constant factor: x^2+1=0 is 2x^2=-2,
                                not x^2+2=0
-    lists and sets             {1,2} = {2,1} = 1,2 = "1 and 2"; \pm 2 = 2,-2; {5} = 5
+    lists and sets             {1,2} = {2,1} = 1,2 = "1 and 2"; \pm 2 = 2,-2; {5} = 5;
+                               {1,2,2} = {1,2}, but the lists 1,2,2 and 1,2 differ, and {2,2}
+                               is not the number 2
+    lists with names           a=2, b=5 is b=5, a=2; if the gold has names, so has the answer;
+                               a gold 2, 5 or (2,5) is a=2, b=5 in its order
     tuples and intervals       in order, with the same brackets: (0,1) is not [0,1]; a bare list
                                may stand for a tuple in its order
     inequalities               x > 1 = (1,\infty)
@@ -46,7 +59,8 @@ from typing import Literal
 
 from mopd_jax.config_dict import InputError
 from mopd_jax.records import Problem, Verdict
-from mopd_jax.verifiers import math_text
+from mopd_jax.thinking import answer_part
+from mopd_jax.verifiers import math_forms, math_text
 from mopd_jax.verifiers.math_pool import Pool, Undecided
 
 CPU_SECONDS = 5.0
@@ -66,6 +80,8 @@ OPEN_BOX = r"The braces of the last \boxed{} do not balance, so it holds no answ
 EMPTY_BOX = r"The last \boxed{} is empty."
 LONG_BOX = rf"The last \boxed{{}} holds more than {LONGEST} characters; box the answer alone."
 
+# Behind a number these make another answer of it.
+_NO_UNITS = ("million", "dozen", "or more", "not", "is wrong", "squared")
 _SPEAKS_OF_PERCENT = re.compile(r"percent|%|\bpct\b", re.IGNORECASE)
 
 
@@ -85,7 +101,7 @@ def verify(problem: Problem, response: str) -> Verdict:
     """
     if not (gold := math_text.clean(problem.answer)):
         return Verdict(0.0, error="the gold answer is empty")
-    box = math_text.last_box(response)
+    box = math_text.last_box(answer_part(response))
     if box is None:
         return Verdict(0.0, feedback=NO_BOX, format_ok=False)
     if not box.closed:
@@ -107,7 +123,7 @@ def answer(problem: Problem, response: str) -> str:
     What only symbols show to be equal, such as sqrt(8) and 2 sqrt(2), is written differently.
     """
     del problem
-    box = math_text.last_box(response)
+    box = math_text.last_box(answer_part(response))
     if box is None or not box.closed or len(box.content) > LONGEST:
         return ""
     text = math_text.clean(box.content)
@@ -129,6 +145,7 @@ def mutated(problem: Problem) -> tuple[str, ...]:
         v = number.value
         others = [x for x in (v + 1, v - 1, 2 * v + 3) if x != v]
         wrong += [f"{x.numerator}/{x.denominator}" for x in others]
+        wrong += [rf"{value}\text{{ {words}}}" for words in _NO_UNITS]
     elif math_text.words(gold):
         wrong.append(rf"\text{{not }}{gold}")
     elif math_text.squash(gold).lstrip("+-") != r"\infty":  # Plus one, it is what it was.
@@ -186,6 +203,15 @@ def _decompose(gold: str, answer: str) -> tuple[str, tuple, tuple] | Literal[Fal
     """("ordered" or "unordered", parts, parts), None for one thing against one, or False."""
     a, b = math_text.shape(gold), math_text.shape(answer)
     loose = {"list", "set"}
+    if (names := _names(a)) or _names(b):
+        # Bare values do not say whose they are; in order they may, where the gold has no names.
+        if names:
+            return _names(b) == names and ("unordered", a.parts, b.parts)
+        return (
+            a.kind != "set" and len(a.parts) == len(b.parts) and ("ordered", a.parts, b.parts)
+        )
+    if a.kind == b.kind == "set":
+        a, b = (math_text.Shape("set", _distinct(s.parts)) for s in (a, b))
     if a.kind == b.kind == "scalar":
         return None
     if a.kind in loose and b.kind in loose:
@@ -194,10 +220,30 @@ def _decompose(gold: str, answer: str) -> tuple[str, tuple, tuple] | Literal[Fal
         one = a if b.kind == "scalar" else b
         if one.kind == "set" and len(one.parts) == 1:
             return "ordered", a.parts, b.parts
+        single = b if one is a else a
+        if one.kind == "set" and one.parts and math_text.number(single.parts[0]) is not None:
+            return False
         return None  # A union, an inequality or the empty set may equal it.
     if a.kind == b.kind or {a.kind, b.kind} in ({"list", "()"}, {"list", "[]"}):
         return len(a.parts) == len(b.parts) and ("ordered", a.parts, b.parts)
     return False
+
+
+def _names(shape: math_text.Shape) -> list[str]:
+    """The names of a list `a = 2, b = 5`, sorted; empty for all else and where there is one."""
+    if shape.kind not in ("list", "set"):
+        return []
+    names = sorted(math_text.assignment(part)[0] for part in shape.parts)
+    return names if all(names) and len(set(names)) > 1 else []
+
+
+def _distinct(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Elements of a set without those that certainly are an earlier one."""
+    found: list[str] = []
+    for part in parts:
+        if not any(_known(other, part, False) for other in found):
+            found.append(part)
+    return tuple(found)
 
 
 def _all_equal(pairs: list[tuple[str, str]], percent: bool) -> bool:
@@ -246,9 +292,14 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
     if math_text.squash(gold) == math_text.squash(answer):
         return True
     gold, answer = _values(gold, answer)
+    if math_text.says_more(gold) or math_text.says_more(answer):
+        return math_text.bare_words(gold) == math_text.bare_words(answer)
     gold, gold_percent = math_text.take_percent(gold)
     answer, answer_percent = math_text.take_percent(answer)
     (gold, gold_unit), (answer, answer_unit) = map(math_text.take_unit, (gold, answer))
+    form = _known_form(gold, answer)
+    if form is not None:
+        return form
     # `5 m` beside \text{m}: the one side says that the letter is a unit.
     for unit in filter(None, (gold_unit, answer_unit)):
         gold, answer = (_without_bare(text, unit) for text in (gold, answer))
@@ -265,6 +316,40 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
     if math_text.squash(gold) == math_text.squash(answer):
         return gold_percent == answer_percent or percent
     return _known_words(gold, answer)
+
+
+def _known_form(gold: str, answer: str) -> bool | None:
+    """Whether they are equal, where one is a numeral with a base or a ratio; else None."""
+    a, b = math_forms.numeral(gold), math_forms.numeral(answer)
+    if a or b:
+        ten_a, ten_b = (
+            math_text.number(n.digits if n and n.base == 10 else text)
+            for n, text in ((a, gold), (b, answer))
+        )
+        return a == b or (ten_a is not None and ten_a == ten_b)
+    a, b = math_forms.ratio(gold), math_forms.ratio(answer)
+    if not (a or b) or (math_text.words(gold) and math_text.words(answer)):
+        return None
+    if len(a) != len(b):
+        return False
+    x, y = ([math_text.number(term) for term in terms] for terms in (a, b))
+    if None in x or None in y:
+        return (
+            None
+            if len(a) == 2
+            else all(_known(*pair, False) for pair in zip(a, b, strict=True))
+        )
+    if math_forms.is_clock(gold) or math_forms.is_clock(answer):
+        return [n.value for n in x] == [n.value for n in y]
+    return _proportional([n.value for n in x], [n.value for n in y])
+
+
+def _proportional(a: list[Fraction], b: list[Fraction]) -> bool:
+    """Whether one is the other times a factor that is not 0."""
+    i = next((i for i, value in enumerate(a) if value), None)
+    if i is None or not b[i]:
+        return a == b
+    return all(p * b[i] == q * a[i] for p, q in zip(a, b, strict=True))
 
 
 def _without_bare(text: str, unit: str) -> str:

@@ -10,6 +10,8 @@ import re
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+from mopd_jax.verifiers import math_units
+
 _BOX = re.compile(r"\\(boxed|fbox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TEXT = r"\\(?:text(?:rm|bf|it|normal|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname)"
@@ -28,6 +30,7 @@ _SIGNS = {
     "\u221e": r"\infty ",
     "\u221a": r"\sqrt ",
     "\u00b0": r"^\circ ",
+    "\u2248": r"\approx ",
     "\u2264": r"\le ",
     "\u2265": r"\ge ",
     "\u2260": r"\ne ",
@@ -59,6 +62,7 @@ _NOISE = re.compile(
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!;:]|~)(?=[0-9]{3}(?![0-9]))")
 _SPACE = re.compile(r"(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s+")
 _SYNONYMS = (
+    (re.compile(r"^ *\\approx(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r" ?\*\* ?"), "^"),
     (re.compile(r"\\mathrm ?\{ ?([eid]) ?\}"), r"\1"),
@@ -87,6 +91,9 @@ _WRAPPED = re.compile(rf"{_TEXT} ?\{{([^{{}}]*)\}}")
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _PLAIN = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
 _DECIMAL = re.compile(rf"({_PLAIN})(?:[eE]([+-]?[0-9]{{1,3}}))?")
+_SCIENTIFIC = re.compile(
+    rf"({_PLAIN}) ?(?:\\times|\\cdot|\*) ?10 ?\^ ?(?:\{{ ?([+-]?[0-9]{{1,3}}) ?\}}|([0-9]))"
+)
 _HEX = re.compile(r"0[xX][0-9a-fA-F]+")
 _SLASH = re.compile(rf"({_PLAIN}) ?/ ?({_PLAIN})")
 _FRACTION = re.compile(r"\\frac ?\{ ?([^{}]*?) ?\} ?\{ ?([^{}]*?) ?\}")
@@ -270,9 +277,9 @@ def number(text: str) -> Number | None:
 
 
 def _unsigned(text: str) -> Number | None:
-    if match := _DECIMAL.fullmatch(text):
+    if match := _DECIMAL.fullmatch(text) or _SCIENTIFIC.fullmatch(text):
         digits = match[1].replace(",", "")
-        exponent = int(match[2] or 0)
+        exponent = int(next(filter(None, match.groups()[1:]), 0))
         return Number(
             Fraction(digits.rstrip(".")) * Fraction(10) ** exponent,
             max(0, len(digits.partition(".")[2]) - exponent),
@@ -313,9 +320,30 @@ def take_unit(text: str) -> tuple[str, str]:
         match = pattern.search(text)
         rest = text[: match.start()].strip(" ") if match else ""
         if rest and not rest.endswith(_NO_QUANTITY):
+            if pattern is _WRAPPED_UNIT and not math_units.is_unit(_unwrapped(match[1])):
+                return text, ""
             name = f"deg{match[1] or ''}" if pattern is _DEGREES else _unit_name(match[1])
             return rest, name
     return text, ""
+
+
+def says_more(text: str) -> bool:
+    r"""Whether words behind a quantity are no unit of it, as in `5\text{ million}`."""
+    match = _WRAPPED_UNIT.search(text)
+    rest = text[: match.start()].strip(" ") if match else ""
+    if not rest or rest.endswith(_NO_QUANTITY):
+        return False
+    words = _unwrapped(match[1])
+    return not math_units.is_unit(words) and not math_units.is_letter(words)
+
+
+def bare_words(text: str) -> str:
+    """A cleaned text with its words unwrapped, for comparison without regard to case."""
+    return " ".join(_WRAPPED.sub(r" \1 ", text).split()).casefold()
+
+
+def _unwrapped(text: str) -> str:
+    return _WRAPPED.sub(r" \1 ", text).replace("{", "").replace("}", "")
 
 
 def _unit_name(text: str) -> str:

@@ -11,6 +11,8 @@ import re
 from decimal import Decimal
 from typing import Any, NamedTuple
 
+from mopd_jax.thinking import answer_part
+
 _PYTHON = {"python", "py", "python3", "py3", "pypy", "pypy3"}
 # Plain decimal notation: no nan, no inf, no `1_000`, no digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
@@ -35,10 +37,11 @@ def extract(response: str) -> Extracted:
     Blocks of other languages are never taken. The last, and not the longest, because answers
     come last and a draft or an input file may be longer. A block that is not closed ends with
     the response and counts as badly formed. The indentation of a fence is taken off its lines.
+    Thoughts are not read (`thinking.answer_part`).
     """
     tagged: list[tuple[str, bool]] = []
     plain: list[tuple[str, bool]] = []
-    lines = response.split("\n")
+    lines = answer_part(response).split("\n")
     at = 0
     while at < len(lines):
         opening = _fence(lines[at])

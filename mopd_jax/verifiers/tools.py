@@ -2,7 +2,7 @@
 
 A call is a line `Action: name` and, behind it, `Action Input:` and one JSON object. Both labels
 stand at the start of a line (the second also behind the name), in any case, with or without
-emphasis. Text up to a closing </think> is no call.
+emphasis. Thoughts are not read: up to the last </think>, or from an unclosed <think> on.
 
     question                     policy
     ---------------------------  ---------------------------------------------------------------
@@ -36,13 +36,13 @@ import re
 from typing import Any, NamedTuple
 
 from mopd_jax.records import Problem, Verdict
+from mopd_jax.thinking import answer_part
 
 _LABEL = re.compile(
     r"^[ \t>*_#-]*action(?P<input>[ _]input)?[*_ \t]*:[ \t*]*", re.IGNORECASE | re.MULTILINE
 )
 _INPUT = re.compile(r"[*_]*\baction[ _]input[*_ \t]*:[ \t*]*", re.IGNORECASE)
 _FENCE = re.compile(r"\A\s*`{1,3}(?:json)?", re.IGNORECASE)
-_THOUGHT = "</think>"
 _DEEPEST = 64
 _SHOWN = 8  # Calls that feedback speaks of one by one.
 
@@ -82,7 +82,7 @@ def verify(problem: Problem, response: str) -> Verdict:
 
 def calls(response: str) -> list[Call]:
     """The calls of a response in their order."""
-    text = response.rpartition(_THOUGHT)[2]
+    text = answer_part(response)
     found: list[Call] = []
     labels = list(_LABEL.finditer(text))
     # No label stands inside of JSON, whose strings cannot hold a line's end.

@@ -1,0 +1,42 @@
+"""Thoughts between `<think>` and `</think>`: what of a text stands outside of them."""
+
+from __future__ import annotations
+
+import re
+
+_TAG = re.compile("</?think>")
+_OPEN, _CLOSE = "<think>", "</think>"
+
+
+def without_thinking(text: str) -> str:
+    """What stands outside all `<think>` spans, without space at its ends; never a bare tag.
+
+    Spans may nest: one ends with the tag that closes as many as were opened. One that is never
+    closed, as in a truncated response, reaches to the end. A tag that closes nothing ends a
+    span that the prompt's header opened, so all before it goes. Time is linear in the text.
+    """
+    kept, depth, start = [], 0, 0
+    for tag in _TAG.finditer(text):
+        if tag.group() == "<think>":
+            if depth == 0:
+                kept.append(text[start : tag.start()])
+            depth += 1
+        elif depth == 0:
+            kept.clear()
+        else:
+            depth -= 1
+        start = tag.end()
+    if depth == 0:
+        kept.append(text[start:])
+    joined = "".join(kept)
+    # What stood around a span may be the parts of a tag.
+    return (" ".join(kept) if _TAG.search(joined) else joined).strip()
+
+
+def answer_part(response: str) -> str:
+    """What a verifier reads: nothing up to the last closing tag, nor from an unclosed one on.
+
+    An answer stands behind the thoughts, so this is stricter than `without_thinking`, which
+    keeps what stands before and between them.
+    """
+    return response.rpartition(_CLOSE)[2].partition(_OPEN)[0]
