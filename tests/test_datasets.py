@@ -229,14 +229,15 @@ def test_duplicates_are_found_and_counted():
                 problem("1", "in both"),
                 problem("2", "once"),
                 problem("3", "twice"),
-                problem("4", "Twice "),
+                problem("4", " twice "),
+                problem("10", "Twice"),
                 problem("5", "odd", "x"),
                 problem("6", "odd", "y"),
             ],
-            "test": [problem("7", "In  both"), problem("8", "own"), problem("9", "own")],
+            "test": [problem("7", "in  both"), problem("8", "own"), problem("9", "own")],
         }
     )
-    assert [p.id for p in made["train"]] == ["2", "3"]
+    assert [p.id for p in made["train"]] == ["2", "3", "10"]
     assert [p.id for p in made["test"]] == ["7", "8", "9"]
     assert found == {
         "train_in_test": ["1"],
@@ -244,6 +245,23 @@ def test_duplicates_are_found_and_counted():
         "train_contradicted": ["5", "6"],
         "test_repeated": ["9"],
     }
+
+
+def test_a_chat_is_all_of_its_turns():
+    def chat(name, system, topic, answer):
+        texts = (topic, "Say more.", "Give the answer.")
+        turns = zip(("user", "assistant", "user"), texts, strict=True)
+        said = [{"role": "system", "content": system}]
+        said += [{"role": role, "content": text} for role, text in turns]
+        return Problem(name, tuple(said), answer, "exact")
+
+    rows = [chat("1", "s", "2 + 2?", "4"), chat("2", "s", "3 + 3?", "6")]
+    made, found = splits.without_duplicates({"train": rows, "test": []})
+    assert made["train"] == rows and not any(found.values())
+    rows = [*rows, chat("3", "other words", "2  + 2?", "5")]
+    made, found = splits.without_duplicates({"train": rows, "test": []})
+    assert [p.id for p in made["train"]] == ["2"]
+    assert found["train_contradicted"] == ["1", "3"]
 
 
 # Files.
