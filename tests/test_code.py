@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from test_sandbox import open_or_skip
 
 from mopd_jax import config, experience, run, verifiers
-from mopd_jax.records import Problem
+from mopd_jax.records import Problem, Verdict
 from mopd_jax.sandbox import Outcome
 from mopd_jax.verifiers import code, programs
 
@@ -516,6 +517,27 @@ def test_references_pass_and_spoiled_ones_fail(any_box, task):
     spoiled = verifiers.verify(task, wrong, sandbox=any_box)
     assert (gold.reward, spoiled.reward, spoiled.error) == (1.0, 0.0, "")
     assert "wrong answer" in spoiled.feedback
+
+
+def test_rows_with_workers_are_judged_together_and_counted_as_they_finish(monkeypatch):
+    both, counted = threading.Barrier(2), threading.Event()
+
+    def judge(problem, response):
+        both.wait(timeout=30)
+        # The first row ends only when another has been counted.
+        if response == "slow" and not counted.wait(timeout=30):
+            raise AssertionError("a row waits for its turn to be counted")
+        return Verdict(1.0, feedback=response)
+
+    def progress(rows):
+        for row in rows:
+            yield row
+            counted.set()
+
+    monkeypatch.setitem(verifiers.VERIFIERS, "math", judge)
+    tasks = [Problem(str(i), (), "7", "math") for i in range(2)]
+    done = verifiers.verify_all(tasks, ["slow", "fast"], [False] * 2, progress=progress)
+    assert [(v.feedback, v.error) for v in done] == [("slow", ""), ("fast", "")]
 
 
 def test_without_a_reference_there_is_no_self_test():

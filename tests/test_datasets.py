@@ -415,22 +415,25 @@ def test_a_prepared_data_set_is_not_overwritten(chemistry, capsys):
 @needs_tfds
 def test_bad_rows_stop_it_or_are_listed(tmp_path, capsys):
     lines(tmp_path / "train.jsonl", {"prompt": "q", "answer": "a"}, {"prompt": "q2"}, 3)
+    with open(tmp_path / "train.jsonl", "a") as file:
+        file.write('{"prompt": "q4", "answer": "AB", "verifier": "choice"}\n')
     lines(tmp_path / "test.jsonl", {"prompt": "q3", "answer": "a"})
     flags = (f"--source={tmp_path}", f"--out={tmp_path / 'out'}", "--as=mine")
     mopd("prepare", "jsonl", *flags, status=2)
     err = capsys.readouterr().err
-    assert "2 of 4 rows cannot be used" in err
+    assert "3 of 5 rows cannot be used" in err
     assert f"{tmp_path / 'train.jsonl'}, row 2: no 'answer'" in err
+    assert f"{tmp_path / 'train.jsonl'}, row 4: the gold answer 'AB' is no letter" in err
     assert not (tmp_path / "out").exists()
     mopd("prepare", "jsonl", *flags, "--bad-rows=exclude")
     manifest = store.read_manifest(tmp_path / "out", "mine")
-    assert len(manifest["rejected"]) == 2
+    assert len(manifest["rejected"]) == 3
     assert manifest["splits"] == {"train": 1, "test": 1}
 
 
 @needs_tfds
 def test_items_whose_gold_fails_are_excluded_by_name(tmp_path, capsys):
-    row = {"answer": "[1]", "verifier": "tools"}
+    row = {"answer": "a</answer>b"}  # Can be judged, and no tag can hold it.
     good = {"answer": json.dumps(CALLS), "verifier": "tools"}
     rows = [{"id": f"r{i}", "prompt": f"q{i}", **(row if i == 1 else good)} for i in range(4)]
     lines(tmp_path / "train.jsonl", *rows)
