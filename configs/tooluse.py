@@ -18,5 +18,5 @@ def get_config(variant: str = "mopd"):
     cfg = recipes.base("models/Qwen3-8B", steps=250)
     cfg.data.options = {"name": "tooluse"}
     # Prompts hold the documentation of a tool: up to 5412 characters in the test rows.
-    cfg.eval.problems = 68
+    cfg.eval.problems = None  # All that a check has left.
     return recipes.finish(cfg, variant, variant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def collect(
     out.parent.mkdir(parents=True, exist_ok=True)
     trained = 0 if origin is None else origin.step
     header = offline.header(run, steps=cfg.steps, trained=trained)
-    with jax.set_mesh(run.mesh):
+    with jax.set_mesh(run.mesh), run.sandbox or contextlib.nullcontext():
         rollout_file.write(out, header, _rows(run, state, problems))
     rows = cfg.steps * cfg.rollout.prompts * cfg.rollout.group
     log.info("%s: %d rollouts in %.1f MB", out, rows, out.stat().st_size / 1e6)

@@ -175,12 +175,13 @@ class EvalConfig:
     """Evaluation on held-out problems, before, every `every` steps, and after.
 
     samples: n responses per problem, for mean@n and the unbiased pass@k of every k in `ks`.
-    problems: how many held-out problems are used: a fixed draw, the same for every run seed.
+    problems: how many held-out problems are used: a fixed draw, the same for every run seed;
+        None: all of the split, in that order.
     batch: problems sampled in one call.
     """
 
     every: int = 20
-    problems: int = 64
+    problems: int | None = 64
     samples: int = 8
     batch: int = 32
     temperature: float = 1.0

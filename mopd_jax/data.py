@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mopd_jax import codebook
+from mopd_jax import codebook, verifiers
 from mopd_jax.config import ConfigError, DataConfig, unknown
 from mopd_jax.datasets import jsonl, store
 from mopd_jax.datasets.rows import DataError
@@ -225,7 +225,10 @@ def _row(path: pathlib.Path, number: int, line: str) -> Problem:
         raise DataError(f"{where}: not JSON ({error}); one object per line") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object")
-    return jsonl.problem(row, where, f"{path.name}:{number}")
+    problem = jsonl.problem(row, where, f"{path.name}:{number}")
+    if wrong := verifiers.unusable(problem):
+        raise DataError(f"{where}: {wrong}")
+    return problem
 
 
 def _check_options(cfg: DataConfig, known: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -84,8 +85,10 @@ def respond(student: Student, state: TrainState) -> list[list[Response]]:
 
 
 def question(problem: Problem) -> str:
-    """Twelve hex digits of what a problem asks and which answer it expects."""
-    text = json.dumps([[dict(m) for m in problem.messages], problem.answer], sort_keys=True)
+    """Twelve hex digits of what a problem asks, and of all by which a response is judged."""
+    said = [dict(message) for message in problem.messages]
+    parts = [said, problem.answer, problem.verifier, dict(problem.meta)]
+    text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -116,7 +119,7 @@ def run_eval(
         if step is None:
             raise ConfigError(f"{source} has no finished checkpoint; name a run's folder")
     student = run.open_student(cfg, devices)
-    with jax.set_mesh(student.mesh):
+    with jax.set_mesh(student.mesh), student.sandbox or contextlib.nullcontext():
         state = TrainState(
             params=_params(student, source, step),
             teacher={},

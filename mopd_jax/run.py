@@ -205,9 +205,10 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
     words = tokenizer.load(source)
     tokenizer.check_vocabulary(words, model)
     problems = data.load(cfg.data, "eval", seed=cfg.seed)
-    if len(problems) < cfg.eval.problems:
+    if cfg.eval.problems is not None and len(problems) < cfg.eval.problems:
         raise ConfigError(
-            f"eval.problems={cfg.eval.problems}, but the eval split has {len(problems)}"
+            f"eval.problems={cfg.eval.problems}, but the eval split has {len(problems)}; "
+            "lower it, or set it to None for all of them"
         )
     # A draw and not the head, since splits are often sorted; the same for every run seed.
     chosen = np.random.default_rng(_EVAL_SUBSET).permutation(len(problems))

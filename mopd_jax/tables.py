@@ -298,7 +298,7 @@ def _check_same(names, headers, responses) -> None:
             (f"only in {names[0]}", first.keys() - own.keys()),
             (f"only in {name}", own.keys() - first.keys()),
             (
-                "of another question or answer",
+                "of another question, answer, verifier or tests",
                 {i for i in first if own.get(i, first[i]) != first[i]},
             ),
         ):

@@ -86,12 +86,27 @@ GOOD = '{"prompt": "q", "answer": "a"}'
         ('{"messages": ["q"], "answer": "a"}', "'messages' list"),
         ('{"messages": {"role": "user", "content": "q"}, "answer": "a"}', "'messages' list"),
         ('{"messages": [{"role": "user"}], "answer": "a"}', "messages"),
+        ('{"prompt": "q", "answer": "a", "verifer": "math"}', "'verifer'.*verifier"),
+        ('{"prompt": "q", "answer": "a", "verifier": "maths"}', "'maths'.*math"),
+        ('{"prompt": "q", "answer": "a", "id": null}', "'id' is None"),
+        ('{"prompt": "q", "answer": "a", "id": true}', "'id' is True"),
+        ('{"prompt": "q", "answer": "AB", "verifier": "choice"}', "'AB' is no letter"),
+        ('{"prompt": "q", "answer": "{", "verifier": "tools"}', "gold answer is no JSON"),
+        ('{"prompt": "q", "verifier": "code"}', "has no tests"),
+        ('{"prompt": "q", "answer": null, "verifier": "code"}', "no 'answer'"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, line, message):
     path = tmp_path / "rows.jsonl"
     with pytest.raises(data.DataError, match=rf"rows.jsonl, row 2: .*{message}"):
         jsonl(path, GOOD, line, GOOD)
+
+
+def test_tests_are_enough_of_an_answer(tmp_path):
+    row = {"prompt": "double it", "verifier": "code"}
+    row["meta"] = {"tests": [{"input": "1", "output": "2"}]}
+    (problem,) = jsonl(tmp_path / "rows.jsonl", json.dumps(row))
+    assert (problem.answer, problem.meta) == ("", row["meta"])
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -229,14 +229,15 @@ def test_duplicates_are_found_and_counted():
                 problem("1", "in both"),
                 problem("2", "once"),
                 problem("3", "twice"),
-                problem("4", "Twice "),
+                problem("4", " twice "),
+                problem("10", "Twice"),
                 problem("5", "odd", "x"),
                 problem("6", "odd", "y"),
             ],
-            "test": [problem("7", "In  both"), problem("8", "own"), problem("9", "own")],
+            "test": [problem("7", "in  both"), problem("8", "own"), problem("9", "own")],
         }
     )
-    assert [p.id for p in made["train"]] == ["2", "3"]
+    assert [p.id for p in made["train"]] == ["2", "3", "10"]
     assert [p.id for p in made["test"]] == ["7", "8", "9"]
     assert found == {
         "train_in_test": ["1"],
@@ -244,6 +245,23 @@ def test_duplicates_are_found_and_counted():
         "train_contradicted": ["5", "6"],
         "test_repeated": ["9"],
     }
+
+
+def test_a_chat_is_all_of_its_turns():
+    def chat(name, system, topic, answer):
+        texts = (topic, "Say more.", "Give the answer.")
+        turns = zip(("user", "assistant", "user"), texts, strict=True)
+        said = [{"role": "system", "content": system}]
+        said += [{"role": role, "content": text} for role, text in turns]
+        return Problem(name, tuple(said), answer, "exact")
+
+    rows = [chat("1", "s", "2 + 2?", "4"), chat("2", "s", "3 + 3?", "6")]
+    made, found = splits.without_duplicates({"train": rows, "test": []})
+    assert made["train"] == rows and not any(found.values())
+    rows = [*rows, chat("3", "other words", "2  + 2?", "5")]
+    made, found = splits.without_duplicates({"train": rows, "test": []})
+    assert [p.id for p in made["train"]] == ["2"]
+    assert found["train_contradicted"] == ["1", "3"]
 
 
 # Files.
@@ -397,22 +415,25 @@ def test_a_prepared_data_set_is_not_overwritten(chemistry, capsys):
 @needs_tfds
 def test_bad_rows_stop_it_or_are_listed(tmp_path, capsys):
     lines(tmp_path / "train.jsonl", {"prompt": "q", "answer": "a"}, {"prompt": "q2"}, 3)
+    with open(tmp_path / "train.jsonl", "a") as file:
+        file.write('{"prompt": "q4", "answer": "AB", "verifier": "choice"}\n')
     lines(tmp_path / "test.jsonl", {"prompt": "q3", "answer": "a"})
     flags = (f"--source={tmp_path}", f"--out={tmp_path / 'out'}", "--as=mine")
     mopd("prepare", "jsonl", *flags, status=2)
     err = capsys.readouterr().err
-    assert "2 of 4 rows cannot be used" in err
+    assert "3 of 5 rows cannot be used" in err
     assert f"{tmp_path / 'train.jsonl'}, row 2: no 'answer'" in err
+    assert f"{tmp_path / 'train.jsonl'}, row 4: the gold answer 'AB' is no letter" in err
     assert not (tmp_path / "out").exists()
     mopd("prepare", "jsonl", *flags, "--bad-rows=exclude")
     manifest = store.read_manifest(tmp_path / "out", "mine")
-    assert len(manifest["rejected"]) == 2
+    assert len(manifest["rejected"]) == 3
     assert manifest["splits"] == {"train": 1, "test": 1}
 
 
 @needs_tfds
 def test_items_whose_gold_fails_are_excluded_by_name(tmp_path, capsys):
-    row = {"answer": "[1]", "verifier": "tools"}
+    row = {"answer": "a</answer>b"}  # Can be judged, and no tag can hold it.
     good = {"answer": json.dumps(CALLS), "verifier": "tools"}
     rows = [{"id": f"r{i}", "prompt": f"q{i}", **(row if i == 1 else good)} for i in range(4)]
     lines(tmp_path / "train.jsonl", *rows)

@@ -3,12 +3,23 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
 import pytest
 
-from mopd_jax import checkpoint, cli, evaluate, heldout, records, responses, train, weights
+from mopd_jax import (
+    checkpoint,
+    cli,
+    collect,
+    evaluate,
+    heldout,
+    records,
+    responses,
+    train,
+    weights,
+)
 from mopd_jax import run as runs
 from mopd_jax.config import ConfigError
 from mopd_jax.verifiers import answers
@@ -133,6 +144,53 @@ def test_compare(pair, tmp_path, capsys):
     metrics = "--metrics=mean@4,bigram similarity, all"
     assert cli.main([*words[:3], metrics, "--bleu=off"]) == 0
     assert "all 2 tests" in capsys.readouterr().out
+
+
+def test_a_question_is_all_that_decides_a_verdict():
+    chat = ({"role": "user", "content": "add"},)
+
+    def digest(verifier="code", **meta):
+        return heldout.question(records.Problem("p", chat, "", verifier, meta))
+
+    tests = [{"input": "1", "output": "2"}]
+    asked = digest(tests=tests, fn_name=None)
+    assert re.fullmatch("[0-9a-f]{12}", asked)
+    assert digest(fn_name=None, tests=[dict(reversed(tests[0].items()))]) == asked
+    assert digest(tests=[{"input": "1", "output": "3"}], fn_name=None) != asked
+    assert digest("exact", tests=tests, fn_name=None) != asked
+    assert digest(path=pathlib.Path("a")) != digest(path=pathlib.Path("b"))
+
+
+class _Box:
+    """In place of a sandbox; programs are not run."""
+
+    description, level, closed = "none", "limits", False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.closed = True
+
+
+def _broken(*args):
+    raise RuntimeError("broken off")
+    yield
+
+
+def test_the_sandbox_is_closed_whatever_happens(tmp_path, monkeypatch):
+    boxes = []
+    monkeypatch.setattr(
+        runs, "_sandbox", lambda cfg, problems: boxes.append(_Box()) or boxes[-1]
+    )
+    monkeypatch.setattr(heldout, "respond", lambda *args: next(_broken()))
+    with pytest.raises(RuntimeError, match="broken off"):
+        evaluated(tmp_path / "eval", *FLAGS)
+    monkeypatch.setattr(collect, "_rows", _broken)
+    cfg, _ = cli.parse([*FLAGS, f"--workdir={tmp_path}"])
+    with pytest.raises(RuntimeError, match="broken off"):
+        collect.collect(cfg, tmp_path / "rollouts.jsonl", devices=jax.devices()[:1])
+    assert len(boxes) == 2 and all(box.closed for box in boxes)
 
 
 def test_parameters_alone_are_checked_too(trained, monkeypatch):

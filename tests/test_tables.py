@@ -197,7 +197,7 @@ def test_settings_that_differ_are_told():
             ["x", "y"],
             {},
             changed(changed(run(), "c", 0, question="f"), "c", 1, question="f"),
-            "1 of another question or answer: 'c'",
+            "1 of another question, answer, verifier or tests: 'c'",
         ),
         (["x", "y"], {}, [group(str(i), {}, {}) for i in range(9)], "'a', 'b', 'c'"),
     ],

@@ -315,7 +315,7 @@ def test_evaluation_on_what_is_trained_on_by_intention(tmp_path, caplog):
         "--option.test_share=1",
     ]
     assert cli.main(["data", *told]) == 0
-    changes = {"data__source": "tfds", "data__options.dir": tmp_path, "eval__problems": 1}
+    changes = {"data__source": "tfds", "data__options.dir": tmp_path, "eval__problems": None}
     changes |= {"data__options.train": "jsonl:test", "data__options.eval": "jsonl"}
     cfg, folder = cli.parse(flags(tmp_path / "run", **changes, data__held_out=False))
     with caplog.at_level("WARNING", "mopd"):

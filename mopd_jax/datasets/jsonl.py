@@ -5,19 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mopd_jax.config_dict import unknown
 from mopd_jax.datasets import splits
 from mopd_jax.datasets.rows import DataError, Format, Options, Parsed, Row, Splits
 from mopd_jax.records import Problem, is_chat
+
+_FIELDS = ("id", "prompt", "messages", "answer", "solution", "verifier", "meta")
 
 
 def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
     """One row as a problem; its verifier is `exact` where it names none.
 
+    A row for `code` has its tests in `meta` and needs no answer.
+
     Raises:
-        DataError: a field is missing or of the wrong type.
+        DataError: a field is missing, of the wrong type or not known.
     """
-    answer = row.get("answer")
-    if not isinstance(answer, str) or not answer.strip():
+    if strange := sorted(str(key) for key in row if key not in _FIELDS):
+        said = unknown(f"the field {strange[0]!r}", strange[0], _FIELDS)
+        raise DataError(f"{where}: {said}")
+    name = row.get("id", default_id)
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        raise DataError(f"{where}: 'id' is {name!r}; give text or a number, or leave it out")
+    answer = row.get("answer", "" if row.get("verifier") == "code" else None)
+    tested = row.get("verifier") == "code" and answer == ""
+    if not tested and (not isinstance(answer, str) or not answer.strip()):
         raise DataError(f"{where}: no 'answer'; give the gold answer as a non-empty string")
     solution = row.get("solution", "")
     if not isinstance(solution, str):
@@ -39,7 +51,7 @@ def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
             "ends with the user"
         )
     return Problem(
-        id=str(row.get("id", default_id)),
+        id=str(name),
         messages=tuple(messages),
         answer=answer,
         verifier=verifier,

@@ -14,7 +14,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from mopd_jax.datasets import catalogue, files, splits, store
+from mopd_jax import verifiers
+from mopd_jax.datasets import catalogue, files, jsonl, splits, store
 from mopd_jax.datasets.rows import DataError, Format, LeftOut, Options, Parsed
 from mopd_jax.records import Problem
 
@@ -107,6 +108,9 @@ def _parsed(
                 continue
             try:
                 problems = form.parse(row, options)
+                # The other formats check what they make of a row.
+                if form is jsonl.FORMAT and (wrong := verifiers.unusable(problems[0])):
+                    raise row.error(wrong)
             except LeftOut as reason:
                 left_out.setdefault(str(reason), []).append(f"{path.name}, row {count}")
             except DataError as error:

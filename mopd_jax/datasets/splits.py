@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -63,8 +64,9 @@ def train_only(parsed: Sequence[Parsed], options: Options) -> Splits:
 
 
 def question(problem: Problem) -> str:
-    """What makes two problems one: the last message, in any case and spacing."""
-    return " ".join(problem.messages[-1]["content"].split()).casefold()
+    """What makes two problems one: all turns but the system's, in any spacing."""
+    turns = [m for m in problem.messages if m["role"] != "system"]
+    return json.dumps([[m["role"], " ".join(m["content"].split())] for m in turns])
 
 
 def without_duplicates(splits: Splits) -> tuple[Splits, dict[str, list[str]]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import itertools
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 from mopd_jax import codebook
@@ -26,6 +28,8 @@ VERIFIERS: dict[str, Callable[..., Verdict]] = {
 _INSTALLED: dict[str, Callable[[], None]] = {"math": math.check_installed}
 # They run programs of the response: in a sandbox, and as many at a time as that has workers.
 EXTERNAL = {"code"}
+# They ask worker processes of their own, from any thread.
+WORKERS = {"math"}
 
 
 def check(problems: Iterable[Problem]) -> None:
@@ -84,11 +88,11 @@ def verify_all(
 ) -> list[Verdict]:
     """The verdicts on many responses, in their order; each is that of `verify`.
 
-    Rows whose verifier runs programs share the sandbox's workers, and the others are judged
-    meanwhile, in this thread.
+    Rows whose verifier has processes of its own, or runs programs in the sandbox's, are judged
+    several at a time, and the others meanwhile, in this thread.
 
     Args:
-        progress: wraps the rows, to show how far it is.
+        progress: wraps as many items as there are rows, to show how many are done.
 
     Raises:
         SandboxError: if one is needed, none is given, and none can be opened.
@@ -105,18 +109,42 @@ def verify_all(
         return verify(problem, response, truncated=cut, **options)
 
     # Twice the workers, so that none waits while a verdict is made of what it returned.
-    threads = 1 if sandbox is None else 2 * sandbox.workers
+    threads = max(2, os.cpu_count() or 1, 0 if sandbox is None else 2 * sandbox.workers)
+    verdicts: dict[int, Verdict] = {}
     with concurrent.futures.ThreadPoolExecutor(threads, "verify") as pool:
         waiting = {
-            i: pool.submit(one, row)
+            pool.submit(one, row): i
             for i, row in enumerate(rows)
-            if row[0].verifier in EXTERNAL
+            if row[0].verifier in EXTERNAL | WORKERS
         }
-        direct = {i: one(row) for i, row in enumerate(rows) if i not in waiting}
-        return [
-            waiting[i].result() if i in waiting else direct[i]
-            for i in progress(range(len(rows)))
-        ]
+        apart = set(waiting.values())
+        direct = (i for i in range(len(rows)) if i not in apart)
+        finished = itertools.chain(
+            ((i, one(rows[i])) for i in direct),
+            ((waiting[f], f.result()) for f in concurrent.futures.as_completed(waiting)),
+        )
+        for _ in progress(range(len(rows))):
+            i, verdict = next(finished)
+            verdicts[i] = verdict
+    return [verdicts[i] for i in range(len(rows))]
+
+
+def unusable(problem: Problem) -> str:
+    """Why no response to this problem can be judged; "" where nothing is known against it.
+
+    Nothing is run: a gold letter, gold calls and tests are read, and the name is looked up.
+    """
+    name = problem.verifier
+    if name not in VERIFIERS:
+        return unknown(f"verifier {name!r}", name, VERIFIERS)
+    if name in ("choice", "tools"):
+        return verify(problem, "").error
+    if name == "code":
+        try:
+            code.task_of(problem)
+        except ValueError as error:
+            return str(error)
+    return ""
 
 
 def _judge(problem: Problem, response: str, sandbox: Sandbox | None) -> Verdict:

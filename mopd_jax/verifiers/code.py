@@ -7,6 +7,7 @@
     fn_name    the function, or the method of `class Solution`, of functional tests
     time_limit CPU seconds of one test; else `sandbox.cpu_seconds`
     float_tolerance  instead of 1e-6 (`programs.same_output`)
+    feedback   "kind" (default) or "gold": what `verify` says of a failure
 
 as LiveCodeBench has it. Arguments of a functional test stand one on a line, each in JSON; its
 output is JSON. A program gets one process for each test and never sees an expected output.
@@ -14,6 +15,7 @@ output is JSON. A program gets one process for each test and never sees an expec
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import json
 import re
@@ -39,6 +41,12 @@ _WHAT = {
     "hostile": "it broke the process that runs it",
 }
 _NO_VERDICT = ("starved", "broken")
+# Names that a program cannot make of what it reads.
+_ERRORS = frozenset(
+    name
+    for name, value in vars(builtins).items()
+    if isinstance(value, type) and issubclass(value, BaseException)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,28 +66,37 @@ class Task:
 
     call: name of the function of functional tests.
     cpu_seconds: of one test; None is the sandbox's own limit.
+    disclose: feedback may show the tests.
     """
 
     tests: list[Test]
     call: str | None
     cpu_seconds: float | None
     tolerance: float
+    disclose: bool = False
 
 
 def task_of(problem: Problem) -> Task:
     """The tests in `problem.meta`.
 
     Raises:
-        ValueError: naming the test and what is wrong with it.
+        ValueError: naming the test, or the key of `meta`, and what is wrong with it.
     """
     rows = problem.meta.get("tests")
     if not isinstance(rows, list | tuple) or not rows:
         raise ValueError(f"problem {problem.id!r} has no tests; give meta['tests']")
+    feedback = problem.meta.get("feedback", "kind")
+    if feedback not in ("kind", "gold"):
+        raise ValueError(
+            f"problem {problem.id!r}: meta['feedback'] is {feedback!r}; it must be 'kind' or "
+            "'gold'"
+        )
     return Task(
         [_test(row, i, problem) for i, row in enumerate(rows, 1)],
         problem.meta.get("fn_name"),
         _number(problem, "time_limit", None),
         _number(problem, "float_tolerance", programs.TOLERANCE),
+        feedback == "gold",
     )
 
 
@@ -154,21 +171,25 @@ def verify(
     response: str,
     *,
     sandbox: Sandbox | None = None,
-    feedback: Literal["kind", "with_gold"] = "kind",
+    feedback: Literal["kind", "with_gold"] | None = None,
 ) -> Verdict:
     """1 if the response's program passes every test, else 0; all tests are run in any case.
 
     Args:
         sandbox: to run it in; None opens one with default settings for this call alone.
-        feedback: `kind` says which test failed and how, with the last line of the program's own
-            traceback. `with_gold` adds the first failed test with its input and expected
-            output, and declares that.
+        feedback: `kind` says which test failed and how: of an exception the built-in type and
+            the line, and nothing that the program wrote, since it may have read a hidden
+            input. `with_gold` adds the end of the program's own traceback and the test with
+            its input and expected output, and declares that. None: `with_gold` where
+            `meta["feedback"]` is "gold", else `kind`.
 
     Raises:
         ValueError: if the problem's tests cannot be used.
         SandboxError: if no sandbox can be opened.
     """
     task = task_of(problem)
+    if feedback is None:
+        feedback = "with_gold" if task.disclose else "kind"
     if sandbox is None:
         with Sandbox(SandboxConfig(workers=1)) as own:
             return verify(problem, response, sandbox=own, feedback=feedback)
@@ -194,7 +215,7 @@ def verify(
                 format_ok=well_formed,
             )
     passed = sum(result.passed for result in results)
-    said = _feedback(results, with_gold=feedback == "with_gold")
+    said = _feedback(results, source, with_gold=feedback == "with_gold")
     return Verdict(
         float(passed == len(results)),
         passed / len(results),
@@ -204,7 +225,7 @@ def verify(
     )
 
 
-def _feedback(results: list[Result], *, with_gold: bool) -> str:
+def _feedback(results: list[Result], source: str, *, with_gold: bool) -> str:
     """What went wrong: the first test that ended badly, else the first with a wrong answer."""
     failed = [(i, r) for i, r in enumerate(results, 1) if not r.passed]
     if not failed:
@@ -212,7 +233,7 @@ def _feedback(results: list[Result], *, with_gold: bool) -> str:
     # An error says more than a wrong answer.
     number, result = next((f for f in failed if f[1].outcome.kind != "ok"), failed[0])
     lines = [f"Passed {len(results) - len(failed)} of {len(results)} tests."]
-    lines.append(f"Test {number}: {_how(result)}.")
+    lines.append(f"Test {number}: {_how(result, source, told=with_gold)}.")
     if with_gold:
         test = result.test
         given = test.program_input if test.arguments is None else test.arguments
@@ -221,7 +242,8 @@ def _feedback(results: list[Result], *, with_gold: bool) -> str:
     return "\n".join(lines)
 
 
-def _how(result: Result) -> str:
+def _how(result: Result, source: str, *, told: bool) -> str:
+    """How a test failed; `told`: in the program's own words too."""
     outcome = result.outcome
     if outcome.kind == "ok":
         functional = result.test.arguments is not None
@@ -232,9 +254,16 @@ def _how(result: Result) -> str:
     if outcome.kind != "error":
         return said
     text = outcome.stderr.decode("utf-8", "replace")
-    last = next((line for line in reversed(text.split("\n")) if line.strip()), "")
+    lines = [line for line in text.split("\n") if line.strip()]
+    # A traceback may be forged as well, so a line must be one of the program.
     at = re.findall(r'File "<program>", line (\d{1,9})', text)
-    return f"{said}{f' at line {at[-1]}' if at else ''}: {_short(_printable(last.strip()))}"
+    if at and 1 <= int(at[-1]) <= len(source.split("\n")):
+        said += f" at line {int(at[-1])}"
+    if told:
+        return f"{said}: {_short(_printable(lines[-1].strip()))}" if lines else said
+    # The last, since a message may have lines of its own.
+    names = [name for name in (line.partition(":")[0] for line in lines) if name in _ERRORS]
+    return f"{said}: {names[-1]}" if names else said
 
 
 def _printable(text: str) -> str:
