@@ -165,6 +165,16 @@ def teacher_inputs(
     return TeacherInputs(prompt, mask, informed), records, chats
 
 
+def check_shells(problems: Sequence[Problem], tokenizer: Tokenizer, cfg: ContextConfig) -> None:
+    """The closing line alone must fit behind every question: there is no block to cut.
+
+    Raises:
+        PromptTooLong: names the problem, its tokens and the limit.
+    """
+    for problem in problems:
+        _fit(problem, [], tokenizer, cfg, bare=True)
+
+
 def gold(problem: Problem, cfg: ContextConfig) -> str:
     """What `cfg.gold` names, "answer" or "solution", of a problem.
 

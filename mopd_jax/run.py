@@ -135,6 +135,8 @@ def prepare(
     if saved is None:  # The verdicts of a file's rollouts are in the file.
         verifiers.check(train_problems)
     context.student_prompts(train_problems, words, length=cfg.rollout.prompt_length)
+    if cfg.peers.control == "shell":
+        context.check_shells(train_problems, words, cfg.context)
     if cfg.context.gold != "off":
         for problem in train_problems:
             context.gold(problem, cfg.context)

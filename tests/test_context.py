@@ -743,3 +743,12 @@ def test_gold_is_cut_like_a_peer_and_counted():
 def test_missing_gold_names_the_problem():
     with pytest.raises(context.NoGold, match="context.gold='solution', but problem 'p' has no"):
         with_gold("solution", solution=" ")
+
+
+def test_a_shell_must_fit_behind_every_question():
+    long = Problem("q", ({"role": "user", "content": words("w", 9)},), "GOLD", "exact")
+    fits = ContextConfig(**{**CFG.__dict__, "teacher_prompt_length": 16})
+    context.check_shells([PROBLEM, long], Words(), fits)
+    tight = ContextConfig(**{**CFG.__dict__, "teacher_prompt_length": 15})
+    with pytest.raises(context.PromptTooLong, match="problem 'q' has 16 tokens"):
+        context.check_shells([PROBLEM, long], Words(), tight)
