@@ -38,7 +38,7 @@ LOSSES = {
     "steps": {"aggregation": "seq-mean-step-mean", "every_row": True},
 }
 # (loss, micro-batches, devices as data, fsdp, tensor). Both kinds of split are one compilation;
-# the first loss has each alone as well, and every loss has some of both.
+# the first loss has each alone, and every other loss some of both.
 CHOSEN = [
     ("jsd", 8, (1, 1, 1)),
     ("jsd", 1, (8, 1, 1)),
@@ -51,6 +51,8 @@ CHOSEN = [
     ("sft", 4, (1, 2, 2)),
     ("steps", 4, (2, 1, 1)),
 ]
+# One of each way to weigh tokens is tested every time; the others compile as long.
+OFTEN = dict.fromkeys(("jsd", "grpo", "dpo", "steps"), ())
 # Every loss in more ways; (1, 1, 1) in one part is what they are compared with.
 SPLITS = [(2, (1, 1, 1)), (4, (2, 1, 2)), (8, (2, 1, 1)), (1, (2, 2, 2))]
 GRID = [(name, *split) for name in LOSSES for split in SPLITS]
@@ -134,7 +136,11 @@ def check_split(name, micro, axes):
     assert_equal(got, whole(name))
 
 
-@pytest.mark.parametrize(("name", "micro", "axes"), CHOSEN, ids=str)
+@pytest.mark.parametrize(
+    ("name", "micro", "axes"),
+    [pytest.param(*case, marks=OFTEN.get(case[0], pytest.mark.slow)) for case in CHOSEN],
+    ids=str,
+)
 def test_splits_do_not_matter(name, micro, axes):
     check_split(name, micro, axes)
 
@@ -147,7 +153,9 @@ def test_no_split_matters(name, micro, axes):
     check_split(name, micro, axes)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=OFTEN.get(name, pytest.mark.slow)) for name in LOSSES]
+)
 @pytest.mark.parametrize("what", ["rows", "groups"])
 def test_order_does_not_matter(name, what):
     rng = np.random.default_rng(0)

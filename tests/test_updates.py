@@ -35,7 +35,11 @@ SAMPLER = [
 ]
 
 
-@pytest.mark.parametrize("loss", SAMPLER, ids=lambda x: x.method)
+@pytest.mark.parametrize(
+    "loss",
+    [*SAMPLER[:3], pytest.param(SAMPLER[3], marks=pytest.mark.slow)],
+    ids=lambda x: x.method,
+)
 def test_a_step_of_several_updates_is_these_updates(loss):
     """Two epochs of two mini-batches are four steps of one update on the same rows."""
     many = config(loss=loss, teacher=FROZEN, optimizer=updates(mini_batches=2, epochs=2))
@@ -54,8 +58,15 @@ def test_a_step_of_several_updates_is_these_updates(loss):
         np.testing.assert_allclose(logged[name], mean, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("method", ["distill", "grpo"])
-@pytest.mark.parametrize("cap", [None, 1.1])
+@pytest.mark.parametrize(
+    ("method", "cap"),
+    [
+        ("distill", None),
+        ("grpo", None),
+        ("distill", 1.1),
+        pytest.param("grpo", 1.1, marks=pytest.mark.slow),
+    ],
+)
 def test_the_trainers_ratio_is_to_the_student_before_the_step(method, cap):
     """As the sampler's, had it sampled with the trainer's log-probs; times a constant."""
     aggregation = "token-mean" if method == "grpo" else "seq-mean-token-mean"
