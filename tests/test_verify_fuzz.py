@@ -96,7 +96,10 @@ def run(name, count, pool):
 
     check()
     pool.close()
-    assert leftovers() == before
+    now = leftovers()
+    # What other tests left may end meanwhile; nothing may be added.
+    assert now[0] <= before[0]
+    assert all(a <= b for a, b in zip(now[1:], before[1:], strict=True))
     return undecided
 
 
