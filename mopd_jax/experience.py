@@ -266,6 +266,11 @@ def group_metrics(sampled, rewards, valid, success, contexts) -> dict[str, float
         "response_tokens_max": int(lengths.max()),
         "teacher_prompt_tokens": float(np.mean(prompt_tokens)),
         "teacher_prompt_tokens_max": int(np.max(prompt_tokens)),
+        "contexts_clipped": float(
+            np.mean(
+                [sum(r.cut) + r.dropped + r.feedback_cut + r.gold_cut > 0 for r in contexts]
+            )
+        ),
         "peer_tokens_cut": int(sum(sum(record.cut) for record in contexts)),
         "peers_dropped": int(sum(record.dropped for record in contexts)),
         **_shares(contexts),

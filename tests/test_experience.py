@@ -84,8 +84,12 @@ def test_groups_without_a_verdict_are_neither_mixed_nor_failed():
         stopped=np.ones((3, 2), bool),
         texts=[["a", "b"]] * 3,
     )
-    contexts = [record((), ())] * 6
+    contexts = [record((), ())] * 4
+    contexts += [
+        dataclasses.replace(record((), ()), **cut) for cut in ({"dropped": 1}, {"cut": (3,)})
+    ]
     got = experience.group_metrics(sampled, success * 1.0, valid, success, contexts)
+    assert got["contexts_clipped"] == 2 / 6
     assert got["mixed_groups"] == 1 / 3
     assert got["all_failed_groups"] == 0
     assert got["all_solved_groups"] == 1 / 3
