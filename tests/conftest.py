@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, set before jax is imported, and the same examples every time."""
 
+import gc
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -25,3 +26,14 @@ except ModuleNotFoundError as error:
 
 hypothesis.settings.register_profile("same", derandomize=True, max_examples=50, deadline=None)
 hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_module():
+    """Lets compiled programs go after their module: each holds memory maps, of which a process
+    may have 65,530, and thousands of programs are compiled here."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
