@@ -21,15 +21,12 @@ import numpy as np
 
 from mopd_jax import peers
 from mopd_jax.config_dict import InputError
+from mopd_jax.verifiers import programs
 
 Bleu = Callable[[str, Sequence[str]], float]
 Embed = Callable[[Sequence[str]], np.ndarray]
 
 _WORD = re.compile(r"\w+|[^\w\s]")
-_FENCE = re.compile(
-    r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE
-)
-_PYTHON = ("", "python", "python3", "py")
 
 
 class DiversityError(InputError):
@@ -133,20 +130,13 @@ def unique_ratio(texts: Sequence[str]) -> float:
     return len(set(texts)) / len(texts) if len(texts) > 1 else float("nan")
 
 
-def program(text: str) -> str | None:
-    """The last fenced block of Python, or without a language; None where there is none."""
-    blocks = [code for tag, code in _FENCE.findall(text) if tag.lower() in _PYTHON]
-    return blocks[-1] if blocks else None
+def node_types(text: str) -> collections.Counter | None:
+    """How often each type of syntax node occurs in the program of a response: the one that the
+    code verifier would run.
 
-
-def node_types(
-    text: str, find: Callable[[str], str | None] = program
-) -> collections.Counter | None:
-    """How often each type of syntax node occurs in the program of a response.
-
-    Nothing is run. None where the text holds no program, or one that does not parse.
+    Nothing is run here. None where the text holds no program, or one that does not parse.
     """
-    code = find(text)
+    code = programs.extract(text).source
     if code is None:
         return None
     try:
@@ -275,7 +265,6 @@ def measure(
     budget: Budgets | None = None,
     bleu: Bleu | None = None,
     embed: Embed | None = None,
-    find: Callable[[str], str | None] = program,
 ) -> Diversity:
     """All measures of P problems.
 
@@ -285,12 +274,11 @@ def measure(
         budget: of Distinct-n; None: `budgets` of these responses.
         bleu: None leaves the measures with BLEU out.
         embed: texts -> vectors f64[n, D], for similarity by cosine.
-        find: the program in a response.
     """
     if budget is None:
         budget = budgets(texts, success)
     tokens = [[words(text) for text in row] for row in texts]
-    nodes = [[node_types(text, find) for text in row] for row in texts]
+    nodes = [[node_types(text) for text in row] for row in texts]
     won = [np.flatnonzero(row).tolist() for row in success]
     rows: list[dict[str, float]] = []
     for p, row in enumerate(texts):

@@ -233,7 +233,7 @@ def _row_weight(rewards, valid, group, cfg: Config) -> np.ndarray | None:
     """f32[N] of `loss.row_weight`, or None where all rows weigh the same."""
     if cfg.loss.row_weight == "equal":
         return None
-    success = valid & groups.successes(rewards, threshold=cfg.peers.threshold)
+    success = groups.successes(rewards, threshold=cfg.peers.threshold)
     return np.repeat(groups.solve_variance(success, valid), group).astype(np.float32)
 
 

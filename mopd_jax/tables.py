@@ -179,7 +179,7 @@ def measure(
     values |= {
         f"best@{n}": statistics.best_at(solved, n=n),
         f"worst@{n}": statistics.worst_at(solved, n=n),
-        f"majority@{n}": statistics.majority(answers, solved),
+        f"majority@{n}": statistics.majority(answers, np.where(valid, solved, np.nan)),
     }
     for name, x in (("reward", rewards), ("test fraction", fractions)):
         values |= {

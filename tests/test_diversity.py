@@ -104,21 +104,16 @@ def test_unique_ratio():
     assert np.isnan(diversity.unique_ratio(["a"]))
 
 
-@pytest.mark.parametrize(
-    ("text", "want"),
-    [
-        ("```python\nx = 1\n```", "x = 1\n"),
-        ("```\nx = 1\n```", "x = 1\n"),
-        ("```py\na\n```\nand\n```Python\nb\n```", "b\n"),
-        ("```python\na\n```\n```json\n{}\n```", "a\n"),
-        ("  ```python\n  a\n  ```", "  a\n"),
-        ("```python\nnever closed", None),
-        ("x = 1", None),
-        ("inline ```x``` only", None),
-    ],
-)
-def test_programs_stand_in_fences(text, want):
-    assert diversity.program(text) == want
+def test_the_program_measured_is_the_one_that_is_judged():
+    """Not a later block of another kind, nor a draft in thoughts; unclosed ones too."""
+    want = diversity.node_types(fenced("x = 1"))
+    for text in (
+        "```python\nx = 1\n```\n```\n5 6\n```",
+        "<think>```python\nimport os\n```</think>\n```py\nx = 1\n```",
+        "```python\nx = 1",
+    ):
+        assert diversity.node_types(text) == want
+    assert diversity.node_types("x = 1") is None
 
 
 def fenced(code):

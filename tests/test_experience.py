@@ -409,6 +409,23 @@ def test_the_students_prompt_is_the_same_for_every_method():
         assert all(each == read[0] for each in read)
 
 
+def test_gold_that_a_teacher_read_is_not_in_the_file(words):
+    """Whoever trains from the file later must not find it there."""
+    step = made(words)
+    _, sampled, verdicts, chosen, rendered, _ = step
+
+    def messages(records):
+        made_of = dataclasses.replace(rendered, records=records)
+        return [
+            r.teacher_message for r in offline.rows(sampled, verdicts, chosen, made_of, step=1)
+        ]
+
+    plain = messages(rendered.records)
+    assert any(message is not None for message in plain)
+    told = [dataclasses.replace(r, gold=3, informed=True) for r in rendered.records]
+    assert messages(told) == [None] * len(told)
+
+
 def test_rows_are_weighed_by_their_groups_solve_rate(words):
     assert made(words)[-1].row_weight is None
     got = made(words, loss={"row_weight": "solve_variance"})[-1].row_weight

@@ -59,7 +59,7 @@ def test_the_metrics_by_hand():
         "pass@2": [1, 0, 1],
         "best@2": [0.75, 0, 0.75],
         "worst@2": [0.25, 0, 0.25],
-        "majority@2": [0.5, 0, 0.5],
+        "majority@2": [0.5, 0, 1],  # Where there is no verdict, a vote and no value.
         "reward": [0.75, 0, 1],
         "reward, best@2": [0.875, 0, 1],
         "reward, worst@2": [0.625, 0, 1],
