@@ -16,8 +16,8 @@ import numpy as np
 from mopd_jax.datasets.rows import Row
 
 CLOSING = (
-    "Answer with one fenced Python block that holds the whole program. Each test may use "
-    "{seconds:g} seconds of CPU time."
+    "Answer with one fenced Python block that holds the whole program, with imports of the "
+    "standard library only. Each test may use {seconds:g} seconds of CPU time."
 )
 LONGEST_TEST = 1 << 26  # Characters of the input or output of a test.
 
