@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from test_sandbox import open_or_skip
 
 from mopd_jax import config, experience, run, verifiers
+from mopd_jax.config import Config
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.sandbox import Outcome
 from mopd_jax.verifiers import code, programs
@@ -667,7 +668,7 @@ def test_a_steps_rollouts_are_judged_in_the_runs_sandbox(any_box):
         texts=[[fenced("print(1)"), fenced("print(2)"), "1"], ["x", "y", "x"]],
         stopped=np.array([[True, True, False], [False, True, True]]),
     )
-    verdicts = experience.verify(types.SimpleNamespace(sandbox=any_box), sampled)
+    verdicts = experience.verify(types.SimpleNamespace(sandbox=any_box, cfg=Config()), sampled)
     assert [[v.reward for v in row] for row in verdicts] == [[1.0, 0.0, 0.0], [1.0, 0.0, 1.0]]
     assert [[v.truncated for v in row] for row in verdicts] == (~sampled.stopped).tolist()
 
