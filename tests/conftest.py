@@ -1,7 +1,10 @@
 """Eight virtual CPU devices, set before jax is imported, and the same examples every time."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of a test is compilation, so half of the compiler's effort is saved too.
@@ -13,6 +16,12 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
     ]
 ).strip()
+
+# Modules, and processes that tests start, compile many programs that another has compiled.
+CACHE = tempfile.mkdtemp(prefix="mopd-programs-")
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

@@ -8,17 +8,6 @@ from test_train import flags
 from mopd_jax import cli, logbook, methods, train
 
 
-@pytest.fixture(scope="module", autouse=True)
-def shared_compilations(tmp_path_factory):
-    """Variants with the same programs compile them once."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
 @pytest.mark.parametrize("variant", methods.METHODS)
 def test_trains_the_quick_start(variant, tmp_path):
     changes = {"steps": 2, "rollout__prompts": 16, "eval__every": 100, "eval__problems": 4}
