@@ -26,6 +26,7 @@ EXTRAS["test"] = [
     *EXTRAS["eval"],
     "equinox>=0.13",
     "pytest",
+    "pytest-xdist",
     "hypothesis",
     "psutil",
     "ruff",

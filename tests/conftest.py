@@ -17,11 +17,13 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 
-# Modules, and processes that tests start, compile many programs that another has compiled.
-CACHE = tempfile.mkdtemp(prefix="mopd-programs-")
-atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+# Modules, and processes that tests start, compile many programs that another has compiled. The
+# workers of pytest-xdist have the folder of the process that started them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.mkdtemp(prefix="mopd-programs-")
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
