@@ -29,5 +29,7 @@ def get_config(variant: str = "mopd"):
     cfg = recipes.base("models/Qwen3-8B", steps=120)
     cfg.data.options = {"name": split["name"]}
     cfg.data.held_out = split["held_out"]
+    # Programs of one half run while the other half is sampled.
+    cfg.rollout.batch = 16
     cfg.eval.problems = None  # All that a check has left.
     return recipes.finish(cfg, variant, method)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 
 from mopd_jax.records import Problem, Verdict
+from mopd_jax.thinking import answer_part
 
 DIALECTS = 48
 RULES = 10
@@ -111,7 +112,7 @@ def _problem(dialect: int, rule: int, digits: tuple[int, int, int]) -> Problem:
 
 def extract(response: str) -> str:
     """The digits that follow a rule word; "" if the response has another form."""
-    words = response.split()
+    words = answer_part(response).split()
     named = len(words) == 4 and words[0] in WORDS[-RULES:]
     return " ".join(words[1:]) if named else ""
 

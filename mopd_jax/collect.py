@@ -79,16 +79,14 @@ def _rows(run: Run, state: TrainState, problems: list[Problem]) -> Iterator[Row]
         clock = console.Clock(step, cfg.steps, phases=3)
         with clock.phase("rollout"):
             taken, uids = stream.take(cfg.rollout.prompts)
-            sampled = experience.sample(
-                run, run.sample, state, taken, uids, purpose=experience.TRAIN, step=step
-            )
+            sampled, judged = experience.sample_and_verify(run, state, taken, uids, step=step)
             if not np.isfinite(sampled.behaviour_logp).all():
                 raise RolloutFileError(
                     f"step {step}: a log-prob of the student is not finite, so nothing can be "
                     "trained from it; check the weights and model.compute_dtype"
                 )
         with clock.phase("verify"):
-            verdicts = experience.verify(run, sampled)
+            verdicts = judged()
             rewards, valid, success = experience.outcomes(verdicts, cfg)
         with clock.phase("context"):
             chosen = experience.choose_peers(run, sampled, success, valid, step)

@@ -130,6 +130,8 @@ class RolloutConfig:
     """How responses are sampled while training.
 
     prompts, group: P prompts a step, G rollouts of each.
+    batch: prompts that are sampled at a time, and judged while the next are sampled; it must
+        divide `prompts`. None: all at once, which uses a device best and overlaps nothing.
     prompt_length, response_length: S and T in tokens; a longer prompt is an error, a response
         that has not ended after T tokens is cut there and counted as truncated.
     file: train from the rollouts of this file (docs/rollouts.md) in place of sampling; the
@@ -138,6 +140,7 @@ class RolloutConfig:
     """
 
     prompts: int = 32
+    batch: int | None = None
     group: int = 8
     prompt_length: int = 2048
     response_length: int = 4096
@@ -148,7 +151,12 @@ class RolloutConfig:
     file: str | None = None
 
     def __post_init__(self):
-        _at_least(self, 1, "prompts", "prompt_length", "response_length", "top_k")
+        _at_least(self, 1, "prompts", "batch", "prompt_length", "response_length", "top_k")
+        _require(
+            self.batch is None or self.prompts % self.batch == 0,
+            f"RolloutConfig.batch is {self.batch}, which does not divide rollout.prompts="
+            f"{self.prompts}; use a divisor, or None for all at once",
+        )
         _require(self.file != "", "RolloutConfig.file is empty; None samples")
         _require(
             self.group >= 2,

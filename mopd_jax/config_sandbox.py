@@ -21,6 +21,9 @@ class SandboxConfig:
     wall_seconds: after which a program that the machine has starved of CPU time is given up, as
         an error and not as a failure.
     idle_seconds: that a program may sleep or wait for nothing; more is a failure.
+    slow_tests: tests of one program that may end at `cpu_seconds` or `idle_seconds`. After that
+        many the rest are not run, count as failed, and are counted (`tests_skipped`): a program
+        that loops would cost its limit once a test. None: all are run.
     memory_mb: of one test, all of its processes together. A process may also not reserve more.
     processes: and threads of one test, at one time.
     file_mb: of one test on its private disk, which is memory.
@@ -33,13 +36,14 @@ class SandboxConfig:
     cpu_seconds: float = 6.0
     wall_seconds: float = 90.0
     idle_seconds: float = 10.0
+    slow_tests: int | None = 2
     memory_mb: int = 1024
     processes: int = 32
     file_mb: int = 64
     output_kb: int = 8192
 
     def __post_init__(self):
-        at_least(self, 1, "workers", "processes", "file_mb", "output_kb")
+        at_least(self, 1, "workers", "slow_tests", "processes", "file_mb", "output_kb")
         at_least(self, 64, "memory_mb")
         at_least(self, 0.1, "cpu_seconds", "idle_seconds")
         least = 5 * max(self.cpu_seconds, self.idle_seconds)

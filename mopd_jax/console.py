@@ -31,23 +31,28 @@ def final_table(workdir: pathlib.Path) -> str:
         f"| held-out | before | after {after['step']} steps | gain (paired) |",
         "|---|---|---|---|",
     ]
-    outcome = [
-        np.array(
-            json.loads((workdir / f"evaluations/step_{r['step']:06d}.json").read_text()), bool
-        )
-        for r in (before, after)
-    ]
+    outcome = []
+    for record in (before, after):
+        path = workdir / f"evaluations/step_{record['step']:06d}.json"
+        # Without a verdict null, which is nan as a float.
+        outcome.append(np.array(json.loads(path.read_text())["solved"], float))
     mean, (low, high) = evaluate.gain(*outcome)
     for name in names:
         cells = [
-            f"{r[name]:.3f} [{r[name + '_low']:.3f}, {r[name + '_high']:.3f}]"
+            f"{_number(r[name])} [{_number(r[f'{name}_low'])}, {_number(r[f'{name}_high'])}]"
             for r in (before, after)
         ]
-        change = f"{after[name] - before[name]:+.3f}"
+        change = "-"
         if name.startswith("mean@"):
             change = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+        elif None not in (before[name], after[name]):
+            change = f"{after[name] - before[name]:+.3f}"
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {change} |")
     return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def say(step: int, cfg: Config, values: dict[str, float]) -> None:

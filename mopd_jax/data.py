@@ -207,9 +207,7 @@ def _reasoning_gym(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
 def _jsonl(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
     del seed
     _check_options(cfg, ())
-    path = pathlib.Path(cfg.train_path if split == "train" else cfg.eval_path)
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; check data.train_path and data.eval_path")
+    ((_, path),) = _files(cfg, [split])
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -290,7 +288,13 @@ def prepared(cfg: DataConfig, split: str) -> list[tuple[pathlib.Path, str, str]]
 
 
 def record(cfg: DataConfig, splits: Sequence[str] = ("train", "eval")) -> dict[str, Any]:
-    """What the record of a run says of its prepared data: content, ceiling, exclusions."""
+    """What the record of a run says of data that it reads: content, ceiling, exclusions.
+
+    `checked` says whether `mopd data check` has judged the gold answers; without, and without
+    gold answers, the ceiling is None.
+    """
+    if cfg.source == "jsonl":
+        return {f"{split}: {path}": _file_record(path) for split, path in _files(cfg, splits)}
     if cfg.source != "tfds":
         return {}
     found = {}
@@ -305,10 +309,43 @@ def record(cfg: DataConfig, splits: Sequence[str] = ("train", "eval")) -> dict[s
                 "reads": hashlib.sha256(reads.encode()).hexdigest(),
                 "problems": manifest["splits"][part] - len(out),
                 "excluded": len(out),
-                # None: nobody knows, for want of a check or of gold answers.
+                "checked": checked is not None,
                 "ceiling": None if checked is None else checked["ceiling"],
             }
     return found
+
+
+def unchecked(found: dict[str, Any]) -> list[str]:
+    """A warning for each data set of a `record` that no check has judged."""
+    return [
+        f"{name} was never checked: whether its verifier accepts the gold answers is not "
+        "known, nor what the best possible result is. Run `mopd data check` (of files, after "
+        "`mopd data prepare jsonl`)"
+        for name, said in found.items()
+        if not said["checked"]
+    ]
+
+
+def _files(cfg: DataConfig, splits: Sequence[str]) -> list[tuple[str, pathlib.Path]]:
+    """(split, file) of source `jsonl`; raises DataError where one is missing."""
+    found = []
+    for split in splits:
+        path = pathlib.Path(cfg.train_path if split == "train" else cfg.eval_path)
+        if not path.is_file():
+            raise DataError(f"{path} does not exist; check data.train_path and data.eval_path")
+        found.append((split, path))
+    return found
+
+
+def _file_record(path: pathlib.Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {
+        "reads": hashlib.sha256(content).hexdigest(),
+        "problems": sum(bool(line.strip()) for line in content.split(b"\n")),
+        "excluded": 0,
+        "checked": False,
+        "ceiling": None,
+    }
 
 
 SOURCES: dict[str, Callable[[DataConfig, str, int], Sequence[Problem]]] = {

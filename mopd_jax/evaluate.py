@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from mopd_jax import groups, statistics
+from mopd_jax.overlap import overlapped
 
 Interval = tuple[float, float]
+Batch = TypeVar("Batch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,7 @@ class Response:
     tokens: length in tokens of the student, the end token included.
     reward, test_fraction, format_ok, error: of the verdict (`records.Verdict`).
     stopped: false where the response was cut.
+    tests_skipped: of the verdict.
     answer: what it answers, "" for nothing, None where answers are not compared as strings.
     """
 
@@ -34,6 +38,7 @@ class Response:
     format_ok: bool | None
     error: str
     stopped: bool
+    tests_skipped: int
     answer: str | None
 
 
@@ -42,27 +47,32 @@ class Evaluation:
     """Outcome of n samples on each held-out problem.
 
     success: bool[P, n].
+    valid: bool[P, n], false without a verdict: neither a success nor a failure.
     lengths: i[P, n], response tokens.
     stopped: bool[P, n], false where a response was cut.
-    errors: rows without a verdict; they count as unsolved.
     test_fraction: f64[P, n], NaN where the verifier gave none; None: it gave none at all.
     """
 
     success: np.ndarray
+    valid: np.ndarray
     lengths: np.ndarray
     stopped: np.ndarray
-    errors: int
     test_fraction: np.ndarray | None = None
+
+    @property
+    def solved(self) -> np.ndarray:
+        """f64[P, n]: 1 for a success, 0 for a failure, NaN without a verdict."""
+        return np.where(self.valid, self.success, np.nan)
 
     def summary(self, ks: Sequence[int]) -> dict[str, float]:
         """mean@n and pass@k, each with the ends of its 95 % interval over prompts."""
         n = self.success.shape[1]
-        per_prompt = {f"mean@{n}": self.success.mean(axis=1)}
-        per_prompt |= {f"pass@{k}": groups.pass_at_k(self.success, k=k) for k in ks}
+        per_prompt = {f"mean@{n}": statistics.mean(self.solved)}
+        per_prompt |= {f"pass@{k}": groups.pass_at_k(self.success, self.valid, k=k) for k in ks}
         table: dict[str, float] = {}
         for name, values in per_prompt.items():
-            low, high = groups.bootstrap_interval(values)
-            table |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
+            e = statistics.estimate(values)
+            table |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
         if self.test_fraction is not None:
             table["test_fraction"] = statistics.estimate(
                 statistics.mean(self.test_fraction)
@@ -70,7 +80,7 @@ class Evaluation:
         return table | {
             "response_tokens": float(self.lengths.mean()),
             "truncated": float((~self.stopped).mean()),
-            "verifier_errors": self.errors,
+            "verifier_errors": int((~self.valid).sum()),
             "problems": self.success.shape[0],
         }
 
@@ -79,29 +89,32 @@ def gain(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:
     """Mean difference of solve rates on the same prompts, and its 95 % paired interval.
 
     Args:
-        before, after: bool[P, n], the same P problems in the same order.
+        before, after: f64[P, n] as `Evaluation.solved`, the same P problems in the same order.
     """
-    difference = after.mean(axis=1) - before.mean(axis=1)
-    return float(difference.mean()), groups.bootstrap_interval(difference)
+    e = statistics.estimate(statistics.mean(after) - statistics.mean(before))
+    return e.value, (e.low, e.high)
 
 
 def evaluate(
-    sample: Callable[[int, int], list[list[Response]]],
+    sample: Callable[[int, int], Batch],
+    judge: Callable[[Batch], list[list[Response]]],
     problems: int,
     *,
     batch: int,
     progress: Callable[[Sequence[int]], Sequence[int]] = lambda starts: starts,
 ) -> list[list[Response]]:
-    """Runs `sample(start, stop)` over problems in batches of `batch`: responses [P][n].
+    """Runs `judge(sample(start, stop))` over problems in batches of `batch`: responses [P][n].
+
+    A batch is judged while the next is sampled.
 
     Args:
         progress: wraps the batch starts, to show how far it is.
     """
-    return [
-        row
-        for start in progress(range(0, problems, batch))
-        for row in sample(start, min(start + batch, problems))
-    ]
+    starts = progress(range(0, problems, batch))
+    _, judged = overlapped(
+        (sample(start, min(start + batch, problems)) for start in starts), judge
+    )
+    return [row for rows in judged() for row in rows]
 
 
 def outcome(responses: Sequence[Sequence[Response]], *, threshold: float) -> Evaluation:
@@ -114,8 +127,8 @@ def outcome(responses: Sequence[Sequence[Response]], *, threshold: float) -> Eva
     fraction = field(lambda r: np.nan if r.test_fraction is None else r.test_fraction)
     return Evaluation(
         success=valid & groups.successes(field(lambda r: r.reward), threshold=threshold),
+        valid=valid,
         lengths=field(lambda r: r.tokens),
         stopped=field(lambda r: r.stopped),
-        errors=int((~valid).sum()),
         test_fraction=fraction if np.isfinite(fraction).any() else None,
     )

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mopd_jax import context, controls, groups, peers, sharding, steps, verifiers
 from mopd_jax.config import Config, ContextConfig
+from mopd_jax.overlap import overlapped
 from mopd_jax.records import Batch, Message, Problem, TeacherInputs, TrainState, Verdict
 from mopd_jax.run import Run, Student
 
@@ -76,6 +77,45 @@ def sample(
         behaviour_logp=out.behaviour_logp.reshape(response.shape),
         stopped=out.stopped.reshape(shape),
         texts=texts,
+    )
+
+
+def sample_and_verify(
+    run: Run, state: TrainState, problems: list[Problem], uids: np.ndarray, *, step: int
+) -> tuple[Sampled, Callable[[], list[list[Verdict]]]]:
+    """The rollouts of a training step, `rollout.batch` prompts at a time.
+
+    A batch is judged while the next is sampled; verdicts do not depend on the load
+    (docs/sandbox.md), so neither do they on this.
+
+    Returns:
+        The rollouts, and a function that waits for the verdicts [P][G] that are still due.
+    """
+    size = run.cfg.rollout.batch or len(problems)
+    batches = (
+        sample(
+            run,
+            run.sample,
+            state,
+            problems[i : i + size],
+            uids[i : i + size],
+            purpose=TRAIN,
+            step=step,
+        )
+        for i in range(0, len(problems), size)
+    )
+    parts, verdicts = overlapped(batches, functools.partial(verify, run))
+    return _joined(parts), lambda: [row for part in verdicts() for row in part]
+
+
+def _joined(parts: list[Sampled]) -> Sampled:
+    """Batches one behind the other."""
+    columns = {f.name: [getattr(p, f.name) for p in parts] for f in dataclasses.fields(Sampled)}
+    return Sampled(
+        **{
+            name: sum(values, []) if isinstance(values[0], list) else np.concatenate(values)
+            for name, values in columns.items()
+        }
     )
 
 
@@ -291,13 +331,16 @@ def _shares(contexts) -> dict[str, float]:
 
 
 def verdict_metrics(verdicts: list[list[Verdict]]) -> dict[str, float]:
-    """What verifiers say beside the reward, means over the rows of which they say it."""
+    """What verifiers say beside the reward, means over the rows of which they say it; and how
+    many tests were not run."""
     every = [verdict for row in verdicts for verdict in row]
     found = {}
     for name in ("test_fraction", "format_ok"):
         said = [v for v in (getattr(verdict, name) for verdict in every) if v is not None]
         if said:
             found[name] = float(np.mean(said))
+    if "test_fraction" in found:
+        found["tests_skipped"] = sum(verdict.tests_skipped for verdict in every)
     return found
 
 

@@ -46,18 +46,27 @@ def solve_variance(success: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return rate * (1.0 - rate)
 
 
-def pass_at_k(success: np.ndarray, *, k: int) -> np.ndarray:
+def pass_at_k(success: np.ndarray, valid: np.ndarray | None = None, *, k: int) -> np.ndarray:
     """Unbiased pass@k of each prompt, f64[P]: 1 - C(n - c, k) / C(n, k) (Chen et al. 2021).
 
     Args:
         success: bool[P, n].
+        valid: bool[P, n], false for rows without a verdict, which are no draws: n is the number
+            of the others, and a prompt with fewer than k is NaN. None: all have one.
         k: at most n.
     """
     n = success.shape[1]
     if not 1 <= k <= n:
         raise ValueError(f"pass@{k} needs 1 <= k <= {n} samples per prompt")
-    misses = (n - success.sum(axis=1)).tolist()
-    return np.array([1.0 - math.comb(m, k) / math.comb(n, k) for m in misses])
+    valid = np.ones(success.shape, bool) if valid is None else valid
+    drawn = valid.sum(axis=1).tolist()
+    misses = (valid & ~success).sum(axis=1).tolist()
+    return np.array(
+        [
+            1.0 - math.comb(m, k) / math.comb(n, k) if n >= k else np.nan
+            for m, n in zip(misses, drawn, strict=True)
+        ]
+    )
 
 
 def bootstrap_interval(

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mopd_jax import (
     checkpoint,
+    data,
     evaluate,
     experience,
     responses,
@@ -44,11 +45,11 @@ def respond(student: Student, state: TrainState) -> list[list[Response]]:
     """
     cfg = student.cfg
 
-    def sample(start: int, stop: int) -> list[list[Response]]:
+    def sample(start: int, stop: int) -> tuple[int, experience.Sampled]:
         numbers = np.arange(start, start + cfg.eval.batch)
         # The last batch is filled up with its last problem, so that shapes stay the same.
         chosen = [student.eval_problems[i] for i in np.minimum(numbers, stop - 1).tolist()]
-        out = experience.sample(
+        return stop - start, experience.sample(
             student,
             student.sample_eval,
             state,
@@ -57,7 +58,10 @@ def respond(student: Student, state: TrainState) -> list[list[Response]]:
             purpose=experience.EVALUATE,
             step=0,
         )
-        verdicts = experience.verify(student, out)
+
+    def judge(batch: tuple[int, experience.Sampled]) -> list[list[Response]]:
+        used, out = batch
+        chosen, verdicts = out.problems, experience.verify(student, out)
         lengths = out.mask.sum(axis=2)
         return [
             [
@@ -72,16 +76,17 @@ def respond(student: Student, state: TrainState) -> list[list[Response]]:
                     format_ok=verdict.format_ok,
                     error=verdict.error,
                     stopped=bool(out.stopped[p, i]),
+                    tests_skipped=verdict.tests_skipped,
                     answer=answers.answer(chosen[p], text),
                 )
                 for i, (text, verdict) in enumerate(zip(out.texts[p], verdicts[p], strict=True))
             ]
-            for p in range(stop - start)
+            for p in range(used)
         ]
 
     bar = functools.partial(tqdm, desc="evaluate", leave=False, disable=None)
     problems = len(student.eval_problems)
-    return evaluate.evaluate(sample, problems, batch=cfg.eval.batch, progress=bar)
+    return evaluate.evaluate(sample, judge, problems, batch=cfg.eval.batch, progress=bar)
 
 
 def question(problem: Problem) -> str:
@@ -159,6 +164,9 @@ def _header(student: Student, source: pathlib.Path | None, step: int | None) -> 
         "weights": str(cfg.model.path if source is None else source),
         "step": step,
         "problems": len(student.eval_problems),
+        "ceilings": {
+            name: said["ceiling"] for name, said in data.record(cfg.data, ("eval",)).items()
+        },
         "samples": cfg.eval.samples,
         "ks": list(cfg.eval.ks),
         "threshold": cfg.peers.threshold,

@@ -22,7 +22,7 @@ from mopd_jax.evaluate import Response
 from mopd_jax.logbook import dumps, write_text
 
 FORMAT = "mopd-responses"
-VERSION = 2  # 1: `question` was of prompt and answer alone.
+VERSION = 3  # 2: no `tests_skipped`. 1: `question` was of prompt and answer alone.
 _FILE = "responses.jsonl"
 # What a table or a comparison reads of a header.
 _HEADER = {"problems": int, "samples": int, "ks": list, "threshold": float}

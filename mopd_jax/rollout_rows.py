@@ -16,7 +16,7 @@ import numpy as np
 from mopd_jax.config_dict import InputError
 from mopd_jax.records import Message, Problem, Verdict, is_chat
 
-FORMAT, VERSION = "mopd-rollouts", 1
+FORMAT, VERSION = "mopd-rollouts", 2  # 1: no `tests_skipped`.
 
 
 class RolloutFileError(InputError):
@@ -163,6 +163,7 @@ _VERDICT: dict[str, _Rule] = {
     "format_ok": _optional(_FLAG),
     "truncated": _FLAG,
     "feedback_has_gold": _FLAG,
+    "tests_skipped": _whole(0),
 }
 _ROW: dict[str, _Rule] = {
     "step": _whole(1, _U32),

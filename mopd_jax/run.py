@@ -246,6 +246,7 @@ def _check_split(cfg: Config, shards: int) -> None:
     micro = prompts * cfg.rollout.group // cfg.optimizer.micro_batches
     for name, size in (
         ("rollout.prompts", cfg.rollout.prompts),
+        ("rollout.batch", cfg.rollout.batch or cfg.rollout.prompts),
         ("prompts of a mini-batch", prompts),
         ("rows of a micro-batch", micro),
     ):
@@ -321,6 +322,8 @@ def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
         "data": _data_record(run.cfg, trains=isinstance(run, Run)),
         "sandbox": None if run.sandbox is None else run.sandbox.description,
     }
+    for said in data.unchecked(record["data"]):
+        log.warning("WARNING %s", said)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.json", configs.to_json(run.cfg) + "\n")
     write_text(folder / "command.txt", command + "\n")

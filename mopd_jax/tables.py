@@ -46,6 +46,7 @@ class Table:
         lines = [
             f"{head.get('name')}, {head.get('weights')}, {at}: {head['problems']} problems, "
             f"{head['samples']} responses each",
+            *_ceilings(head.get("ceilings", {})),
             "",
             "| metric | mean [95 % interval] | problems |",
             "|---|---|---|",
@@ -148,7 +149,7 @@ def measure(
     bleu: Bleu | None = None,
     embed: Embed | None = None,
 ) -> Measured:
-    """Every metric of responses [P][n]; a response without a verdict is unsolved, and counted.
+    """Every metric of responses [P][n]; one without a verdict is left out, and counted.
 
     Args:
         ks: of pass@k, at most n.
@@ -161,8 +162,7 @@ def measure(
         found = [[read(r) for r in row] for row in responses]
         return np.array([[np.nan if x is None else x for x in row] for row in found], float)
 
-    solved = result.success.astype(float)
-    valid = field(lambda r: not r.error).astype(bool)
+    solved, valid = result.solved, result.valid
     rewards = field(lambda r: None if r.error else r.reward)
     fractions = field(lambda r: None if r.error else r.test_fraction)
     answers = [[r.answer for r in row] for row in responses]
@@ -175,11 +175,11 @@ def measure(
         embed=embed,
     )
     values = {f"mean@{n}": statistics.mean(solved)}
-    values |= {f"pass@{k}": groups.pass_at_k(result.success, k=k) for k in ks}
+    values |= {f"pass@{k}": groups.pass_at_k(result.success, valid, k=k) for k in ks}
     values |= {
         f"best@{n}": statistics.best_at(solved, n=n),
         f"worst@{n}": statistics.worst_at(solved, n=n),
-        f"majority@{n}": statistics.majority(answers, np.where(valid, solved, np.nan)),
+        f"majority@{n}": statistics.majority(answers, solved),
     }
     for name, x in (("reward", rewards), ("test fraction", fractions)):
         values |= {
@@ -196,7 +196,12 @@ def measure(
             np.where(result.success, result.lengths, np.nan)
         ),
     }
-    counts = {"responses": valid.size, "verifier_errors": result.errors, **found.counts}
+    counts = {
+        "responses": valid.size,
+        "verifier_errors": int((~valid).sum()),
+        "tests_skipped": sum(r.tests_skipped for row in responses for r in row),
+        **found.counts,
+    }
     return Measured(values | found.values, counts)
 
 
@@ -309,6 +314,15 @@ def _check_same(names, headers, responses) -> None:
                     f"{shown}{', ...' if len(ids) > 5 else ''}; evaluate both with the same "
                     "data, eval.problems and seed"
                 )
+
+
+def _ceilings(found: Mapping[str, float | None]) -> list[str]:
+    """What no model can exceed on these problems, a line a data set."""
+    return [
+        f"ceiling of {name}: "
+        + ("not known (`mopd data check`)" if value is None else f"{value:.4f}")
+        for name, value in found.items()
+    ]
 
 
 def _budgets(runs, threshold: float, budget: int | None) -> Budgets:

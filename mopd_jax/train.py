@@ -16,7 +16,6 @@ bits as one that was never killed.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import pathlib
 import time
@@ -37,7 +36,7 @@ from mopd_jax import (
 )
 from mopd_jax.config import Config
 from mopd_jax.data import ProblemStream
-from mopd_jax.logbook import ROLLOUTS, Logbook, write_text
+from mopd_jax.logbook import ROLLOUTS, Logbook, dumps, write_text
 from mopd_jax.records import TrainState
 from mopd_jax.run import Run, meta_of, open_run
 
@@ -73,10 +72,9 @@ def train(
         for step in range(first, cfg.steps + 1):
             clock = console.Clock(step, cfg.steps, phases=4)
             with clock.phase("rollout"):
-                sampled, verdicts, draw = _rollouts(run, state, stream, step)
+                sampled, judged, draw = _rollouts(run, state, stream, step)
             with clock.phase("verify"):
-                if verdicts is None:
-                    verdicts = experience.verify(run, sampled)
+                verdicts = judged()  # Of the last batch; the others' are there.
                 rewards, valid, success = experience.outcomes(verdicts, cfg)
             with clock.phase("context"):
                 chosen = experience.choose_peers(run, sampled, success, valid, draw)
@@ -127,16 +125,13 @@ def train(
 
 
 def _rollouts(run: Run, state: TrainState, stream: ProblemStream, step: int):
-    """(Sampled, verdicts, number that keys the step's draws): of the student as it is, whose
-    verdicts are still to be made (None), or from the file of the run."""
+    """(Sampled, function that waits for its verdicts, number that keys the step's draws): of
+    the student as it is, or from the file of the run."""
     if run.saved is not None:
-        return offline.take(run, step)
+        sampled, verdicts, draw = offline.take(run, step)
+        return sampled, lambda: verdicts, draw
     problems, uids = stream.take(run.cfg.rollout.prompts)
-    purpose = experience.TRAIN
-    sampled = experience.sample(
-        run, run.sample, state, problems, uids, purpose=purpose, step=step
-    )
-    return sampled, None, step
+    return *experience.sample_and_verify(run, state, problems, uids, step=step), step
 
 
 def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
@@ -149,8 +144,8 @@ def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
     table["seconds"] = time.perf_counter() - begun
     book.scalars(step, "eval", table)
     (run.folder / "evaluations").mkdir(exist_ok=True)
-    success = json.dumps(result.success.astype(int).tolist())
-    write_text(run.folder / "evaluations" / f"step_{step:06d}.json", success)
+    solved = dumps({"solved": result.solved.tolist()})
+    write_text(run.folder / "evaluations" / f"step_{step:06d}.json", solved)
     name = f"mean@{cfg.eval.samples}"
     log.info(
         "eval after step %d: %s %.3f [%.3f, %.3f]",

@@ -21,7 +21,7 @@ from test_sandbox import open_or_skip
 from mopd_jax import config, experience, run, verifiers
 from mopd_jax.config import Config
 from mopd_jax.records import Problem, Verdict
-from mopd_jax.sandbox import Outcome
+from mopd_jax.sandbox import Outcome, Program
 from mopd_jax.verifiers import code, programs
 
 
@@ -231,7 +231,7 @@ def test_tests_that_cannot_be_used_are_an_error(any_box, meta, said):
 @pytest.mark.parametrize("kind", ["starved", "broken"])
 def test_what_the_machine_did_is_an_error(kind):
     class Box:
-        output_kb = 1
+        output_kb, slow_tests = 1, None
 
         def run(self, program):
             right = program.stdin == "1"
@@ -491,7 +491,7 @@ def test_fuzzed_programs(any_box):
 
 @pytest.mark.slow
 def test_fuzzed_programs_for_long(box):
-    run_fuzzed(box, 1000)
+    run_fuzzed(box, 10_000)
 
 
 # --- self-test, batches, load
@@ -514,10 +514,100 @@ REFERENCES = [
 @pytest.mark.parametrize("task", REFERENCES)
 def test_references_pass_and_spoiled_ones_fail(any_box, task):
     gold = verifiers.verify(task, code.gold_response(task), sandbox=any_box)
-    (wrong,) = code.mutated(task)
-    spoiled = verifiers.verify(task, wrong, sandbox=any_box)
-    assert (gold.reward, spoiled.reward, spoiled.error) == (1.0, 0.0, "")
-    assert "wrong answer" in spoiled.feedback
+    assert gold.reward == 1.0
+    more, other, nothing = (
+        verifiers.verify(task, wrong, sandbox=any_box) for wrong in code.mutated(task)
+    )
+    for spoiled in (more, other, nothing):
+        assert (spoiled.reward, spoiled.error) == (0.0, "")
+    # They do run, and to the end: what is wrong is what they answer.
+    assert "wrong answer" in more.feedback and "wrong answer" in other.feedback
+
+
+@pytest.mark.parametrize(
+    ("printed", "instead"),
+    [
+        ("9", "0"),
+        ("a -3.5e4", "a -4.5e4"),
+        ("yes", "yes0"),
+        ("1\n2 NO\n\n", "1\n2 NO0"),
+        ("", "0"),
+    ],
+)
+def test_one_value_of_an_output_is_changed(any_box, printed, instead):
+    source = f"import sys\nsys.stdout.write({printed!r})\nsys.stdout.buffer.flush()"
+    task = problem(("", printed), solution=source)
+    _, other, _ = code.mutated(task)
+    outcome = any_box.run(Program(programs.extract(other).source))
+    assert (outcome.kind, outcome.stdout.decode()) == ("ok", f"{instead}\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [
+        ("1", 2),
+        ("-0.5", 0.5),
+        ("True", False),
+        ("None", True),
+        ("'a'", "ax"),
+        ("(1, [2])", [1, [2], None]),
+        ("{'a': 1}", [{"a": 1}]),
+    ],
+)
+def test_one_value_of_a_result_is_changed(any_box, value, instead):
+    task = problem(("1", "1"), fn_name="f", solution=f"def f(x): return {value}")
+    _, other, _ = code.mutated(task)
+    program = Program(programs.extract(other).source, call="f", arguments="[1]")
+    assert json.loads(any_box.run(program).result) == instead
+
+
+# Names that judges of function tests provide, and that a problem may ask for.
+OWN = {
+    "add": ("1\n2", "3"),
+    "gcd": ("4\n6", "2"),
+    "factorial": ("4", "24"),
+    "comb": ("4\n2", "6"),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_function_must_be_the_programs_own(any_box, name):
+    task = problem(OWN[name], fn_name=name)
+
+    def reward(source):
+        return verifiers.verify(task, fenced(source), sandbox=any_box).reward
+
+    assert reward("pass") == reward(f"x = {name}") == 0.0
+    home = "operator" if name == "add" else "math"
+    assert reward(f"from {home} import {name}") == 1.0
+    assert reward(f"class Solution:\n def {name}(self, *a): return {name}(*a)") == 1.0
+    assert reward(f"def {name}(*a):\n import {home}\n return {home}.{name}(*a)") == 1.0
+
+
+def test_a_program_that_loops_is_given_up_after_two_tests(any_box):
+    rows = [("1", "1"), ("0", "0"), ("2", "2"), ("0", "0"), ("0", "0"), ("3", "3")]
+    source = "n = int(input())\nprint(n)\nwhile n == 0: pass"
+    task = problem(*rows, time_limit=0.2)
+    verdict = verifiers.verify(task, fenced(source), sandbox=any_box)
+    assert (verdict.reward, verdict.test_fraction, verdict.tests_skipped) == (0.0, 2 / 6, 2)
+    assert verdict.feedback.startswith("Passed 2 of 6 tests. 2 were not run")
+    # As many slow tests as may be, and then no more: nothing is left out.
+    verdict = verifiers.verify(
+        problem(*rows[:4], time_limit=0.2), fenced(source), sandbox=any_box
+    )
+    assert (verdict.test_fraction, verdict.tests_skipped) == (0.5, 0)
+    with open_or_skip(any_box.level, slow_tests=None, workers=1) as patient:
+        verdict = verifiers.verify(task, fenced(source), sandbox=patient)
+    assert (verdict.test_fraction, verdict.tests_skipped) == (0.5, 0)
+
+
+def test_a_closed_sandbox_gives_no_verdict():
+    box = open_or_skip("limits", workers=1)
+    box.close()
+    box.close()
+    for _ in range(2):
+        verdict = verifiers.verify(problem(("", "1")), fenced("print(1)"), sandbox=box)
+        assert verdict.error == "test 1: sandbox broken the sandbox is closed"
 
 
 def test_rows_with_workers_are_judged_together_and_counted_as_they_finish(monkeypatch):

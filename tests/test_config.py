@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import pathlib
 import re
+import shlex
 from typing import get_args
 
 import pytest
@@ -498,6 +499,32 @@ def test_variants_of_the_papers_experiments(variant, want):
     got = (data.options["name"], cfg.eval.problems, data.held_out, cfg.teacher.kind)
     assert (*got, cfg.loss.method) == want
     assert cfg.name == variant.replace("/", "-")
+
+
+COMMANDS = re.compile(
+    r"^ *(?:pip install [^&]*&& )?(mopd (?:train|eval|rollout) [^#\n]*)", re.MULTILINE
+)
+
+
+def test_the_commands_of_the_documentation_are_understood():
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    texts += [path.read_text() for path in (ROOT / "configs").glob("*.py")]
+    text = re.sub(r"\\+\n", " ", "\n".join(texts))
+    words = {"DOMAIN": "biology", "TASK": "code", "METHOD": "sdpo"}
+    words |= {"[:VARIANT]": "", "FILE": "configs/quickstart.py"}
+    for word, setting in words.items():
+        text = text.replace(word, setting)
+    read = 0
+    for command in set(COMMANDS.findall(text)):
+        _, verb, *flags = shlex.split(command)
+        if verb == "eval" and any(flag.startswith("--from=") for flag in flags):
+            continue  # Its settings are those of a run.
+        flags = [flag.replace("configs/", f"{ROOT}/configs/") for flag in flags]
+        if verb == "rollout":
+            flags = [f for f in flags if not f.startswith(("--out=", "--from="))]
+        (cli.parse_eval if verb == "eval" else cli.parse)(flags)
+        read += 1
+    assert read > 20
 
 
 def test_the_commands_of_the_documentation_exist():

@@ -31,6 +31,20 @@ def problems(count):
     ]
 
 
+def test_the_record_of_a_file_is_its_content(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    jsonl(path, '{"prompt": "q", "answer": "a"}', "")
+    cfg = DataConfig(source="jsonl", train_path=str(path), eval_path=str(path))
+    said = data.record(cfg)[f"eval: {path}"]
+    assert (said["problems"], said["checked"], said["ceiling"]) == (1, False, None)
+    assert len(data.unchecked(data.record(cfg))) == 2
+    jsonl(path, '{"prompt": "q", "answer": "b"}')
+    assert data.record(cfg)[f"eval: {path}"]["reads"] != said["reads"]
+    path.unlink()
+    with pytest.raises(data.DataError, match=r"rows.jsonl does not exist"):
+        data.record(cfg)
+
+
 def test_jsonl_rows(tmp_path):
     turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
     first, second = jsonl(

@@ -469,15 +469,19 @@ class FakeHub:
 
 @needs_tfds
 def test_the_hub_is_asked_for_one_commit(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet")
     source = tmp_path / "snapshot"
     (source / "main").mkdir(parents=True)
     for part in ("train", "test"):
         rows = [{"question": f"{part} {i}?", "answer": f"#### {i}"} for i in range(3)]
-        (source / f"main/{part}-00000-of-00001.jsonl").write_text(
-            "\n".join(map(json.dumps, rows))
-        )
+        path = source / f"main/{part}-00000-of-00001.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     (source / ".cache").mkdir()
     (source / ".cache/x.json").write_text("not a row")
+    # What others downloaded of that commit is not asked for, and not read.
+    (source / "socratic").mkdir()
+    (source / "socratic/train-00000-of-00001.parquet").write_text("not read")
     fake = FakeHub(source)
     flags = [("source", "hub"), ("out", str(tmp_path / "out"))]
     text, status = commands.run(["prepare", "gsm8k"], flags, client=fake)
@@ -489,7 +493,7 @@ def test_the_hub_is_asked_for_one_commit(tmp_path):
     ]
     manifest = store.read_manifest(tmp_path / "out", "gsm8k")
     assert manifest["origin"]["commit"] == "a" * 40
-    assert manifest["files"][0]["name"] == "main/test-00000-of-00001.jsonl"
+    assert manifest["files"][0]["name"] == "main/test-00000-of-00001.parquet"
     mopd("check", "gsm8k", f"--dir={tmp_path / 'out'}")
 
     for revision, message in (("gone", r"RuntimeError: 404"), ("odd", "names no commit")):

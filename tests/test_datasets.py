@@ -7,11 +7,12 @@ import pytest
 from dataset_rows import lines, mopd, needs_tfds, parsed
 
 from mopd_jax import data, verifiers
-from mopd_jax.config import ConfigError, DataConfig
+from mopd_jax.config import ConfigError, DataConfig, SandboxConfig
 from mopd_jax.config_dict import InputError
-from mopd_jax.datasets import catalogue, files, prepare, splits, store
+from mopd_jax.datasets import catalogue, check, files, prepare, splits, store
 from mopd_jax.datasets.rows import DataError, Parsed
 from mopd_jax.records import Problem
+from mopd_jax.sandbox import SandboxError
 
 # SciKnowEval.
 
@@ -439,11 +440,16 @@ def test_items_whose_gold_fails_are_excluded_by_name(tmp_path, capsys):
     lines(tmp_path / "train.jsonl", *rows)
     lines(tmp_path / "test.jsonl", {"id": "t", "prompt": "t", **good})
     mopd("prepare", "jsonl", f"--source={tmp_path}", f"--out={tmp_path}", "--as=mine")
+    fresh = DataConfig(source="tfds", options={"dir": str(tmp_path), "name": "mine"})
+    assert data.record(fresh)["eval: mine:test"]["ceiling"] is None
+    train, held = data.unchecked(data.record(fresh))
+    assert "train: mine:train was never checked" in train and "mopd data check" in held
     mopd("check", "mine", f"--dir={tmp_path}", status=1)
     out = capsys.readouterr().out
     assert "ceiling 0.7500; 1 fail on their own gold answer" in out
     assert "r1: " in out
     cfg = DataConfig(source="tfds", options={"dir": str(tmp_path), "name": "mine"})
+    assert data.unchecked(data.record(cfg)) == []
     assert len(data.load(cfg, "train", seed=0)) == 4
     for policy, ids in (("exclude", ["r0", "r2", "r3"]), ("keep", ["r0", "r1", "r2", "r3"])):
         mopd("check", "mine", f"--dir={tmp_path}", f"--policy={policy}")
@@ -456,6 +462,52 @@ def test_items_whose_gold_fails_are_excluded_by_name(tmp_path, capsys):
     assert (said["ceiling"], said["excluded"], said["problems"]) == (0.75, 1, 3)
     mopd("check", "mine", f"--dir={tmp_path}", "--policy=keep")
     assert data.record(cfg)["train: mine:train"]["reads"] != said["reads"]
+
+
+@needs_tfds
+def test_a_gold_formula_that_cannot_be_read_stops_it(tmp_path, capsys):
+    pytest.importorskip("math_verify")
+    good = ["5", r"\frac{1}{2}", r"x^2+1", r"\{1, \sqrt{2}\}", r"\text{No}", "Paris"]
+    rows = [{"prompt": f"q{i}", "answer": a, "verifier": "math"} for i, a in enumerate(good)]
+    lines(tmp_path / "train.jsonl", *rows, {**rows[0], "prompt": "r", "answer": r"p \to q"})
+    lines(tmp_path / "test.jsonl", {**rows[0], "prompt": "t"})
+    flags = (f"--source={tmp_path}", f"--out={tmp_path / 'out'}", "--as=mine")
+    mopd("prepare", "jsonl", *flags, status=2)
+    err = capsys.readouterr().err
+    assert "1 of 8 rows cannot be used" in err
+    assert "train.jsonl, row 7: the gold answer is no formula that the checker can read" in err
+
+
+@needs_tfds
+def test_a_check_takes_the_settings_of_the_sandbox(tmp_path, capsys, monkeypatch):
+    made = []
+
+    class Box:
+        def __init__(self, cfg):
+            made.append(cfg)
+            raise SandboxError("no sandbox today")
+
+    monkeypatch.setattr(check, "Sandbox", Box)
+    task = {"tests": [{"input": "", "output": "1"}], "solution": "print(1)"}
+    row = {"prompt": "q", "answer": "", "verifier": "code", "meta": task}
+    lines(tmp_path / "train.jsonl", row)
+    lines(tmp_path / "test.jsonl", {**row, "prompt": "t"})
+    mopd("prepare", "jsonl", f"--source={tmp_path}", f"--out={tmp_path}", "--as=mine")
+    words = ("check", "mine", f"--dir={tmp_path}", "--threads=3")
+    mopd(*words, "--sandbox=limits", "--sandbox.memory_mb=99", status=2)
+    assert (made[0].level, made[0].memory_mb, made[0].workers) == ("limits", 99, 3)
+    mopd(*words, "--sandbox.workers=1", status=2)
+    assert made[1] == SandboxConfig(workers=1)
+    capsys.readouterr()
+    for flag, said in (
+        ("--sandbox.memory_gb=1", "did you mean"),
+        ("--sandbox.memory_mb=1", "it must be at least 64"),
+        ("--sandbox=docker", "namespaces"),
+    ):
+        mopd(*words, flag, status=2)
+        assert said in capsys.readouterr().err
+    mopd("show", "mine", f"--dir={tmp_path}", "--sandbox.memory_mb=99", status=2)
+    assert "--sandbox belongs to `mopd data check`" in capsys.readouterr().err
 
 
 @needs_tfds

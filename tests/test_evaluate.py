@@ -10,7 +10,8 @@ from mopd_jax.testing import response
 
 def outcome(wins, n=8):
     success = np.arange(n) < np.asarray(wins)[:, None]
-    return Evaluation(success, np.full(success.shape, 3), np.ones(success.shape, bool), 0)
+    true = np.ones(success.shape, bool)
+    return Evaluation(success, true, np.full(success.shape, 3), true)
 
 
 @pytest.mark.parametrize(("wins", "want"), [(1, 0.5), (2, 0.7857), (3, 0.9286), (4, 0.9857)])
@@ -25,15 +26,30 @@ def test_the_summary_by_hand():
     success = np.array([[True, False], [False, False], [True, True]])
     lengths = np.array([[1, 2], [3, 4], [5, 9]])
     stopped = np.array([[True, True], [False, False], [True, True]])
-    table = Evaluation(success, lengths, stopped, errors=3).summary([1, 2])
+    every = np.ones(success.shape, bool)
+    table = Evaluation(success, every, lengths, stopped).summary([1, 2])
     assert table["mean@2"] == table["pass@1"] == 0.5
     assert table["pass@2"] == pytest.approx(2 / 3)
     assert table["response_tokens"] == 4.0
     assert table["truncated"] == pytest.approx(1 / 3)
-    assert (table["verifier_errors"], table["problems"]) == (3, 3)
+    assert (table["verifier_errors"], table["problems"]) == (0, 3)
     for name in ("mean@2", "pass@1", "pass@2"):
         assert table[f"{name}_low"] <= table[name] <= table[f"{name}_high"]
     assert len(table) == 3 * 3 + 4
+
+
+def test_what_has_no_verdict_is_neither_success_nor_failure():
+    success = np.array([[True, False, False], [False, True, False], [False, False, False]])
+    valid = np.array([[True, False, True], [False, True, False], [False, False, False]])
+    got = Evaluation(success, valid, np.full((3, 3), 3), np.ones((3, 3), bool))
+    table = got.summary([1, 2])
+    # One of two, one of one, and a problem without any verdict, which has no value.
+    assert table["mean@3"] == table["pass@1"] == 0.75
+    assert table["pass@2"] == 1.0  # Of the first problem alone.
+    assert np.isnan([table["pass@2_low"], table["pass@2_high"]]).all()
+    assert table["verifier_errors"] == 6
+    later = np.where([[True], [True], [True]], 1.0, got.solved)
+    assert evaluate.gain(got.solved, later)[0] == 0.25
 
 
 def test_the_interval_is_over_problems_not_samples():
@@ -45,8 +61,8 @@ def test_the_interval_is_over_problems_not_samples():
 
 
 def test_the_gain_is_paired():
-    before = outcome([0, 2, 4, 6] * 10).success
-    after = outcome([1, 3, 5, 7] * 10).success
+    before = outcome([0, 2, 4, 6] * 10).solved
+    after = outcome([1, 3, 5, 7] * 10).solved
     # Every problem gains an eighth: the problems differ, their gains do not.
     assert evaluate.gain(before, after) == (0.125, (0.125, 0.125))
     assert evaluate.gain(after, before)[0] == -0.125
@@ -74,13 +90,16 @@ def test_batches_cover_every_problem_once(problems, batch, calls):
 
     def sample(start, stop):
         made.append((start, stop))
-        return [[f"problem {i}"] for i in range(start, stop)]
+        return range(start, stop)
+
+    def judge(numbers):
+        return [[f"problem {i}"] for i in numbers]
 
     def progress(starts):
         shown.extend(starts)
         return starts
 
-    got = evaluate.evaluate(sample, problems, batch=batch, progress=progress)
+    got = evaluate.evaluate(sample, judge, problems, batch=batch, progress=progress)
     assert made == calls
     assert shown == [start for start, _ in calls]
     assert got == [[f"problem {i}"] for i in range(problems)]
@@ -95,7 +114,8 @@ def test_responses_as_arrays():
     assert got.success.tolist() == [[True, False, False], [False, False, True]]
     assert got.lengths.tolist() == [[3, 7, 3], [3, 3, 3]]
     assert got.stopped.tolist() == [[True] * 3, [False, True, True]]
-    assert got.errors == 1
+    assert got.valid.tolist() == [[True, True, False], [True] * 3]
+    np.testing.assert_array_equal(got.solved, [[1, 0, np.nan], [0, 0, 1]])
     # Of the second problem's three rows one ran tests; the first problem has no value.
     assert got.summary([])["test_fraction"] == 0.25
     without = evaluate.outcome([row[:1] for row in rows], threshold=1.0)

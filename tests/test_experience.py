@@ -61,12 +61,13 @@ def test_shares_by_hand():
 
 
 def test_what_verifiers_say_beside_the_reward():
+    slow = Verdict(0.0, test_fraction=0.5, format_ok=True, tests_skipped=3)
     verdicts = [
-        [Verdict(0.0, test_fraction=0.5, format_ok=True), Verdict(1.0, test_fraction=1.0)],
+        [slow, Verdict(1.0, test_fraction=1.0)],
         [Verdict(0.0, error="crashed"), Verdict(0.0, format_ok=False)],
     ]
     got = experience.verdict_metrics(verdicts)
-    assert got == {"test_fraction": 0.75, "format_ok": 0.5}
+    assert got == {"test_fraction": 0.75, "format_ok": 0.5, "tests_skipped": 3}
     assert experience.verdict_metrics([[Verdict(1.0)]]) == {}
 
 

@@ -25,6 +25,7 @@ LEVELS = {
     "config_update": 1,
     "selfcheck.result": 1,
     "evaluate": 2,
+    "overlap": 0,
     "statistics": 1,
     "kernels": 1,
     "metrics": 1,

@@ -288,8 +288,8 @@ def test_flags_of_rollout(capsys, more, words):
 
 
 def test_a_student_of_nan_writes_nothing(tmp_path, monkeypatch):
-    made = types.SimpleNamespace(behaviour_logp=np.array([0.0, np.nan]))
-    monkeypatch.setattr(collect.experience, "sample", lambda *_, **__: made)
+    made = types.SimpleNamespace(behaviour_logp=np.array([0.0, np.nan])), list
+    monkeypatch.setattr(collect.experience, "sample_and_verify", lambda *_, **__: made)
     assert "step 1: a log-prob of the student is not finite" in refused(
         write, tmp_path / "nan.jsonl"
     )

@@ -59,7 +59,7 @@ def test_read_is_the_inverse_of_write(tmp_path_factory, text, answer, reward):
         (lambda rows: [""], "line 1: not JSON"),
         (lambda rows: rows[1:], "is not of format 'mopd-responses'"),
         (with_row(0, format="other"), "is not of format 'mopd-responses'"),
-        (with_row(0, version=1), "is of version 1, and this is for 2"),
+        (with_row(0, version=1), "is of version 1, and this is for 3"),
         (with_row(0, samples="2"), "line 1: samples='2' must be int"),
         (with_row(0, samples=True), "line 1: samples=True must be int"),
         (with_row(0, threshold=None), "line 1: threshold=None must be float"),

@@ -284,8 +284,8 @@ def test_whole_steps_and_prompts_may_not_be_missing(path):
     [
         ("format", KeyError, "line 1: format is missing"),
         ("format", "rows", 'line 1: format is "rows"; expected "mopd-rollouts"'),
-        ("version", 2, "line 1: version is 2; expected 1: it was written by a newer mopd_jax"),
-        ("version", 0, "line 1: version is 0; expected 1: it was written by an older mopd_jax"),
+        ("version", 3, "line 1: version is 3; expected 2: it was written by a newer mopd_jax"),
+        ("version", 1, "line 1: version is 1; expected 2: it was written by an older mopd_jax"),
         ("version", "1", 'line 1: version is "1"'),
         ("tokenizer", KeyError, "line 1: tokenizer is missing"),
         ("temperature", 0, "line 1: temperature is 0; expected a positive number"),

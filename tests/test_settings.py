@@ -334,8 +334,13 @@ def test_every_field_is_in_the_table_or_the_loop():
         "mesh": {"data", "fsdp", "tensor"},
         "model": {"path"},
         "peers": {"truncated", "threshold"},
-        "rollout": {"prompts", "policy", "file"},
-        "sandbox": {"level", "workers", "python"},  # In `test_sandbox.py`.
+        "rollout": {"prompts", "batch", "policy", "file"},
+        "sandbox": {
+            "level",
+            "workers",
+            "python",
+            "slow_tests",
+        },  # In `test_sandbox.py`, `test_code.py`.
         "teacher": {"no_context", "path", "drift_every", "cache"},
     }
     for section in dataclasses.fields(Config):

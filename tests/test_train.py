@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -15,7 +16,16 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from mopd_jax import checkpoint, cli, console, logbook, rollout_file, train, weights
+from mopd_jax import (
+    checkpoint,
+    cli,
+    console,
+    experience,
+    logbook,
+    rollout_file,
+    train,
+    weights,
+)
 from mopd_jax import run as runs
 from mopd_jax.config import ConfigError
 from mopd_jax.datasets import store
@@ -217,6 +227,42 @@ def test_eight_devices_equal_one(tmp_path):
             np.testing.assert_allclose(a.get(name, 0), b.get(name, 0), rtol=1e-4)
 
 
+def test_batches_of_rollouts_are_the_rollouts_and_are_judged_meanwhile(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole", steps=1, dump_every=1)
+    second, judged = threading.Event(), []
+    sample, verify = experience.sample, experience.verify
+
+    def sampling(student, sampler, state, problems, uids, **options):
+        if options["purpose"] == experience.TRAIN and uids[0] > 0:
+            second.set()
+        return sample(student, sampler, state, problems, uids, **options)
+
+    def verifying(student, sampled):
+        if sampler_of_training(sampled) and not judged:
+            # The first batch's verdicts wait until the second batch is being sampled.
+            assert second.wait(timeout=60)
+        judged.append(len(sampled.problems))
+        return verify(student, sampled)
+
+    def sampler_of_training(sampled):
+        return sampled.response.shape[1] == 4 and len(sampled.problems) == 2
+
+    monkeypatch.setattr(experience, "sample", sampling)
+    monkeypatch.setattr(experience, "verify", verifying)
+    parts = run(tmp_path / "parts", steps=1, dump_every=1, rollout__batch=2)
+    assert judged.count(2) == 4
+    header, *rows = (tmp_path / "whole/rollouts/step_000001.jsonl").read_text().split("\n")
+    _, *others = (tmp_path / "parts/rollouts/step_000001.jsonl").read_text().split("\n")
+    assert len(rows) == len(others) == 8 * 4 + 1
+    for a, b in zip(rows[:-1], others[:-1], strict=True):
+        a, b = json.loads(a), json.loads(b)
+        np.testing.assert_allclose(a.pop("behaviour_logp"), b.pop("behaviour_logp"), atol=1e-5)
+        assert a == b
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole.params, parts.params
+    )
+
+
 def fails(capsys, *words):
     """Runs the command line; returns its one line of complaint."""
     status = cli.main(["train", *words])
@@ -242,6 +288,7 @@ def model_folder(tmp_path, **changes):
     ("changes", "words"),
     [
         ({"model__path": "/no/such/model"}, "/no/such/model"),
+        ({"rollout__batch": 3}, "RolloutConfig.batch is 3, which does not divide"),
         ({"rollout__prompt_length": 5}, "6 tokens, more than rollout.prompt_length=5"),
         ({"rollout__group": 1}, "rollout.group to 2 or more"),
         ({"eval__problems": 10**6}, "eval.problems=1000000"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mopd_jax import verifiers
+from mopd_jax import codebook, verifiers
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.verifiers import math, math_worker
 from mopd_jax.verifiers.math_pool import Pool
@@ -114,6 +114,81 @@ def test_any_text_gets_a_verdict(name, quick_pool):
 def test_ten_thousand_texts_get_a_verdict(name, quick_pool):
     undecided = run(name, 10_000, quick_pool)
     assert len(undecided) < 200
+
+
+def check_texts(name, problem, count):
+    """The verifiers that need no process of their own; they are quick."""
+    judge = verifiers.VERIFIERS[name]
+    words = [*PIECES["choice"].split(), *PIECES["math"].split(), "<think>", "</think>"]
+    words += ["r0", "r9", "d07", *"0123456789", problem.answer]
+    glue = st.sampled_from(["", " ", "\n"])
+    made = st.lists(st.tuples(st.sampled_from(words), glue), max_size=12).map(
+        lambda parts: "".join(piece + g for piece, g in parts)
+    )
+    wild = st.text(st.characters(exclude_categories=()), max_size=200)
+    before = leftovers()
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(response=st.one_of(made, wild, made.map(lambda text: f"<answer>{text}</answer>")))
+    def check(response):
+        begun = time.monotonic()
+        verdict = judge(problem, response)
+        assert isinstance(verdict, Verdict)
+        assert 0.0 <= verdict.reward <= 1.0
+        assert not verdict.error and not verdict.feedback
+        assert time.monotonic() - begun < 60
+
+    check()
+    now = leftovers()
+    assert now[0] <= before[0]
+    assert all(a <= b for a, b in zip(now[1:], before[1:], strict=True))
+
+
+def plain_problem(name):
+    if name == "codebook":
+        return codebook.problems("eval", seed=0)[0]
+    if name == "exact":
+        return Problem("p", TURN, "a b", "exact")
+    gym = pytest.importorskip("reasoning_gym")
+    entry = gym.create_dataset("spell_backward", size=1, seed=0)[0]
+    meta = {"task": "spell_backward", "entry": entry}
+    return Problem("p", TURN, str(entry["answer"]), name, meta)
+
+
+PLAIN = ["codebook", "exact", "reasoning_gym"]
+
+
+def test_every_verifier_is_fuzzed():
+    # Programs are in tests/test_code.py.
+    assert {*PIECES, *PLAIN, "code"} == set(verifiers.VERIFIERS)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_any_text_gets_a_plain_verdict(name):
+    check_texts(name, plain_problem(name), 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLAIN)
+def test_ten_thousand_texts_get_a_plain_verdict(name):
+    check_texts(name, plain_problem(name), 10_000)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_thoughts_are_no_answer(name):
+    problem = plain_problem(name)
+    right = problem.solution or f"<answer>{problem.answer}</answer>"
+    judge = verifiers.VERIFIERS[name]
+    assert judge(problem, right).reward == 1.0
+    assert judge(problem, f"<think>no {right}x</think>{right}").reward == 1.0
+    for response in (f"<think>{right}</think>", f"<think>{right}", f"{right}</think> no"):
+        assert judge(problem, response).reward < 1.0
 
 
 HUGE = 200_000

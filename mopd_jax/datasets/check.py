@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from mopd_jax import verifiers
-from mopd_jax.config_sandbox import Level, SandboxConfig
+from mopd_jax.config_sandbox import SandboxConfig
 from mopd_jax.datasets import store
 from mopd_jax.datasets.rows import DataError
 from mopd_jax.records import Problem
@@ -22,7 +22,7 @@ def check(
     *,
     policy: selftest.Policy = "error",
     threads: int = 1,
-    level: Level = "namespaces",
+    sandbox: SandboxConfig | None = None,
 ) -> tuple[str, bool]:
     """Judges every gold answer and its mutations, and records the outcome in the manifest.
 
@@ -30,7 +30,7 @@ def check(
         policy: "exclude" leaves items that fail out of training and evaluation from now on,
             "keep" leaves them in, and so does "error", which only says that they are there.
         threads: items at a time.
-        level: of the sandbox, where programs are to be run.
+        sandbox: of the programs that are to be run; by default as a run's, a worker a thread.
 
     Returns:
         The report, and whether it is good: nothing failed, or the policy decided about it.
@@ -47,7 +47,7 @@ def check(
     for split in manifest["splits"]:
         # What an earlier check excluded is judged again.
         problems = list(store.Stored(root, name, split, with_excluded=True))
-        found = _selftest(problems, threads, level)
+        found = _selftest(problems, threads, sandbox or SandboxConfig(workers=threads))
         numbers = found.summary()
         if not found.tested:
             numbers["ceiling"] = None
@@ -70,10 +70,10 @@ def check(
     return "\n".join(lines), sound or policy != "error"
 
 
-def _selftest(problems: list[Problem], threads: int, level: Level) -> selftest.SelfTest:
+def _selftest(problems: list[Problem], threads: int, cfg: SandboxConfig) -> selftest.SelfTest:
     if not verifiers.needs_sandbox(problems):
         return selftest.selftest(problems, policy="keep", threads=threads)
-    with Sandbox(SandboxConfig(level=level, workers=threads)) as sandbox:
+    with Sandbox(cfg) as sandbox:
         return selftest.selftest(problems, policy="keep", threads=threads, sandbox=sandbox)
 
 

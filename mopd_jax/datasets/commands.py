@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import get_args
 
-from mopd_jax.config_dict import unknown
-from mopd_jax.config_sandbox import Level
+from mopd_jax.config_dict import from_config_dict, override, to_config_dict, unknown
+from mopd_jax.config_sandbox import SandboxConfig
 from mopd_jax.datasets import catalogue, hub, prepare
 from mopd_jax.datasets.rows import DataError
 
@@ -16,6 +15,7 @@ _FLAGS = {
     "check": ("dir", "policy", "threads", "sandbox"),
     "show": ("dir", "split", "row"),
 }
+_MORE = {"prepare": ("option.KEY",), "check": ("sandbox.KEY",)}
 
 
 def run(
@@ -40,13 +40,16 @@ def run(
         raise DataError("give `mopd data prepare|check|show NAME`, with one name")
     command, name = words
     options = {k.removeprefix("option."): v for k, v in flags if k.startswith("option.")}
-    given = dict(pair for pair in flags if not pair[0].startswith("option."))
-    known = [*_FLAGS[command], *(["option.KEY"] if command == "prepare" else [])]
+    limits = [(k.removeprefix("sandbox."), v) for k, v in flags if k.startswith("sandbox.")]
+    given = dict(pair for pair in flags if not pair[0].startswith(("option.", "sandbox.")))
+    known = [*_FLAGS[command], *_MORE.get(command, ())]
     for flag in given:
         if flag not in known:
             raise DataError(unknown(f"--{flag}", flag, known))
     if options and command != "prepare":
         raise DataError("--option belongs to `mopd data prepare`")
+    if limits and command != "check":
+        raise DataError("--sandbox belongs to `mopd data check`")
     if command == "prepare":
         return _prepare(name, given, options, client), 0
     # Imported here: the verifiers are slow to import, and `prepare` needs none.
@@ -59,12 +62,20 @@ def run(
     threads = _whole(given, "threads", 1)
     if threads < 1:
         raise DataError(f"--threads={threads}; give 1 or more")
-    level = given.get("sandbox", "namespaces")
-    if level not in get_args(Level):
-        raise DataError(unknown(f"--sandbox={level}", level, get_args(Level)))
     policy = given.get("policy", "error")
-    report, good = check.check(root, name, policy=policy, threads=threads, level=level)
+    box = _sandbox([("workers", str(threads)), *limits], given.get("sandbox"))
+    report, good = check.check(root, name, policy=policy, threads=threads, sandbox=box)
     return report, 0 if good else 1
+
+
+def _sandbox(limits: Sequence[tuple[str, str]], level: str | None) -> SandboxConfig:
+    """--sandbox=LEVEL and --sandbox.NAME=VALUE; raises ConfigError for what cannot be."""
+    tree = to_config_dict(SandboxConfig())
+    for name, value in limits:
+        override(tree, name, value)
+    if level is not None:
+        tree.level = level
+    return from_config_dict(SandboxConfig, tree, where="sandbox")
 
 
 def _prepare(
@@ -87,13 +98,16 @@ def _prepare(
         if "revision" in given:
             raise DataError("--revision belongs to --source=hub")
         return _said(prepare.prepare(name, pathlib.Path(source), root, **settings), root)
+    place = catalogue.find(name).hub
     folder, origin = hub.download(
         name,
-        catalogue.find(name).hub,
+        place,
         revision=given.get("revision", ""),
         client=client or hub.HuggingFace(),
     )
-    return _said(prepare.prepare(name, folder, root, origin=origin, **settings), root)
+    # The folder may hold what others have downloaded of that commit, too.
+    made = prepare.prepare(name, folder, root, origin=origin, only=place.files, **settings)
+    return _said(made, root)
 
 
 def _said(manifest: Mapping, root: pathlib.Path) -> str:

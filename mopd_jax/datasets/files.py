@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import fnmatch
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mopd_jax.datasets.rows import DataError, Row
@@ -15,8 +16,11 @@ ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 _LONGEST_CELL = 1 << 28  # Characters; the CSV reader's own limit is 128 KiB.
 
 
-def find(source: pathlib.Path) -> list[pathlib.Path]:
+def find(source: pathlib.Path, only: Sequence[str] = ("*",)) -> list[pathlib.Path]:
     """The files of a source: itself, or every one of a known ending below it, sorted.
+
+    Args:
+        only: patterns, of which a file's path below the source must match one; `*` is any text.
 
     Raises:
         DataError: there is no such file.
@@ -31,6 +35,11 @@ def find(source: pathlib.Path) -> list[pathlib.Path]:
     # A hub's local copy keeps records of its own in hidden folders.
     found = [
         p for p in found if not any(s.startswith(".") for s in p.relative_to(source).parts)
+    ]
+    found = [
+        p
+        for p in found
+        if any(fnmatch.fnmatchcase(p.relative_to(source).as_posix(), o) for o in only)
     ]
     if not found:
         raise DataError(f"{source} holds no file that ends in one of {', '.join(ENDINGS)}")

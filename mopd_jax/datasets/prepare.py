@@ -33,6 +33,7 @@ def prepare(
     called: str | None = None,
     bad_rows: BadRows = "error",
     origin: Mapping[str, Any] | None = None,
+    only: Sequence[str] = ("*",),
 ) -> dict[str, Any]:
     """Prepares a data set under `root` and returns its manifest.
 
@@ -43,6 +44,7 @@ def prepare(
         bad_rows: "error" writes nothing if a row cannot be used; "exclude" leaves such rows out
             and lists them in the manifest.
         origin: where the files came from, for the manifest.
+        only: patterns of the files to read (`files.find`).
 
     Raises:
         DataError: a file or (by default) a row that cannot be used, an empty result, or a data
@@ -56,7 +58,7 @@ def prepare(
         raise DataError(
             f"{store.folder(root, called)} exists; remove it, or give another --out or --as"
         )
-    found = files.find(source)
+    found = files.find(source, only)
     parsed, left_out, rejected, counted = _parsed(found, form, options)
     if rejected and bad_rows == "error":
         raise DataError(_complaint(rejected, sum(counted)))

@@ -65,7 +65,8 @@ class Sandbox:
         self._layout = layout.find(cfg)
         self.workers = cfg.workers or len(os.sched_getaffinity(0))
         self._starter = _Starter()
-        self._free: queue.LifoQueue[tuple[int, Worker | None]] = queue.LifoQueue()
+        # None: the sandbox is closed.
+        self._free: queue.LifoQueue[tuple[int, Worker | None] | None] = queue.LifoQueue()
         try:
             first = self._start(0)
         except BaseException:
@@ -86,6 +87,11 @@ class Sandbox:
         return self._cfg.output_kb
 
     @property
+    def slow_tests(self) -> int | None:
+        """After how many tests at a time limit a program's others are not run."""
+        return self._cfg.slow_tests
+
+    @property
     def description(self) -> str:
         """The level and what it consists of here, for the start of a run and its record."""
         return f"{self._layout.level} ({'; '.join(self._layout.parts)}), {self.workers} workers"
@@ -96,7 +102,11 @@ class Sandbox:
         A worker that breaks is replaced, and the program tried once more. If it breaks the new
         one too, which has run an honest program meanwhile, the program is to blame.
         """
-        slot, worker = self._free.get()
+        taken = self._free.get()
+        if taken is None:  # For the next who waits, too.
+            self._free.put(None)
+            return Outcome("broken", detail="the sandbox is closed")
+        slot, worker = taken
         try:
             for _ in range(2):
                 worker = worker or self._start(slot)
@@ -125,12 +135,15 @@ class Sandbox:
         return worker
 
     def close(self) -> None:
-        """Ends all workers; waits for programs that still run."""
+        """Ends all workers; waits for programs that still run. Those that wait are not run."""
         for _ in range(self.workers):
-            _, worker = self._free.get()
-            if worker is not None:
-                worker.close()
-        self._starter.close()
+            if (taken := self._free.get()) is None:
+                break  # Closed before.
+            if taken[1] is not None:
+                taken[1].close()
+        else:
+            self._starter.close()
+        self._free.put(None)
 
     def __enter__(self) -> Sandbox:
         return self

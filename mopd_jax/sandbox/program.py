@@ -94,14 +94,19 @@ def wrap_streams() -> tuple:
 
 
 def prepare(module: types.ModuleType) -> None:
-    """The names and the recursion limit that judges of function tests provide."""
-    names = module.__dict__
+    """The names and the recursion limit that judges of function tests provide.
+
+    The names stand beside the builtins and not in the module: a function that is asked for
+    must be the program's own, and not `gcd` or `add` of the standard library.
+    """
     builtin = vars(importlib.import_module("builtins"))
+    names = dict(builtin)
     for source in PRELUDE:
         loaded = importlib.import_module(source)
         public = getattr(loaded, "__all__", None) or [n for n in vars(loaded) if n[0] != "_"]
         names.update((n, getattr(loaded, n)) for n in public if n not in builtin)
     names.update((source, importlib.import_module(source)) for source in PRELUDE)
+    module.__dict__["__builtins__"] = names
     sys.setrecursionlimit(_RECURSION)
 
 

@@ -132,13 +132,20 @@ def verify_all(
 def unusable(problem: Problem) -> str:
     """Why no response to this problem can be judged; "" where nothing is known against it.
 
-    Nothing is run: a gold letter, gold calls and tests are read, and the name is looked up.
+    Nothing is run: a gold letter, gold calls, a gold formula and tests are read, and the name
+    is looked up.
+
+    Raises:
+        InputError: what reads formulas is not installed.
     """
     name = problem.verifier
     if name not in VERIFIERS:
         return unknown(f"verifier {name!r}", name, VERIFIERS)
     if name in ("choice", "tools"):
         return verify(problem, "").error
+    if name == "math":
+        math.check_installed()
+        return math.unusable(problem)
     if name == "code":
         try:
             code.task_of(problem)

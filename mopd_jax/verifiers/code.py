@@ -41,6 +41,7 @@ _WHAT = {
     "hostile": "it broke the process that runs it",
 }
 _NO_VERDICT = ("starved", "broken")
+_SLOW = ("cpu", "idle")
 # Names that a program cannot make of what it reads.
 _ERRORS = frozenset(
     name
@@ -173,7 +174,10 @@ def verify(
     sandbox: Sandbox | None = None,
     feedback: Literal["kind", "with_gold"] | None = None,
 ) -> Verdict:
-    """1 if the response's program passes every test, else 0; all tests are run in any case.
+    """1 if the response's program passes every test, else 0.
+
+    All tests are run, so that `test_fraction` is of all; but after `sandbox.slow_tests` that
+    ended at a time limit, the rest are not, and count as failed (`Verdict.tests_skipped`).
 
     Args:
         sandbox: to run it in; None opens one with default settings for this call alone.
@@ -205,7 +209,7 @@ def verify(
         if source is not None:
             said = f"The program is longer than {LONGEST_PROGRAM} characters."
         return Verdict(0.0, 0.0, feedback=said, format_ok=False)
-    results = [run_test(source, test, task, sandbox) for test in task.tests]
+    results = _run_tests(source, task, sandbox)
     for number, result in enumerate(results, 1):
         if result.outcome.kind in _NO_VERDICT:
             kind, detail = result.outcome.kind, result.outcome.detail
@@ -215,24 +219,40 @@ def verify(
                 format_ok=well_formed,
             )
     passed = sum(result.passed for result in results)
-    said = _feedback(results, source, with_gold=feedback == "with_gold")
+    skipped = len(task.tests) - len(results)
+    said = _feedback(results, source, skipped=skipped, with_gold=feedback == "with_gold")
     return Verdict(
-        float(passed == len(results)),
-        passed / len(results),
+        float(passed == len(task.tests)),
+        passed / len(task.tests),
         feedback=said,
         feedback_has_gold=bool(said) and feedback == "with_gold",
         format_ok=well_formed,
+        tests_skipped=skipped,
     )
 
 
-def _feedback(results: list[Result], source: str, *, with_gold: bool) -> str:
+def _run_tests(source: str, task: Task, sandbox: Sandbox) -> list[Result]:
+    """Of all tests, or of those before the program was given up."""
+    results: list[Result] = []
+    slow = 0
+    for test in task.tests:
+        if sandbox.slow_tests is not None and slow >= sandbox.slow_tests:
+            break
+        results.append(run_test(source, test, task, sandbox))
+        slow += results[-1].outcome.kind in _SLOW
+    return results
+
+
+def _feedback(results: list[Result], source: str, *, skipped: int, with_gold: bool) -> str:
     """What went wrong: the first test that ended badly, else the first with a wrong answer."""
     failed = [(i, r) for i, r in enumerate(results, 1) if not r.passed]
     if not failed:
         return ""
     # An error says more than a wrong answer.
     number, result = next((f for f in failed if f[1].outcome.kind != "ok"), failed[0])
-    lines = [f"Passed {len(results) - len(failed)} of {len(results)} tests."]
+    lines = [f"Passed {len(results) - len(failed)} of {len(results) + skipped} tests."]
+    if skipped:
+        lines = [f"{lines[0]} {skipped} were not run, since the program took too long."]
     lines.append(f"Test {number}: {_how(result, source, told=with_gold)}.")
     if with_gold:
         test = result.test
@@ -286,7 +306,8 @@ def gold_response(problem: Problem) -> str | None:
 
 
 def mutated(problem: Problem) -> tuple[str, ...]:
-    """Responses that must score 0: the reference solution with every output spoiled.
+    """Responses that must score 0: the reference solution with more output than is right, the
+    same with one value of its output changed, and a program that does nothing.
 
     None where there is no such solution.
     """
@@ -295,19 +316,52 @@ def mutated(problem: Problem) -> tuple[str, ...]:
         return ()
     source = programs.extract(gold).source
     name = problem.meta.get("fn_name")
-    if not name:
-        spoil = "print('spoiled', flush=True)\n"
+    if name:
+        tail = _WRAP.replace("NAME", name)
+        spoiled = [f"{source}\n{change}{tail}" for change in (_MORE_VALUE, _OTHER_VALUE)]
+    else:
         # A module's imports from the future stand first.
         future = re.search(r"^from __future__ import .*\n", source, re.MULTILINE)
         cut = future.end() if future else 0
-        return (f"```python\n{source[:cut]}{spoil}{source[cut:]}\n```\n",)
-    spoil = (
-        f"\n_owner = globals().get('Solution')\n"
-        f"if isinstance(_owner, type) and hasattr(_owner, {name!r}):\n"
-        f"    _right = _owner.{name}\n"
-        f"    _owner.{name} = lambda self, *a: ['spoiled', _right(self, *a)]\n"
-        f"else:\n"
-        f"    _plain = {name}\n"
-        f"    {name} = lambda *a: ['spoiled', _plain(*a)]\n"
-    )
-    return (f"```python\n{source}{spoil}```\n",)
+        spoiled = [source[:cut] + head + source[cut:] for head in (_MORE_TEXT, _OTHER_TEXT)]
+    return tuple(f"```python\n{text}\n```\n" for text in (*spoiled, "pass"))
+
+
+_MORE_TEXT = "print('spoiled', flush=True)\n"
+# The first digit of the last word becomes the next one; a word without a digit gets one.
+_OTHER_TEXT = r"""
+import atexit as _a, io as _i, re as _r, sys as _s
+_out, _s.stdout = _s.stdout, _i.TextIOWrapper(_i.BytesIO(), "utf-8", write_through=True)
+def _spoil(caught=_s.stdout):
+    text = caught.buffer.getvalue().decode("utf-8", "replace").rstrip()
+    head, last = text[: -len(text.split()[-1])] if text else "", (text.split() or [""])[-1]
+    digit = _r.search("[0-9]", last)
+    if digit:
+        i = digit.start()
+        last = last[:i] + str((int(last[i]) + 1) % 10) + last[i + 1 :]
+    else:
+        last += "0"
+    _out.write(head + last + "\n")
+    _out.flush()
+_a.register(_spoil)
+"""
+_MORE_VALUE = "_spoil = lambda v: ['spoiled', v]\n"
+_OTHER_VALUE = """
+def _spoil(v):
+    if v is None or isinstance(v, bool):
+        return not v
+    if isinstance(v, (int, float)):
+        return v + 1
+    if isinstance(v, str):
+        return v + "x"
+    return [*v, None] if isinstance(v, (list, tuple)) else [v]
+"""
+_WRAP = """
+_owner = globals().get("Solution")
+if isinstance(_owner, type) and hasattr(_owner, "NAME"):
+    _right = _owner.NAME
+    _owner.NAME = lambda self, *a: _spoil(_right(self, *a))
+else:
+    _plain = NAME
+    NAME = lambda *a: _spoil(_plain(*a))
+"""

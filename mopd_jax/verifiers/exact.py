@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 
 from mopd_jax.records import Problem, Verdict
+from mopd_jax.thinking import answer_part
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def extract(response: str) -> str:
-    """What a response answers: its last <answer> span, else all of it; outer space removed."""
-    tagged = _TAGGED.findall(response)
-    return (tagged[-1] if tagged else response).strip()
+    """What a response answers: its last <answer> span, else all of it; outer space removed.
+
+    Thoughts are not read (`thinking.answer_part`).
+    """
+    said = answer_part(response)
+    tagged = _TAGGED.findall(said)
+    return (tagged[-1] if tagged else said).strip()
 
 
 def verify(problem: Problem, response: str) -> Verdict:

@@ -117,6 +117,12 @@ def verify(problem: Problem, response: str) -> Verdict:
     return Verdict(float(right), format_ok=box.plain)
 
 
+def unusable(problem: Problem) -> str:
+    """Why no response to the problem can be judged; "" where the gold answer can be read."""
+    # Not equal to any gold answer by text, so that a formula has to be read.
+    return verify(problem, r"\boxed{\sqrt{2}+x^{17}}").error
+
+
 def answer(problem: Problem, response: str) -> str:
     """The boxed answer as text, a number as the fraction that it is; "" for none.
 
