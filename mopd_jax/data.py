@@ -310,7 +310,9 @@ def record(cfg: DataConfig, splits: Sequence[str] = ("train", "eval")) -> dict[s
                 "problems": manifest["splits"][part] - len(out),
                 "excluded": len(out),
                 "checked": checked is not None,
-                "ceiling": None if checked is None else checked["ceiling"],
+                # Of what is read, and before any item was excluded.
+                "ceiling": None if checked is None else checked["ceiling_of_kept"],
+                "ceiling_of_all": None if checked is None else checked["ceiling"],
             }
     return found
 
@@ -345,6 +347,7 @@ def _file_record(path: pathlib.Path) -> dict[str, Any]:
         "excluded": 0,
         "checked": False,
         "ceiling": None,
+        "ceiling_of_all": None,
     }
 
 

@@ -111,9 +111,8 @@ def evaluate(
         progress: wraps the batch starts, to show how far it is.
     """
     starts = progress(range(0, problems, batch))
-    _, judged = overlapped(
-        (sample(start, min(start + batch, problems)) for start in starts), judge
-    )
+    batches = (sample(start, min(start + batch, problems)) for start in starts)
+    judged = overlapped(batches, judge)
     return [row for rows in judged() for row in rows]
 
 

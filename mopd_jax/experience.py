@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -92,19 +92,16 @@ def sample_and_verify(
         The rollouts, and a function that waits for the verdicts [P][G] that are still due.
     """
     size = run.cfg.rollout.batch or len(problems)
-    batches = (
-        sample(
-            run,
-            run.sample,
-            state,
-            problems[i : i + size],
-            uids[i : i + size],
-            purpose=TRAIN,
-            step=step,
-        )
-        for i in range(0, len(problems), size)
-    )
-    parts, verdicts = overlapped(batches, functools.partial(verify, run))
+    parts: list[Sampled] = []
+
+    def batches() -> Iterator[Sampled]:
+        keys = {"purpose": TRAIN, "step": step}
+        for i in range(0, len(problems), size):
+            part = problems[i : i + size], uids[i : i + size]
+            parts.append(sample(run, run.sample, state, *part, **keys))
+            yield parts[-1]
+
+    verdicts = overlapped(batches(), functools.partial(verify, run))
     return _joined(parts), lambda: [row for part in verdicts() for row in part]
 
 

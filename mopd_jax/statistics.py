@@ -104,11 +104,11 @@ def majority(answers: Sequence[Sequence[str | None]], values: np.ndarray) -> np.
         answers: [P][n]. "" is a response without an answer, which has no vote; a problem
             without any vote is worth 0. None: answers of this kind of problem are not compared;
             a problem with one of these is NaN.
-        values: f64[P, n]; a NaN row keeps its vote.
+        values: f64[P, n]; a NaN row keeps its vote, and a problem with no others is NaN.
     """
     found = np.zeros(len(answers))
     for p, row in enumerate(answers):
-        if any(answer is None for answer in row):
+        if any(answer is None for answer in row) or np.isnan(values[p]).all():
             found[p] = np.nan
             continue
         votes = collections.Counter(answer for answer in row if answer)

@@ -319,7 +319,7 @@ def _check_same(names, headers, responses) -> None:
 def _ceilings(found: Mapping[str, float | None]) -> list[str]:
     """What no model can exceed on these problems, a line a data set."""
     return [
-        f"ceiling of {name}: "
+        f"ceiling of all of {name}: "
         + ("not known (`mopd data check`)" if value is None else f"{value:.4f}")
         for name, value in found.items()
     ]

@@ -23,7 +23,7 @@ from mopd_jax.sandbox import Program, Sandbox
 
 SECRET = "the-text-of-the-secret"
 LIMITS = {
-    "cpu_seconds": 0.5,
+    "cpu_seconds": 1.2,
     "idle_seconds": 0.6,
     "wall_seconds": 120.0,
     "memory_mb": 512,

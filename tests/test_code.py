@@ -22,7 +22,7 @@ from mopd_jax import config, experience, run, verifiers
 from mopd_jax.config import Config
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.sandbox import Outcome, Program
-from mopd_jax.verifiers import code, programs
+from mopd_jax.verifiers import code, programs, selftest
 
 
 @pytest.fixture(scope="module", params=["namespaces", "limits"])
@@ -546,7 +546,9 @@ def test_one_value_of_an_output_is_changed(any_box, printed, instead):
     ("value", "instead"),
     [
         ("1", 2),
-        ("-0.5", 0.5),
+        ("-0.5", 2.0),
+        ("-1.0", 3.0),
+        ("2e300", 0.0),
         ("True", False),
         ("None", True),
         ("'a'", "ax"),
@@ -577,11 +579,62 @@ def test_a_function_must_be_the_programs_own(any_box, name):
     def reward(source):
         return verifiers.verify(task, fenced(source), sandbox=any_box).reward
 
-    assert reward("pass") == reward(f"x = {name}") == 0.0
+    assert reward("pass") == reward(f"x = {name}(1, 1) if 0 else 0") == 0.0
     home = "operator" if name == "add" else "math"
     assert reward(f"from {home} import {name}") == 1.0
     assert reward(f"class Solution:\n def {name}(self, *a): return {name}(*a)") == 1.0
     assert reward(f"def {name}(*a):\n import {home}\n return {home}.{name}(*a)") == 1.0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return len(sys.argv) and maxsize",
+        "import builtins\n builtins.foo = sys.maxsize\n return foo",
+        "return json.loads(StringIO(str(sys.maxsize)).read())",
+        "sys.setrecursionlimit(9999)\n return __builtins__ and max(1, sys.maxsize)",
+        "return eval('gcd(0, sys.maxsize)')",
+    ],
+)
+def test_function_tests_provide_the_names_that_their_judges_import(any_box, body):
+    task = problem(("1", str(sys.maxsize)), fn_name="f")
+    verdict = verifiers.verify(task, fenced(f"def f(x):\n {body}"), sandbox=any_box)
+    assert verdict.reward == 1.0, verdict.feedback
+
+
+SOUND = {
+    "large float": ("[1.5]", "18518517.0", "def f(x): return 12345678.0 * x[0]"),
+    "huge float": ("1", "1e+300", "def f(x): return 1e300"),
+    "recursion": (
+        "3",
+        "true",
+        "def f(n): return n == 0 or not f(n - 1) if n != 3 else not f(2) or 1 == 1",
+    ),
+    "static": ("3", "4", "class Solution:\n @staticmethod\n def f(n): return n + 1"),
+    "class": ("3", "4", "class Solution:\n @classmethod\n def f(cls, n): return n + 1"),
+    "inherited": ("3", "4", "class A:\n def f(self, n): return n + 1\nclass Solution(A): pass"),
+    "itself": ("3", "6", "class Solution:\n def f(self, n): return n and n + self.f(n - 1)"),
+    "small": ("", "1e-07", "print(1e-7)"),
+    "small decimal": ("", "0.0000000", "print('0.0000000')"),
+    "negative": ("", "-0.05", "print(-0.05)"),
+    "futures": (
+        "",
+        "1",
+        "from __future__ import annotations\nfrom __future__ import division\nprint(1)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_items_pass_their_self_test(any_box, name):
+    given, output, source = SOUND[name]
+    functional = {"fn_name": "f"} if "def f" in source else {}
+    task = problem((given, output), solution=source, **functional)
+    found = selftest.selftest([task], policy="error", sandbox=any_box)
+    assert (found.tested, found.ceiling) == (1, 1.0)
+    # What is wrong is what they answer, and not that they cannot run.
+    for wrong in code.mutated(task)[:2]:
+        assert "wrong answer" in verifiers.verify(task, wrong, sandbox=any_box).feedback
 
 
 def test_a_program_that_loops_is_given_up_after_two_tests(any_box):
@@ -608,6 +661,23 @@ def test_a_closed_sandbox_gives_no_verdict():
     for _ in range(2):
         verdict = verifiers.verify(problem(("", "1")), fenced("print(1)"), sandbox=box)
         assert verdict.error == "test 1: sandbox broken the sandbox is closed"
+
+
+def test_programs_that_wait_for_a_sandbox_that_is_closed_are_not_run():
+    box = open_or_skip("limits", workers=1, cpu_seconds=20.0)
+    found = []
+
+    def judge():
+        found.append(box.run(Program("import time\ntime.sleep(0.4)")))
+
+    threads = [threading.Thread(target=judge) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    box.close()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(outcome.kind for outcome in found) == ["broken"] * 3 + ["ok"]
 
 
 def test_rows_with_workers_are_judged_together_and_counted_as_they_finish(monkeypatch):

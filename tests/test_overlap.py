@@ -1,6 +1,8 @@
 """Work on one item while the next is made."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 
@@ -10,10 +12,8 @@ LONG = 30.0  # Seconds until a test that waits in vain gives up.
 
 
 def test_results_stand_in_the_items_order():
-    made, finish = overlapped(iter(range(5)), lambda x: x * x)
-    assert (made, finish()) == ([0, 1, 2, 3, 4], [0, 1, 4, 9, 16])
-    made, finish = overlapped([], lambda x: x)
-    assert (made, finish()) == ([], [])
+    assert overlapped(iter(range(5)), lambda x: x * x)() == [0, 1, 4, 9, 16]
+    assert overlapped([], lambda x: x)() == []
 
 
 def test_the_first_item_is_worked_on_while_the_second_is_made():
@@ -31,21 +31,41 @@ def test_the_first_item_is_worked_on_while_the_second_is_made():
         assert second.wait(LONG)
         return item
 
-    made, finish = overlapped(items(), work)
-    assert made == finish() == [1, 2]
+    assert overlapped(items(), work)() == [1, 2]
 
 
 def test_one_item_is_worked_on_at_a_time():
-    running, most = [], []
+    second = threading.Event()
 
     def work(item):
-        running.append(item)
-        most.append(len(running))
-        running.remove(item)
+        if item:
+            second.set()
+        else:
+            # In vain, since the second item waits for the end of the first.
+            assert not second.wait(0.2)
+        return threading.get_ident()
 
-    _, finish = overlapped(range(50), work)
+    (thread,) = set(overlapped(range(3), work)())
+    assert thread != threading.get_ident()
+
+
+def test_an_item_is_let_go_after_the_work_on_it():
+    class Item:
+        pass
+
+    seen = []
+
+    def items():
+        for _ in range(4):
+            item = Item()
+            seen.append(weakref.ref(item))
+            yield item
+            del item
+
+    finish = overlapped(items(), lambda item: None)
     finish()
-    assert set(most) == {1}
+    gc.collect()
+    assert sum(ref() is not None for ref in seen) <= 1
 
 
 def test_what_the_work_raises_is_raised_by_the_wait_for_it():
@@ -53,19 +73,17 @@ def test_what_the_work_raises_is_raised_by_the_wait_for_it():
         if item == 1:
             raise ValueError(f"item {item}")
 
-    made, finish = overlapped(range(3), work)
-    assert made == [0, 1, 2]
+    finish = overlapped(range(3), work)
     with pytest.raises(ValueError, match="item 1"):
         finish()
 
 
-def test_what_the_making_raises_ends_the_work():
+def test_what_the_making_raises_is_raised_at_once_and_nothing_more_is_begun():
     begun, done, go_on = threading.Event(), [], threading.Event()
 
     def items():
         yield from (1, 2, 3)
         assert begun.wait(LONG)
-        threading.Timer(0.1, go_on.set).start()
         raise KeyboardInterrupt
 
     def work(item):
@@ -75,6 +93,9 @@ def test_what_the_making_raises_ends_the_work():
 
     with pytest.raises(KeyboardInterrupt):
         overlapped(items(), work)
-    # The item in work is finished, those behind it are not begun, and no thread is left.
+    assert done == []
+    go_on.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("overlapped"):
+            thread.join(LONG)
     assert done == [1]
-    assert not [t for t in threading.enumerate() if t.name.startswith("overlapped")]

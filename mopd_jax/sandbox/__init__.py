@@ -65,8 +65,8 @@ class Sandbox:
         self._layout = layout.find(cfg)
         self.workers = cfg.workers or len(os.sched_getaffinity(0))
         self._starter = _Starter()
-        # None: the sandbox is closed.
-        self._free: queue.LifoQueue[tuple[int, Worker | None] | None] = queue.LifoQueue()
+        self._free: queue.LifoQueue[tuple[int, Worker | None]] = queue.LifoQueue()
+        self._closed = False
         try:
             first = self._start(0)
         except BaseException:
@@ -102,12 +102,10 @@ class Sandbox:
         A worker that breaks is replaced, and the program tried once more. If it breaks the new
         one too, which has run an honest program meanwhile, the program is to blame.
         """
-        taken = self._free.get()
-        if taken is None:  # For the next who waits, too.
-            self._free.put(None)
-            return Outcome("broken", detail="the sandbox is closed")
-        slot, worker = taken
+        slot, worker = self._free.get()
         try:
+            if self._closed:
+                return Outcome("broken", detail="the sandbox is closed")
             for _ in range(2):
                 worker = worker or self._start(slot)
                 outcome = worker.run(program)
@@ -136,14 +134,15 @@ class Sandbox:
 
     def close(self) -> None:
         """Ends all workers; waits for programs that still run. Those that wait are not run."""
-        for _ in range(self.workers):
-            if (taken := self._free.get()) is None:
-                break  # Closed before.
-            if taken[1] is not None:
-                taken[1].close()
-        else:
-            self._starter.close()
-        self._free.put(None)
+        if self._closed:
+            return
+        self._closed = True
+        slots = [self._free.get() for _ in range(self.workers)]
+        for slot, worker in slots:
+            if worker is not None:
+                worker.close()
+            self._free.put((slot, None))  # Whoever still waits gets it, and is turned away.
+        self._starter.close()
 
     def __enter__(self) -> Sandbox:
         return self

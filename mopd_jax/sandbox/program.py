@@ -20,7 +20,7 @@ import types
 
 # Judges of function tests import these names themselves, so solutions leave their imports out.
 PRELUDE = "string re datetime collections heapq bisect copy math random statistics itertools"
-PRELUDE = (PRELUDE + " functools operator typing").split()
+PRELUDE = (PRELUDE + " functools operator io sys json typing").split()
 _RECURSION = 50_000  # Of function tests, whose judges raise it too.
 _FILE = "<program>"
 _MAX_DEPTH = 200  # Of a returned value.
@@ -96,17 +96,17 @@ def wrap_streams() -> tuple:
 def prepare(module: types.ModuleType) -> None:
     """The names and the recursion limit that judges of function tests provide.
 
-    The names stand beside the builtins and not in the module: a function that is asked for
-    must be the program's own, and not `gcd` or `add` of the standard library.
+    The names stand among the builtins and not in the module: a function that is asked for must
+    be one that the program defines or imports, and not `gcd` or `add` of this list.
     """
     builtin = vars(importlib.import_module("builtins"))
-    names = dict(builtin)
+    names = {}
     for source in PRELUDE:
         loaded = importlib.import_module(source)
         public = getattr(loaded, "__all__", None) or [n for n in vars(loaded) if n[0] != "_"]
         names.update((n, getattr(loaded, n)) for n in public if n not in builtin)
     names.update((source, importlib.import_module(source)) for source in PRELUDE)
-    module.__dict__["__builtins__"] = names
+    builtin.update(names)
     sys.setrecursionlimit(_RECURSION)
 
 

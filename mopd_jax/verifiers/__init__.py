@@ -111,7 +111,8 @@ def verify_all(
     # Twice the workers, so that none waits while a verdict is made of what it returned.
     threads = max(2, os.cpu_count() or 1, 0 if sandbox is None else 2 * sandbox.workers)
     verdicts: dict[int, Verdict] = {}
-    with concurrent.futures.ThreadPoolExecutor(threads, "verify") as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(threads, "verify")
+    try:
         waiting = {
             pool.submit(one, row): i
             for i, row in enumerate(rows)
@@ -126,6 +127,9 @@ def verify_all(
         for _ in progress(range(len(rows))):
             i, verdict = next(finished)
             verdicts[i] = verdict
+    finally:
+        # After an interrupt what is not begun is not begun.
+        pool.shutdown(cancel_futures=True)
     return [verdicts[i] for i in range(len(rows))]
 
 

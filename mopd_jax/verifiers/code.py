@@ -321,14 +321,15 @@ def mutated(problem: Problem) -> tuple[str, ...]:
         spoiled = [f"{source}\n{change}{tail}" for change in (_MORE_VALUE, _OTHER_VALUE)]
     else:
         # A module's imports from the future stand first.
-        future = re.search(r"^from __future__ import .*\n", source, re.MULTILINE)
-        cut = future.end() if future else 0
+        future = list(re.finditer(r"^from __future__ import .*\n", source, re.MULTILINE))
+        cut = future[-1].end() if future else 0
         spoiled = [source[:cut] + head + source[cut:] for head in (_MORE_TEXT, _OTHER_TEXT)]
     return tuple(f"```python\n{text}\n```\n" for text in (*spoiled, "pass"))
 
 
 _MORE_TEXT = "print('spoiled', flush=True)\n"
-# The first digit of the last word becomes the next one; a word without a digit gets one.
+# The first digit of the last word becomes the next one, or, of a small number, which may be
+# within a tolerance, nine times that; a word without a digit gets one.
 _OTHER_TEXT = r"""
 import atexit as _a, io as _i, re as _r, sys as _s
 _out, _s.stdout = _s.stdout, _i.TextIOWrapper(_i.BytesIO(), "utf-8", write_through=True)
@@ -336,7 +337,13 @@ def _spoil(caught=_s.stdout):
     text = caught.buffer.getvalue().decode("utf-8", "replace").rstrip()
     head, last = text[: -len(text.split()[-1])] if text else "", (text.split() or [""])[-1]
     digit = _r.search("[0-9]", last)
-    if digit:
+    try:
+        small = abs(float(last)) < 0.1
+    except ValueError:
+        small = False
+    if small:
+        last = "9" + last.lstrip("+-").lstrip("0") if float(last) else "1"
+    elif digit:
         i = digit.start()
         last = last[:i] + str((int(last[i]) + 1) % 10) + last[i + 1 :]
     else:
@@ -350,18 +357,31 @@ _OTHER_VALUE = """
 def _spoil(v):
     if v is None or isinstance(v, bool):
         return not v
-    if isinstance(v, (int, float)):
+    if isinstance(v, int):
         return v + 1
+    if isinstance(v, float):  # By more than any tolerance.
+        return 2 * abs(v) + 1 if abs(v) < 1e300 else 0.0
     if isinstance(v, str):
         return v + "x"
     return [*v, None] if isinstance(v, (list, tuple)) else [v]
 """
 _WRAP = """
+def _wrapped(right, depth=[0]):
+    def outermost(*a, **k):
+        depth[0] += 1
+        try:
+            value = right(*a, **k)
+        finally:
+            depth[0] -= 1
+        return value if depth[0] else _spoil(value)
+    return outermost
 _owner = globals().get("Solution")
 if isinstance(_owner, type) and hasattr(_owner, "NAME"):
-    _right = _owner.NAME
-    _owner.NAME = lambda self, *a: _spoil(_right(self, *a))
+    _right = vars(_owner).get("NAME", getattr(_owner, "NAME"))
+    if isinstance(_right, (staticmethod, classmethod)):
+        _owner.NAME = type(_right)(_wrapped(_right.__func__))
+    else:
+        _owner.NAME = _wrapped(_right)
 else:
-    _plain = NAME
-    NAME = lambda *a: _spoil(_plain(*a))
+    NAME = _wrapped(NAME)
 """

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from mopd_jax.thinking import answer_part
 
-_PYTHON = {"python", "py", "python3", "py3", "pypy", "pypy3"}
+_PYTHON = re.compile(r"(?:python|py|pypy)[0-9]*(?:\.[0-9]+)*")
 # Plain decimal notation: no nan, no inf, no `1_000`, no digits of other scripts.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _LONGEST_NUMBER = 400
@@ -62,7 +62,7 @@ def extract(response: str) -> Extracted:
         text = "\n".join(_outdented(line.removesuffix("\r"), opening.indent) for line in body)
         tag = opening.tag
         word = re.split(r"[\s,:]", tag.strip("{}. \t").lower(), maxsplit=1)[0]
-        if text.strip() and word in _PYTHON:
+        if text.strip() and _PYTHON.fullmatch(word):
             tagged.append((text, closed))
         elif text.strip() and not tag:
             plain.append((text, closed))
