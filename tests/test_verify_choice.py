@@ -97,6 +97,52 @@ def test_wrong_answers_that_other_graders_accept(case, response, gold):
         ("Answer: A\nNo.\nAnswer: B", "B", False),
         ("B. 50 pC", "B", False),
         ("A: this one is wrong, since the", None, False),
+        # Wrappings.
+        (r"<answer>\(B\)</answer>", "B", True),
+        (r"<answer>\[B\]</answer>", "B", True),
+        (r"<answer>$\boxed{B}$. 50 pC</answer>", "B", True),
+        (r"<answer>\boxed{\text{B}}</answer>", "B", True),
+        (r"<answer>\boxed{\text{\textbf{B}}}</answer>", "B", True),
+        (r"The answer is \(\boxed{B}\).", "B", False),
+        (r"The answer is $\boxed{\text{B}}$.", "B", False),
+        # A line that ends before the letter.
+        ("**Answer:**\n\n**B**", "B", False),
+        ("The answer is:\n(B)\n\nC is too large.", "B", False),
+        ("The answer is:\n\nA. vitamin B\nB. 50 pC", None, False),
+        ("Answer:\n\nWe find the charge.\n" r"\boxed{B}", "B", False),
+        ("The answer is as follows.\n" r"\boxed{B}", "B", False),
+        (r"\boxed{B}" "\nThe answer is A or C.", None, False),
+        # Labels with their own text, in other forms.
+        ("<answer>(B) 50 pC</answer>", "B", True),
+        ("<answer>(B): 50 pC</answer>", "B", True),
+        ("<answer>B) 50 pC</answer>", "B", True),
+        ("<answer>**B.** 50 pC</answer>", "B", True),
+        ("<answer>The answer is B. 50 pC</answer>", "B", True),
+        ("<answer>A. vitamin B</answer>", "A", True),
+        ("<answer>C. a value</answer>", "C", True),
+        # Labels that their text retracts.
+        ("<answer>(B) is wrong; choose C</answer>", None, False),
+        ("<answer>(B) is wrong</answer>", None, False),
+        ("<answer>B. incorrect; the answer is C</answer>", None, False),
+        ("<answer>B. This option is incorrect.</answer>", None, False),
+        ("<answer>B. Not this one.</answer>", None, False),
+        ("<answer>B, but maybe C</answer>", None, False),
+        ("<answer>B, or rather C</answer>", None, False),
+        ("<answer>B. No, C</answer>", None, False),
+        ("<answer>B. So I choose **C**.</answer>", None, False),
+        ("<answer>B. On reflection, the answer: A</answer>", None, False),
+        ("<answer>B - C</answer>", None, False),
+        ("<answer>B. C</answer>", None, False),
+        # Explanations that do not.
+        ("<answer>B. The current is I = V/R</answer>", "B", True),
+        ("<answer>B. A charge moves. A field does not.</answer>", "B", True),
+        ("<answer>B. This is the answer: A charge is kept.</answer>", "B", True),
+        ("<answer>B. The rate at D is not zero</answer>", "B", True),
+        ("<answer>B, not C</answer>", "B", True),
+        ("<answer>B, not C; choose D</answer>", None, False),
+        ("<answer>B. It has one C atom and no D.</answer>", "B", True),
+        ("<answer>B. The product of V and I</answer>", "B", True),
+        ("<answer>B. It is not possible to gain energy</answer>", "B", True),
         ("", None, False),
     ],
 )
@@ -114,6 +160,51 @@ def test_the_text_of_an_option_counts_only_where_it_is_of_one():
     for gold in "AB":
         assert judge("<answer>two</answer>", gold, options=same).reward == 0.0
     assert judge("<answer>three</answer>", "C").reward == 0.0
+
+
+SMILES = {"A": "Nc1cncnc1", "B": "O=C=O", "C": "C1CCCCC1", "D": "c1ccccc1"}
+UNITS = {"A": r"$28$ $\mathrm{~N} / \mathrm{C}$", "B": r"$38$ $\mathrm{~N} / \mathrm{C}$"}
+WORDS = {"A": "B", "B": "C", "C": "A and B", "D": "not possible without work"}
+SHORT = {"A": "7", "B": "10²", "C": "102", "D": "-3"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "letter"),
+    [
+        (SMILES, "B. O=C=O", "B"),
+        (SMILES, "C. C1CCCCC1", "C"),
+        (SMILES, "C. c1ccccc1", None),
+        (SMILES, "c1ccccc1", "D"),
+        (SMILES, "o=c=o", "B"),
+        (UNITS, r"B. $38$ $\mathrm{~N} / \mathrm{C}$", "B"),
+        (UNITS, r"$38$ $\mathrm{~N} / \mathrm{C}$", "B"),
+        (UNITS, r"A. $38$ $\mathrm{~N} / \mathrm{C}$", None),
+        (WORDS, "C. A and B", "C"),
+        (WORDS, "A and B", "C"),
+        (WORDS, "B. C", "B"),
+        (WORDS, "(B) C", "B"),
+        (WORDS, "B: C", "B"),
+        (WORDS, "B) C", "B"),
+        (WORDS, "A. B", "A"),
+        (WORDS, "B. A", None),
+        (WORDS, "B", "B"),
+        (WORDS, "C", "C"),
+        (WORDS, "D. not possible", "D"),
+        (WORDS, "B. not possible", None),
+        (SHORT, "7", "A"),
+        (SHORT, "A. 7", "A"),
+        (SHORT, "B. 7", None),
+        (SHORT, "10²", "B"),
+        (SHORT, "102", "C"),
+        (SHORT, "D. -3", "D"),
+        (SHORT, "D - -3", "D"),
+        (SHORT, "3", None),
+    ],
+)
+def test_the_own_text_of_an_option(options, text, letter):
+    for gold in options:
+        verdict = judge(f"<answer>{text}</answer>", gold, options=options)
+        assert (verdict.reward, verdict.error) == (float(gold == letter), "")
 
 
 def test_the_line_format_of_prompts_that_ask_for_a_line():
@@ -146,7 +237,7 @@ def test_items_that_cannot_be_judged(gold, meta, message):
 
 def test_the_shipped_forms_agree_with_the_verifier():
     for gold in "ABCD":
-        for meta in ({}, {"options": OPTIONS}, {"format": "line"}):
+        for meta in ({}, {"options": OPTIONS}, {"options": WORDS}, {"format": "line"}):
             problem = Problem("p", TURN, gold, "choice", meta)
             verdict = verifiers.verify(problem, choice.gold_response(problem))
             assert (verdict.reward, verdict.format_ok) == (1.0, True)
