@@ -144,6 +144,52 @@ EQUAL = [
     ("5", r"5\text{ ft}^2"),
     (r"5\text{ million}", "5 million"),
     (r"5\text{ red balls}", r"5\text{ Red balls}"),
+    (r"\frac{\ln 3}{\ln 2}", r"\log_2 3"),
+    ("3", r"\log_2 8"),
+    ("1", r"\int_0^1 2x\,dx"),
+    ("15", r"\sum_{k=1}^5 3"),
+    (r"\sin^2(10)", r"\sin^2 10"),
+    (r"8:00\text{ AM}", "8:00 AM"),
+    (r"8:00\text{ AM}", r"8:00\text{ a.m.}"),
+    (r"8:00\text{ AM}", "8:00"),
+    (r"3:4\text{ cm}", "6:8"),
+    ("Yes", "yes"),
+    ("No", "no"),
+    ("kT", "Tk"),
+    ("42", r"\text{42 cm}"),
+    ("42", r"\text{42}"),
+    ("42", r"\textbf{(B) }42"),
+    ("42", r"\textbf{(B)}\ 42"),
+    ("42", r"\text{(B) } 42"),
+    ("42", r"\text{(B) 42}"),
+    ("1,2", r"\text{1 and 2}"),
+    (r"5\text{ or more}", r"\text{5 or more}"),
+    (r"5\text{ kilograms}", r"5\text{ kg}"),
+    (r"5\text{ seconds}", r"5\text{ s}"),
+    (r"5\text{ meters per second}", r"5\text{ m/s}"),
+    (r"5\text{ square centimeters}", r"5\text{ cm}^2"),
+    (r"5\text{ liters}", r"5\text{ L}"),
+    (r"2-\sqrt{3}", r"\tan 15^\circ"),
+    (r"\cos 60^\circ", r"\sin(30^\circ)"),
+    (r"\cos 60^\circ", "1/2"),
+    (r"\cos 60^\circ", r"\cos^2 45^{\circ}"),
+    (r"\sin 20^\circ", r"2\sin 10^\circ\cos 10^\circ"),
+    (r"\cos 20^\circ", r"\cos\frac{\pi}{9}"),
+    (r"\frac18", r"\cos 20^\circ \cdot \cos 40^\circ \cdot \cos 80^\circ"),
+    (r"\frac{1}{2}", r"\sin\left(\frac{60}{2}\right)^\circ"),
+    (r"-1\pm\sqrt{3}", r"-1+\sqrt3, -1-\sqrt3"),
+    (r"[1,2]", r"1\le x\le 2"),
+    (r"x\in[1,2]", r"[1,2]"),
+    (r"[1,2]\cup[2,3]", "[1,3]"),
+    (r"\mathbb{R}", r"(-\infty,\infty)"),
+    (r"x<-1\text{ or }x>1", r"(-\infty,-1)\cup(1,\infty)"),
+    (r"(-\infty,-1]\cup[1,\infty)", r"x\leq -1 or x\geq 1"),
+    (r"x<-1\text{ or }x>1", r"x>1\text{ or }x<-1"),
+    (r"x<-1\text{ or }x>1", "x<-1, x>1"),
+    (r"(-\infty,-\sqrt2)\cup(\sqrt2,\infty)", r"x<-\sqrt{2}\text{ or }x>\sqrt{2}"),
+    (r"x>-1\text{ and }x<2", "-1<x<2"),
+    ("(-1,2)", r"x>-1\text{ and }x<2"),
+    ("(-1,2]", r"x\le 2, x>-1"),
 ]
 DIFFERENT = [
     ("1/3", "0.33"),
@@ -204,6 +250,47 @@ DIFFERENT = [
     ("3", r"3\text{ squared}"),
     ("3", r"3\mathrm{x}"),
     ("1, 2", r"1, 2\text{ million}"),
+    ("5", r"\log_2 8"),
+    ("x^2 + 3", r"x^{2 3}"),
+    ("2", "2, 2"),
+    ("2", "2,2,2"),
+    ("2", r"2\text{ and }2"),
+    ("2, 2", "2"),
+    (r"\sqrt{2}", r"\sqrt{2},\sqrt{2}"),
+    (r"\sqrt{2}", r"\{\sqrt{2},\sqrt{2}\}"),
+    (r"\sqrt{2},\sqrt{2}", r"\sqrt{2}"),
+    ("1", "[1,1]"),
+    (r"8:00\text{ AM}", r"8:00\text{ PM}"),
+    ("8:00 AM", "8:00 PM"),
+    (r"8:00\text{ AM}", "9:00 AM"),
+    (r"3:4\text{ cm}", r"3:4\text{ kg}"),
+    (r"43_6\text{ cm}", r"43_6\text{ kg}"),
+    ("ab", "AB"),
+    ("kT", "Kt"),
+    ("xY", "Xy"),
+    ("a b", "A B"),
+    ("42", r"\textbf{(B) }43"),
+    ("5", r"\text{5 or more}"),
+    ("5", r"\text{5 million}"),
+    ("510", r"\text{5 10}"),
+    (r"5\text{ kilograms}", r"5\text{ g}"),
+    (r"5\text{ seconds}", r"5\text{ m}"),
+    (r"5\text{ m/s}", r"5\text{ meters}"),
+    ("5s", r"5\text{ seconds}"),
+    (r"\cos 20^\circ", r"\cos 20"),
+    (r"\cos 20", r"\cos 20^\circ"),
+    (r"\tan 15^\circ", r"2+\sqrt{3}"),
+    (r"2\cos 20^\circ", r"\cos 40^\circ"),
+    ("2", "5 1"),
+    ("3x^2", "x^2 3"),
+    (r"\log_2 3", r"\log_3 2"),
+    (r"\int_0^1 2x\,dx", "2"),
+    (r"\cos^2 1", r"\cos 1"),
+    (r"x<-1\text{ or }x>1", r"y<-1\text{ or }y>1"),
+    (r"x<-1\text{ or }x>1", r"x<-1\text{ and }x>1"),
+    ("-1<x<2", r"x>-1\text{ or }x<2"),
+    (r"x<-1\text{ or }x>1", r"(-\infty,-1)\cup(2,\infty)"),
+    (r"x<-1\text{ or }x>1", r"(-\infty,-1]\cup[1,\infty)"),
 ]
 
 
@@ -309,6 +396,48 @@ def test_an_unreadable_gold_is_an_error_and_an_unreadable_answer_is_wrong():
     assert judge("", "5").error
     verdict = judge("x", r"x \to \& ]")
     assert (verdict.reward, verdict.error) == (0.0, "")
+
+
+@pytest.mark.parametrize(
+    "gold",
+    [
+        "5",
+        r"10^{10^{10}}",
+        r"\log_2 3",
+        r"\int_0^1 2x\,dx",
+        r"\cos^2 1",
+        r"\{1, \sqrt2\}",
+        "a=1, b=x",
+    ],
+)
+def test_a_gold_is_usable_if_it_can_be_read_or_takes_too_long(gold):
+    assert math.unusable(problem(gold)) == ""
+    assert judge(gold, gold).reward == 1.0
+
+
+@pytest.mark.parametrize("gold", ["", r"p \to q", r"1, p \to q", r"x^2 3", r"\frac{1"])
+def test_a_gold_that_cannot_be_read_is_unusable(gold):
+    assert "gold" in math.unusable(problem(gold))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"\text{" + "1,2," * 400 + "x}",
+        r"\text{" + "1,000," * 300 + "x}",
+        r"\text{" + "1 and " * 300 + "x}",
+        r"\text{5 " + "a " * 900 + "1}",
+        "1<" * 900,
+        " , " * 600 + "x<1",
+        r"\sin" + "^{2}" * 400,
+        r"\sin x" + "  " * 900,
+    ],
+)
+def test_no_text_takes_long_to_clean(text):
+    begun = time.process_time()
+    math_text.clean(text)
+    math_worker._SCRIPTS.sub(" ", text)
+    assert time.process_time() - begun < 1.0
 
 
 def test_verdicts_are_the_same_in_every_thread():

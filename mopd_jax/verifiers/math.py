@@ -20,7 +20,11 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     thousands separators       1,000 = 1{,}000 = 1\,000 = 1000; `1, 000` is a list
     percent                    50\% = 1/2; 50\% = 50 only where the question speaks of percent
     units, degrees, currency   may be missing on one side; where both have one, the names must
-                               agree; nothing is converted; a bare single letter is a variable
+                               agree (kilograms and kg do); nothing is converted; a bare single
+                               letter is a variable
+    degrees in sin, cos, tan   part of the formula: \cos 60^\circ = 1/2, not \cos 60
+    time of day                8:00 AM = 8:00\text{ a.m.} = 8:00, not 8:00 PM
+    text round the answer      \text{42 cm} = 42 = \textbf{(B) }42
     words behind a number      a unit if all are listed units or it is one plain noun; else
                                part of the answer: 5\text{ million}, 5\text{ or more} are not 5
     \approx in front           means nothing: \approx 5 = 5
@@ -28,19 +32,21 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
     equations                  equal if they differ by a constant factor: x^2+1=0 is 2x^2=-2,
                                not x^2+2=0
     lists and sets             {1,2} = {2,1} = 1,2 = "1 and 2"; \pm 2 = 2,-2; {5} = 5;
-                               {1,2,2} = {1,2}, but the lists 1,2,2 and 1,2 differ, and {2,2}
-                               is not the number 2
+                               {1,2,2} = {1,2}, but the lists 1,2,2 and 1,2 differ; no number
+                               is a list, tuple, set or interval of two parts: 2 is not 2,2
     lists with names           a=2, b=5 is b=5, a=2; if the gold has names, so has the answer;
                                a gold 2, 5 or (2,5) is a=2, b=5 in its order
     tuples and intervals       in order, with the same brackets: (0,1) is not [0,1]; a bare list
                                may stand for a tuple in its order
-    inequalities               x > 1 = (1,\infty)
-    letters                    case counts in single letters (r is not R), not in words
+    inequalities               x > 1 = (1,\infty); x<0 or x>1 is a union, x>0 and x<1 is an
+                               interval
+    letters                    case counts in single letters (r is not R) and in products of
+                               bare ones (ab = ba, not AB), not in words (Yes = yes)
     \log without a base        base 10 or base e, the same on both sides
     i                          the imaginary unit, on both sides
     everything else            math-verify decides: x^2+1 = 1+x^2, \sqrt8 = 2\sqrt2, matrices
     what cannot be decided     `error`: a limit of time or memory was met, or the gold answer is
-                               a formula that cannot be read
+                               a formula that cannot be read (that alone makes a row unusable)
     an unreadable answer       wrong, where the gold answer can be read
 
 Numbers, words, lists of them and equal texts are decided here. Other formulas are decided in a
@@ -60,7 +66,7 @@ from typing import Literal
 from mopd_jax.config_dict import InputError
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.thinking import answer_part
-from mopd_jax.verifiers import math_forms, math_text
+from mopd_jax.verifiers import math_forms, math_text, math_units
 from mopd_jax.verifiers.math_pool import Pool, Undecided
 
 CPU_SECONDS = 5.0
@@ -82,7 +88,23 @@ LONG_BOX = rf"The last \boxed{{}} holds more than {LONGEST} characters; box the 
 
 # Behind a number these make another answer of it.
 _NO_UNITS = ("million", "dozen", "or more", "not", "is wrong", "squared")
+# One thing that may equal an interval or a list: a relation, a union, a set, both signs.
+_MAY_BE_MANY = re.compile(
+    r"[<>=]|\\(?:le|ge|ne|in|notin|lt|gt|pm|mp|cup|cap|setminus|backslash|mathbb|emptyset|R|N|Z|Q|"
+    r"begin|lor|land|vee|wedge|mid)(?![A-Za-z])"
+)
+# Words, however short, that are no product of variables.
+_WORDS = re.compile(
+    "yes|no|true|false|odd|even|none|all|both|one|two|red|blue|prime|composite|always|never|"
+    "undefined|infinite|finite|converges|diverges|increasing|decreasing"
+)
+# Equal to no gold answer, so that a formula has to be read.
+_NO_ANSWER = r"\sqrt{2}+x^{17}"
 _SPEAKS_OF_PERCENT = re.compile(r"percent|%|\bpct\b", re.IGNORECASE)
+
+
+class _Unreadable(Undecided):
+    """The gold answer is a formula that cannot be read."""
 
 
 def check_installed() -> None:
@@ -118,9 +140,18 @@ def verify(problem: Problem, response: str) -> Verdict:
 
 
 def unusable(problem: Problem) -> str:
-    """Why no response to the problem can be judged; "" where the gold answer can be read."""
-    # Not equal to any gold answer by text, so that a formula has to be read.
-    return verify(problem, r"\boxed{\sqrt{2}+x^{17}}").error
+    """Why no response to the problem can be judged; "" where the gold answer can be read, or
+    would take too long: its own text is right all the same."""
+    if not (gold := math_text.clean(problem.answer)):
+        return "the gold answer is empty"
+    gold, _ = _values(gold, _NO_ANSWER)
+    try:
+        pairs = [(part, _NO_ANSWER) for part in math_text.shape(gold).parts]
+        if pairs := [pair for pair in pairs if _known(*pair, False) is None]:
+            _ask(pairs)
+    except Undecided as error:
+        return str(error) if isinstance(error, _Unreadable) else ""
+    return ""
 
 
 def answer(problem: Problem, response: str) -> str:
@@ -227,7 +258,7 @@ def _decompose(gold: str, answer: str) -> tuple[str, tuple, tuple] | Literal[Fal
         if one.kind == "set" and len(one.parts) == 1:
             return "ordered", a.parts, b.parts
         single = b if one is a else a
-        if one.kind == "set" and one.parts and math_text.number(single.parts[0]) is not None:
+        if len(one.parts) > 1 and not any(map(_MAY_BE_MANY.search, single.parts)):
             return False
         return None  # A union, an inequality or the empty set may equal it.
     if a.kind == b.kind or {a.kind, b.kind} in ({"list", "()"}, {"list", "[]"}):
@@ -298,19 +329,25 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
     if math_text.squash(gold) == math_text.squash(answer):
         return True
     gold, answer = _values(gold, answer)
+    (gold_time, gold_half), (answer_time, answer_half) = map(
+        math_forms.time_of_day, (gold, answer)
+    )
+    if gold_half and answer_half and gold_half != answer_half:
+        return False
+    gold, answer = gold_time or gold, answer_time or answer
     if math_text.says_more(gold) or math_text.says_more(answer):
         return math_text.bare_words(gold) == math_text.bare_words(answer)
     gold, gold_percent = math_text.take_percent(gold)
     answer, answer_percent = math_text.take_percent(answer)
     (gold, gold_unit), (answer, answer_unit) = map(math_text.take_unit, (gold, answer))
+    if gold_unit and answer_unit and not math_units.same(gold_unit, answer_unit):
+        return False
     form = _known_form(gold, answer)
     if form is not None:
         return form
     # `5 m` beside \text{m}: the one side says that the letter is a unit.
     for unit in filter(None, (gold_unit, answer_unit)):
         gold, answer = (_without_bare(text, unit) for text in (gold, answer))
-    if gold_unit and answer_unit and gold_unit != answer_unit:
-        return False
     a, b = math_text.number(gold), math_text.number(answer)
     if a is not None and b is not None:
         if gold_percent == answer_percent:
@@ -347,15 +384,7 @@ def _known_form(gold: str, answer: str) -> bool | None:
         )
     if math_forms.is_clock(gold) or math_forms.is_clock(answer):
         return [n.value for n in x] == [n.value for n in y]
-    return _proportional([n.value for n in x], [n.value for n in y])
-
-
-def _proportional(a: list[Fraction], b: list[Fraction]) -> bool:
-    """Whether one is the other times a factor that is not 0."""
-    i = next((i for i, value in enumerate(a) if value), None)
-    if i is None or not b[i]:
-        return a == b
-    return all(p * b[i] == q * a[i] for p, q in zip(a, b, strict=True))
+    return math_forms.proportional([n.value for n in x], [n.value for n in y])
 
 
 def _without_bare(text: str, unit: str) -> str:
@@ -391,9 +420,12 @@ def _known_words(gold: str, answer: str) -> bool | None:
     if a_text == b_text:
         return True
     if len(a_text) > 1 and a_text.casefold() == b_text.casefold():
-        return True
-    # Bare letters may be a product of variables: ab = ba.
-    return a_bare and b_bare and sorted(a_text) == sorted(b_text)
+        # Bare letters may be a product of variables: ab is not AB, though Yes is yes.
+        first_only = len(a_text) > 3 and a_text[1:] == b_text[1:]
+        words = not (a_bare and b_bare) or first_only
+        return words or _WORDS.fullmatch(a_text.casefold()) is not None
+    a_letters, b_letters = (sorted(text.replace(" ", "")) for text in (a_text, b_text))
+    return a_bare and b_bare and a_letters == b_letters
 
 
 def _ask(pairs: list[tuple[str, str]]) -> list[bool]:
@@ -403,7 +435,7 @@ def _ask(pairs: list[tuple[str, str]]) -> list[bool]:
     found = []
     for (gold, _), outcome in zip(pairs, answer["outcomes"], strict=True):
         if outcome == "gold unreadable" and math_text.words(gold) is None:
-            raise Undecided("the gold answer is no formula that the checker can read")
+            raise _Unreadable("the gold answer is no formula that the checker can read")
         found.append(outcome == "equal")
     return found
 

@@ -10,11 +10,11 @@ import re
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from mopd_jax.verifiers import math_units
+from mopd_jax.verifiers import math_forms, math_units
 
 _BOX = re.compile(r"\\(boxed|fbox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_TEXT = r"\\(?:text(?:rm|bf|it|normal|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname)"
+_TEXT = math_forms.TEXT
 
 # One sign each for what Unicode offers beside LaTeX.
 _SIGNS = {
@@ -74,13 +74,15 @@ _SYNONYMS = (
     (re.compile(r"\\langle(?![A-Za-z])"), "("),
     (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
     (re.compile(r"\\degree(?![A-Za-z])|\^ ?\{ ?\\circ ?\}"), r"^\\circ"),
-    (re.compile(rf"{_TEXT}\{{ *,? *(?:and|or) *\}}"), ", "),
-    (re.compile(r"(?<=[0-9}) ]) +(?:and|or) +(?=[-+\\0-9(A-Za-z])"), ", "),
-    (re.compile(r", *, *"), ", "),
     (re.compile(r"\\frac *([0-9]) *([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\frac *([0-9]) *\{"), r"\\frac{\1}{"),
     (re.compile(r"\\frac *(\{[^{}]*\}) *([0-9])"), r"\\frac\1{\2}"),
     (re.compile(r"\\sqrt *([0-9A-Za-z]|\\[A-Za-z]+)"), r"\\sqrt{\1}"),
+)
+_JOINTS = (
+    (re.compile(rf"{_TEXT}\{{ *,? *(?:and|or) *\}}"), ", "),
+    (re.compile(r"(?<=[0-9}) ]) +(?:and|or) +(?=[-+\\0-9(A-Za-z])"), ", "),
+    (re.compile(r", *, *"), ", "),
 )
 _FUNCTIONS = re.compile(
     r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|"
@@ -117,20 +119,8 @@ _WRAPPED_UNIT = re.compile(
 )
 _NO_QUANTITY = ("^", "_", "+", "-", "*", "=", "<", ">")
 _DEGREES = re.compile(rf" ?\^ ?\\circ ?(?:(?:{_TEXT} ?)?\{{? ?([CF]) ?\}}?)?$")
-_UNIT_NAMES = {
-    "dollar": "$",
-    "degree": "deg",
-    "°": "deg",
-    "inche": "inch",
-    "feet": "ft",
-    "foot": "ft",
-    "sec": "second",
-    "metre": "meter",
-    "litre": "liter",
-    "lb": "pound",
-    "hr": "hour",
-    "min": "minute",
-}
+# Behind a function the sign is part of its argument.
+_TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _RELATION = re.compile(r"\\in(?![A-Za-z])|(?<![<>!:\\])=")
 _NAME = re.compile(r"[A-Za-z\\(|][A-Za-z0-9\\(),_{}' |]*")
 _MATRIX = re.compile(r"\\begin|\\frac|\\sqrt|\\int|\\sum")
@@ -200,8 +190,10 @@ def clean(text: str) -> str:
     text = _DELIMITER.sub(" ", text)
     text = _NOISE.sub(" ", text)
     text = _THOUSANDS.sub("", text)
-    text = _SPACE.sub(" ", text)
-    for pattern, synonym in _SYNONYMS:
+    text = math_forms.without_text(_SPACE.sub(" ", text))
+    for pattern, synonym in (*_SYNONYMS, *_JOINTS):
+        if pattern is _JOINTS[0][0]:
+            text = math_forms.solution_set(text)
         text = pattern.sub(synonym, text)
     if not _WRAPPED.search(text):
         text = _FUNCTIONS.sub(r"\\\1", text).replace(r"\infinity", r"\infty")
@@ -323,7 +315,7 @@ def take_unit(text: str) -> tuple[str, str]:
             if pattern is _WRAPPED_UNIT and not math_units.is_unit(_unwrapped(match[1])):
                 return text, ""
             name = f"deg{match[1] or ''}" if pattern is _DEGREES else _unit_name(match[1])
-            return rest, name
+            return (text, "") if name == "deg" and _TRIG.search(rest) else (rest, name)
     return text, ""
 
 
@@ -349,8 +341,8 @@ def _unwrapped(text: str) -> str:
 def _unit_name(text: str) -> str:
     bare = _WRAPPED.sub(r"\1", text).replace("{", "").replace("}", "")
     words = [w.strip(".") for w in bare.replace("^", " ^").split()]
-    words = [w[:-1] if len(w) > 2 and w.endswith("s") else w for w in words]
-    words = [_UNIT_NAMES.get(w, w) for w in words]
+    words = [w[:-1] if len(w) > 2 and w.endswith("s") and w[-2] != "/" else w for w in words]
+    words = [math_units.NAMES.get(w, w) for w in words]
     # "square units" says no more than nothing.
     return "" if "unit" in words else "".join(words)
 
@@ -362,7 +354,8 @@ def words(text: str) -> tuple[str, bool] | None:
     plain = re.sub(r"[\s.,;:!?]+", " ", unwrapped).strip()
     if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", plain):
         return None
-    return plain, plain == text and plain.isalpha()
+    single = all(len(word) == 1 for word in plain.split(" "))
+    return plain, plain == text and (plain.isalpha() or single)
 
 
 def assignment(text: str) -> tuple[str, str]:

@@ -42,6 +42,52 @@ _NO_NOUNS = _set(
     wrong false true right correct incorrect undefined impossible other another base
     remainder infinity pi ago later too also even odd"""
 )
+# Spellings of one name, after a plural s is gone.
+NAMES = {
+    "dollar": "$",
+    "degree": "deg",
+    "°": "deg",
+    "inche": "inch",
+    "feet": "ft",
+    "foot": "ft",
+    "sec": "second",
+    "metre": "meter",
+    "litre": "liter",
+    "lb": "pound",
+    "hr": "hour",
+    "min": "minute",
+}
+# Symbols of names, to compare two units that were both written as such.
+_SYMBOL_OF = {
+    "gram": "g",
+    "meter": "m",
+    "litre": "L",
+    "liter": "L",
+    "second": "s",
+    "minute": "min",
+    "hour": "h",
+    "newton": "N",
+    "joule": "J",
+    "watt": "W",
+    "volt": "V",
+    "ampere": "A",
+    "amp": "A",
+    "kelvin": "K",
+    "pascal": "Pa",
+    "hertz": "Hz",
+    "mole": "mol",
+    "coulomb": "C",
+    "tesla": "T",
+    "farad": "F",
+    "mile": "mi",
+    "yard": "yd",
+    "pound": "lb",
+    "ounce": "oz",
+}
+_PREFIX_OF = {"milli": "m", "centi": "c", "deci": "d", "kilo": "k", "mega": "M", "": ""}
+_FULL_NAME = re.compile(
+    rf"({'|'.join(_PREFIX_OF)})({'|'.join(sorted(_SYMBOL_OF, key=len, reverse=True))})"
+)
 _CONTENT = re.compile(r"[A-Za-z\u00b5\u03bc\u03a9$\u20ac\u00a3./ ^0-9-]*")
 _WORD = re.compile(r"[A-Za-z\u00b5\u03bc\u03a9]+")
 _POWER = re.compile(r"\^ ?-?[0-9]")
@@ -63,6 +109,21 @@ def is_unit(text: str) -> bool:
     if len(others) > 1 or not _noun(others[0]) or _POWER.search(text):
         return False
     return len(words) == 1 or "per" in words
+
+
+def same(a: str, b: str) -> bool:
+    """Whether two names of units are one: kilogram is kg, meterpersecond is m/s."""
+    return a == b or _symbols(a) == _symbols(b)
+
+
+def _symbols(name: str) -> str:
+    name = name.replace("metre", "meter").replace("degcelsiu", "degC")
+    name = _FULL_NAME.sub(lambda match: _PREFIX_OF[match[1]] + _SYMBOL_OF[match[2]], name)
+    name = name.replace("per", "/").replace("ml", "mL")
+    for word, power in (("square", "^2"), ("sq", "^2"), ("cubic", "^3"), ("cu", "^3")):
+        if name.startswith(word) and "/" not in name:
+            return name.removeprefix(word) + power
+    return {"l": "L", "degfahrenheit": "degF"}.get(name, name)
 
 
 def is_letter(text: str) -> bool:

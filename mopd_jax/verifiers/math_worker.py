@@ -57,6 +57,16 @@ _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _LOG = re.compile(r"\\log(?![A-Za-z])(?!\s*_)")
 # Numbers side by side, which the grammar would read as a sum (5 1) or a product (5.5.1).
 _TWO_NUMBERS = re.compile(r"[0-9] +[0-9]|\.[0-9]*\.")
+_TRIG = r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
+# A number may follow the scripts of these: \log_2 3, \int_0^1 2x, \sin^2 10.
+_SCRIPTS = re.compile(
+    rf"(?:{_TRIG}|\\(?:sinh|cosh|tanh|log|ln|lg|i*int|oint|sum|prod|lim|max|min)(?![A-Za-z]))"
+    r"(?: ?[_^] ?(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|[0-9A-Za-z]))+"
+)
+_HAS_TRIG = re.compile(_TRIG)
+_DEGREE = re.compile(r" ?\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})")
+# What a degree sign belongs to: 20, 2x, x, 2\theta.
+_ANGLE = re.compile(r"(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+) ?)?(?:\\[A-Za-z]+|[A-Za-z])?$")
 _UNREADABLE = ("gold unreadable", "answer unreadable")
 _CLOSE = {"exact": 1e-12, "decimal": 1e-6}
 
@@ -100,18 +110,49 @@ def _read_number(text: str, *args, **kwargs):
     return sympy.Integer(int(text)) if text.isdigit() else sympy.Float(text)
 
 
+def _angles(text: str) -> str:
+    r"""With `20^\circ` as a number of radians, where the text has a function of angles."""
+    if not _HAS_TRIG.search(text):
+        return text
+    while match := _DEGREE.search(text):
+        head, tail = text[: match.start()], text[match.end() :]
+        start = _angle_start(head)
+        if start is None:
+            raise ValueError("a degree sign behind nothing")
+        # In parentheses, so that a function takes all of it and no more.
+        text = rf"{head[:start]}({head[start:]}\cdot\frac{{\pi}}{{180}}){tail}"
+    return text
+
+
+def _angle_start(head: str) -> int | None:
+    """Where the angle at the end of the text begins."""
+    if head[-1:] not in (")", "}"):
+        match = _ANGLE.search(head)
+        return match.start() if match and match[0] else None
+    depth = 0
+    for i in range(len(head) - 1, -1, -1):
+        depth += (head[i] in ")}") - (head[i] in "({")
+        if depth == 0:
+            # The numerator and the command belong to it.
+            if head[i] == "{" and head[:i].endswith("}"):
+                return _angle_start(head[:i])
+            command = re.search(r"\\(?:frac|sqrt) ?$", head[:i])
+            return command.start() if command else i
+    return None
+
+
 def _parse(text: str, real: bool | None):
     """A sympy object of LaTeX text. Raises whatever the parser raises."""
     import sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 
-    if _TWO_NUMBERS.search(text):
+    if _TWO_NUMBERS.search(_SCRIPTS.sub(" ", text)):
         raise ValueError("two numbers side by side")
     # Units are taken off before (by our rules, not by a list that holds single letters), and
     # the text is one formula: nothing is searched for in it.
     normal = normalize_latex(
-        text,
+        _angles(text),
         NormalizationConfig(
             basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none"
         ),
