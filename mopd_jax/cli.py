@@ -32,6 +32,8 @@ eval     sample the held-out problems, judge, and measure; docs/evaluation.md
 compare  evaluations of the same problems, each paired with the first
 data     turn source files into a checked data set, judge its gold answers, look at a row
 
+A flag may also be written with a space, --name value.
+
   --config=configs/quickstart.py:grpo    a config file and a variant of it
   --config.peers.failures=0              any setting, by its dotted name
   --workdir=DIR                          default: runs/<file>-<variant>-<settings' hash>
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[0] not in commands:
             raise ConfigError(configs.unknown(f"command {argv[0]!r}", argv[0], commands))
-        return commands[argv[0]](argv[1:])
+        return commands[argv[0]](_joined(argv[1:]))
     except InputError as error:  # All else is a defect, with its traceback.
         print(f"mopd: {error}", file=sys.stderr)
         return 2
@@ -301,9 +303,23 @@ def load(path: pathlib.Path, variant: str = ""):
     return make(variant) if variant else make()
 
 
+def _joined(words: Sequence[str]) -> list[str]:
+    """`--name value` as `--name=value`: there is no flag without a value."""
+    joined: list[str] = []
+    for word in words:
+        alone = joined and joined[-1].startswith("--") and "=" not in joined[-1]
+        if alone and not word.startswith("--"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    return joined
+
+
 def _flag(word: str) -> tuple[str, str]:
     if not word.startswith("--") or "=" not in word:
-        raise ConfigError(f"{word!r} is not understood; flags are written --name=value")
+        raise ConfigError(
+            f"{word!r} is not understood; flags are written --name=value or --name value"
+        )
     name, _, value = word.removeprefix("--").partition("=")
     return name, value
 

@@ -65,6 +65,17 @@ def test_a_wrong_flag_is_answered_before_jax_is_asked_for_devices(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_flag_may_be_written_with_a_space(capsys):
+    assert cli.main(["config", FLAG, "--config.seed=7"]) == 0
+    want = capsys.readouterr().out
+    assert cli.main(["config", "--config", QUICKSTART, "--config.seed", "7"]) == 0
+    assert capsys.readouterr().out == want
+    words = ["prepare", "--source", "hub", "gsm8k", "--option.a", "-1", "--out=x", "y"]
+    assert cli._joined(words) == [
+        *("prepare", "--source=hub", "gsm8k", "--option.a=-1", "--out=x", "y")
+    ]
+
+
 def test_config_prints_every_setting_as_json(capsys):
     assert cli.main(["config", f"{FLAG}:grpo", "--config.eval.ks=(1, 8)"]) == 0
     shown = json.loads(capsys.readouterr().out)
