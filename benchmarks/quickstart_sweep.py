@@ -55,9 +55,9 @@ def run(method, rate, seed, out, steps):
 
 
 def outcomes(folder):
-    """Success bool[P, n] before the first step and after the last."""
+    """Solved, f64[P, n] of 0 and 1, before the first step and after the last."""
     files = sorted((folder / "evaluations").glob("step_*.json"))
-    return [np.array(json.loads(f.read_text()), bool) for f in (files[0], files[-1])]
+    return [np.array(json.loads(f.read_text())["solved"], float) for f in (files[0], files[-1])]
 
 
 def interval(per_seed, rng):

@@ -15,4 +15,6 @@ def verify(problem: Problem, response: str) -> Verdict:
     import reasoning_gym
 
     score = reasoning_gym.get_score_answer_fn(problem.meta["task"])
-    return Verdict(float(score(exact.extract(response), problem.meta["entry"])))
+    found = float(score(exact.extract(response), problem.meta["entry"]))
+    # Some scorers sum up to a rounding above 1.
+    return Verdict(1.0 if 1.0 < found < 1.0 + 1e-9 else found)
