@@ -53,6 +53,24 @@ def responses(name):
     return st.one_of(inner, inner.map(lambda text: WRAPPED[name].replace("%s", text)))
 
 
+def examples(count):
+    """So many, the same at every run, however long they take."""
+    return settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def check_left(before):
+    """What other tests left may end meanwhile; nothing may be added."""
+    now = leftovers()
+    assert now[0] <= before[0]
+    assert all(a <= b for a, b in zip(now[1:], before[1:], strict=True))
+
+
 def leftovers():
     me = psutil.Process()
     files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
@@ -72,13 +90,7 @@ def run(name, count, pool):
     before = leftovers()
     undecided = []
 
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+    @examples(count)
     @given(gold=st.sampled_from(GOLDS[name]), response=responses(name))
     def check(gold, response):
         begun = time.monotonic()
@@ -96,10 +108,7 @@ def run(name, count, pool):
 
     check()
     pool.close()
-    now = leftovers()
-    # What other tests left may end meanwhile; nothing may be added.
-    assert now[0] <= before[0]
-    assert all(a <= b for a, b in zip(now[1:], before[1:], strict=True))
+    check_left(before)
     return undecided
 
 
@@ -128,13 +137,7 @@ def check_texts(name, problem, count):
     wild = st.text(st.characters(exclude_categories=()), max_size=200)
     before = leftovers()
 
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )
+    @examples(count)
     @given(response=st.one_of(made, wild, made.map(lambda text: f"<answer>{text}</answer>")))
     def check(response):
         begun = time.monotonic()
@@ -145,9 +148,7 @@ def check_texts(name, problem, count):
         assert time.monotonic() - begun < 60
 
     check()
-    now = leftovers()
-    assert now[0] <= before[0]
-    assert all(a <= b for a, b in zip(now[1:], before[1:], strict=True))
+    check_left(before)
 
 
 def plain_problem(name):
