@@ -654,6 +654,20 @@ def test_a_program_that_loops_is_given_up_after_two_tests(any_box):
     assert (verdict.test_fraction, verdict.tests_skipped) == (0.5, 0)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "idle", "error", "memory"])
+def test_only_time_limits_give_a_program_up(kind):
+    class Box:
+        output_kb, slow_tests = 1, 1
+
+        def run(self, program):
+            return Outcome(kind) if program.stdin == "0" else Outcome("ok", b"1\n")
+
+    task = problem(("1", "1"), ("0", "1"), ("1", "1"), ("1", "1"))
+    verdict = verifiers.verify(task, fenced("x"), sandbox=Box())
+    slow = kind in ("cpu", "idle")
+    assert (verdict.test_fraction, verdict.tests_skipped) == ((0.25, 2) if slow else (0.75, 0))
+
+
 def test_a_closed_sandbox_gives_no_verdict():
     box = open_or_skip("limits", workers=1)
     box.close()

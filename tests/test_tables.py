@@ -122,6 +122,17 @@ def test_embeddings_are_a_callable():
     assert "embedding cosine, success-failure" in {row.metric for row in result.rows}
 
 
+def test_a_table_begins_with_what_no_model_can_exceed():
+    ceilings = {"eval: a:test": 0.9876, "eval: b:test": None}
+    lines = tables.table({**HEADER, "ceilings": ceilings}, run()).markdown().split("\n")
+    assert lines[1:4] == [
+        "ceiling of all of eval: a:test: 0.9876",
+        "ceiling of all of eval: b:test: not known (`mopd data check`)",
+        "",
+    ]
+    assert "ceiling" not in tables.table(HEADER, run()).markdown()
+
+
 def test_a_comparison_is_paired_by_the_problem_whatever_the_order():
     better = changed(run(), "b", 1, reward=1.0)
     result = tables.compare(["x", "y"], [HEADER, HEADER], [run(), [*better[1:], better[0]]])

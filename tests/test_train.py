@@ -371,7 +371,9 @@ def test_evaluation_on_what_is_trained_on_by_intention(tmp_path, caplog):
     assert "1 of 1 evaluation problems are also trained on" in caplog.text
     # A run goes on only with the data that it began with.
     cfg = dataclasses.replace(cfg, steps=1)
-    train.train(cfg, folder, devices=jax.devices()[:1])
+    with caplog.at_level("WARNING", "mopd"):
+        train.train(cfg, folder, devices=jax.devices()[:1])
+    assert "train: jsonl:test was never checked" in caplog.text
     record = json.loads((folder / "environment.json").read_text())["data"]
     assert record["eval: jsonl:test"]["problems"] == 1
     manifest = store.read_manifest(tmp_path, "jsonl")
