@@ -133,6 +133,70 @@ def test_wrong_answers_that_other_graders_accept(case, response, gold):
         ("<answer>B. On reflection, the answer: A</answer>", None, False),
         ("<answer>B - C</answer>", None, False),
         ("<answer>B. C</answer>", None, False),
+        ("<answer>B... wait, C</answer>", None, False),
+        ("<answer>B. However, C is better</answer>", None, False),
+        ("<answer>B. Also C.</answer>", None, False),
+        ("<answer>B, no wait, C</answer>", None, False),
+        ("<answer>B. C is also correct.</answer>", None, False),
+        ("<answer>B: false. C: true.</answer>", None, False),
+        ("<answer>B: no</answer>", None, False),
+        ("<answer>B) 50 pC C) a value</answer>", None, False),
+        # Text behind the line that claims another letter.
+        ("The answer is B.\nBut wait, the answer is C.", None, False),
+        ("Answer: B\n\nHmm. The correct answer is C.", None, False),
+        ("The answer is B.\n\n" r"\boxed{C}", None, False),
+        ("The answer is B.\n\n" r"\boxed{B}", "B", False),
+        ("The answer is B.\nOption C is too large.", "B", False),
+        # Boxes with more braces, and one that is cut.
+        (r"First \boxed{A}. No. \boxed{\text{B. $10^{3}$ pC}}", "B", False),
+        (r"\boxed{A}. No. Now \boxed{B", None, False),
+        # A tag opened where it should be closed; a letter that no option has.
+        ("<answer>B<answer>", "B", False),
+        ("<answer>B</answer> or <answer>\n", None, False),
+        ("<answer>B</ answer>", "B", True),
+        ("<answer>E</answer>", None, False),
+        # Thoughts in the prompt's own tag.
+        ("<reasoning>A? no.</reasoning>\nB", "B", False),
+        ("<reasoning>A? no.</reasoning>\nB: 50 pC", "B", False),
+        # Lines and ends of paragraphs.
+        ("**Answer:** B) 50 pC", "B", False),
+        ("**Final Answer:** B. 50 pC", "B", False),
+        ("Hence, the answer is B.", "B", False),
+        ("My final answer is B.", "B", False),
+        ("The answer should be B", "B", False),
+        ("The answer is B because of its charge.", "B", False),
+        ("The charge is doubled, so the answer is (B).", "B", False),
+        ("The charge is doubled, so the answer is B or C.", None, False),
+        ("I thought the answer is A. Now the answer is B.", None, False),
+        ("If the answer is B, it is large.\nWe do not know.", None, False),
+        ("The charge is doubled, so the answer is a", None, False),
+        ("If the answer is B, then it should", None, False),
+        ("Therefore, option B is correct.", "B", False),
+        ("It is.\n(B) is the correct answer.", "B", False),
+        ("The answer is C?\nOption B is correct.", None, False),
+        ("A is wrong. B is right. C is right.", None, False),
+        ("Answer: B\nI made a mistake. It should be C.", None, False),
+        ("Answer: B\nWait, that is not right.\n\nC", None, False),
+        ("<answer>- B</answer>", "B", True),
+        ("<answer>B is correct</answer>", "B", True),
+        ("<answer>B is correct, but C is better</answer>", None, False),
+        ("<answer>\u3010B\u3011</answer>", "B", True),
+        ("<answer>B. This is false.</answer>", None, False),
+        ("<answer>B, which is the wrong one</answer>", None, False),
+        ("<answer>B cannot be right</answer>", None, False),
+        ("<answer>B. On second thought C</answer>", None, False),
+        # Thoughts that are not closed, and thoughts alone.
+        ("<reasoning>\nThe answer is B, at first.\nBut it has", None, False),
+        ("<reasoning>\nIt is large.\nThe answer is B.", "B", False),
+        ("<reasoning>\nThe answer is B.\n</reasoning>", None, False),
+        # Headings, a letter in a paragraph of its own, marks without width.
+        ("It is.\n\n### Final Answer\n\nB", "B", False),
+        ("## Answer\n**B: 50 pC**", "B", False),
+        ("The answer is definitely B.", "B", False),
+        ("B\n\nThe charge is doubled.", "B", False),
+        ("**B**\n\nExplanation: C is right.", None, False),
+        ("B\nC\nD", None, False),
+        ("<answer>\u200bB\u200b</answer>", "B", True),
         # Explanations that do not.
         ("<answer>B. The current is I = V/R</answer>", "B", True),
         ("<answer>B. A charge moves. A field does not.</answer>", "B", True),
@@ -157,8 +221,10 @@ def test_letters(response, letter, format_ok):
 def test_the_text_of_an_option_counts_only_where_it_is_of_one():
     same = {"A": "two", "B": "two", "C": "three"}
     assert judge("<answer>three</answer>", "C", options=same).reward == 1.0
-    for gold in "AB":
-        assert judge("<answer>two</answer>", gold, options=same).reward == 0.0
+    # Nothing tells A from B, so neither is wrong where the other is right.
+    for gold, reward in {"A": 1.0, "B": 1.0, "C": 0.0}.items():
+        for said in ("two", "A", "B", "A. two", "B. two"):
+            assert judge(f"<answer>{said}</answer>", gold, options=same).reward == reward
     assert judge("<answer>three</answer>", "C").reward == 0.0
 
 
@@ -175,7 +241,22 @@ SHORT = {"A": "7", "B": "10²", "C": "102", "D": "-3"}
         (SMILES, "C. C1CCCCC1", "C"),
         (SMILES, "C. c1ccccc1", None),
         (SMILES, "c1ccccc1", "D"),
-        (SMILES, "o=c=o", "B"),
+        (SMILES, "o=c=o", None),
+        ({"A": "c1ccccc1", "B": "O"}, "C1CCCCC1", None),
+        ({"A": "5 mV", "B": "7 mV"}, "5 MV", None),
+        ({"A": "Law of Mass Action", "B": "DNA"}, "law Of mass action.", "A"),
+        ({"A": "S. cerevisiae", "B": "C. elegans", "C": "E. coli"}, "C. elegans (worm)", None),
+        ({"A": "S. cerevisiae", "B": "C. elegans", "C": "E. coli"}, "C. elegans", "B"),
+        ({"A": "Nucleus", "B": "Golgi"}, "B (Golgi)", "B"),
+        ({"A": "Nucleus", "B": "Golgi"}, "B (Nucleus)", None),
+        ({"A": "Nucleus", "B": "Golgi"}, "Golgi (B)", "B"),
+        ({"A": "Nucleus", "B": "Golgi"}, "Golgi (A)", None),
+        ({"A": "CC(C)(C)O", "B": "CCO"}, "A: CC(C)(C)O, which is the product", "A"),
+        ({"A": "CC(C)(C)O", "B": "CCO"}, "**A: CC(C)(C)O**.", "A"),
+        ({"A": "Yes", "B": "No"}, "A: Yes, B: No", None),
+        ({"A": "x", "B": "y", "I": "z"}, "I, uh, do not know", None),
+        ({"A": "x", "B": "y", "I": "z"}, "I, z", "I"),
+        ({"A": "x", "B": "y", "I": "z"}, "i.e. B", None),
         (UNITS, r"B. $38$ $\mathrm{~N} / \mathrm{C}$", "B"),
         (UNITS, r"$38$ $\mathrm{~N} / \mathrm{C}$", "B"),
         (UNITS, r"A. $38$ $\mathrm{~N} / \mathrm{C}$", None),

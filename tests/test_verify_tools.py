@@ -96,6 +96,11 @@ def test_wrong_calls_that_other_graders_accept(case, gold, response):
         "<think>\nAction: h\nAction Input: {}\n</think>\n" + RIGHT,
         RIGHT + "\n<think>\nAction: h\nAction Input: {}",
         said(("g", "{}"), ("f", json.dumps(NESTED, indent=2))),
+        RIGHT.replace("Action: f", 'Action: "f"'),
+        RIGHT.replace("Action: f", "Action:\nf"),
+        RIGHT.replace("\nAction: ", "\n1. Action: "),
+        RIGHT.replace("\nAction: ", "\n**2) Action:** "),
+        RIGHT.replace("Action: f", "Action 1: f").replace("Action Input: ", "Action Input 1: "),
     ],
 )
 def test_ways_to_write_the_same_calls(response):
@@ -120,6 +125,38 @@ def test_types_and_values_are_exact(given, wanted):
     gold = [{"Action": "f", "Action_Input": f'{{"a": {wanted}}}'}]
     assert judge(said(("f", f'{{"a": {wanted}}}')), gold).reward == 1.0
     assert judge(said(("f", f'{{"a": {given}}}')), gold).reward == 0.0
+
+
+@pytest.mark.parametrize(
+    "guess",
+    [
+        "\nAction Input: {}",
+        "\nor\nAction Input: {}",
+        '\nAction Input: {"a": ',
+        "\n{}",
+        "\n```\n{}",
+        "\nAction 2: h\nAction Input 2: {}",
+        "\n3. Action: h",
+    ],
+)
+def test_a_second_guess_is_not_free(guess):
+    verdict = judge(RIGHT + guess)
+    assert (verdict.reward, verdict.error) == (0.0, "")
+    assert judge(guess.lstrip() + "\n" + RIGHT).reward == 0.0 or guess.strip("\n`") == "{}"
+
+
+def test_equal_calls_have_one_text():
+    gold = [{"Action": "f", "Action_Input": {"a": 1}}]
+    problem = Problem("p", TURN, json.dumps(gold), "tools", {})
+    texts = {
+        tools.answer(problem, said(("f", arguments)))
+        for arguments in ('{"n": 10, "m": {"x": true, "y": [0.5]}}',
+                          '{"m": {"y": [5e-1], "x": true}, "n": 1e1}')
+    }  # fmt: skip
+    assert texts == {'f {"m": {"x": true, "y": [5e-1]}, "n": 1e1}'}
+    assert tools.answer(problem, said(("f", '{"n": "10"}'))) != tools.answer(
+        problem, said(("f", '{"n": 10}'))
+    )
 
 
 def test_a_null_is_no_missing_key():

@@ -7,7 +7,7 @@ import re
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.thinking import answer_part
 
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
 
 def extract(response: str) -> str:

@@ -2,15 +2,16 @@
 
 A call is a line `Action: name` and, behind it, `Action Input:` and one JSON object. Both labels
 stand at the start of a line (the second also behind the name), in any case, with or without
-emphasis. Thoughts are not read: up to the last </think>, or from an unclosed <think> on.
+emphasis or a number (`1. Action:`, `Action 1:`). Thoughts are not read: up to the last </think>, or from an unclosed <think> on.
 
     question                     policy
     ---------------------------  ---------------------------------------------------------------
     number of calls              as many as in the gold
     order                        any; exact where `meta["order"]` is "exact"
     what must be equal           name and arguments of the same call; calls are never merged
-    names                        exact and case-sensitive, backquotes and emphasis removed; a
-                                 bracket is part of a name
+    names                        exact and case-sensitive; quotes, backquotes and emphasis round
+                                 them removed; a bracket is part of a name; one that is not on
+                                 its label's line is on the next with text
     arguments                    JSON values: same keys, equal values at every depth
     types                        a string is no number, nor is true; null is no missing key
     numbers                      by value: 1 = 1.0 = 1e0, 0.10 = 0.1, in exact decimals
@@ -19,7 +20,8 @@ emphasis. Thoughts are not read: up to the last </think>, or from an unclosed <t
     a key given twice            not readable: which one holds is undefined
     empty arguments              {} and nothing else
     code fence, backquotes       may stand round the JSON
-    text behind the JSON         only on the next line
+    text behind the JSON         only on the next line, and no second object
+    an input without a name      a call that cannot be read: guesses do not come free
     unreadable or missing input  the call counts, and is wrong
 
 Feedback says what could not be read and how many calls were read, never what the gold has.
@@ -39,9 +41,10 @@ from mopd_jax.records import Problem, Verdict
 from mopd_jax.thinking import answer_part
 
 _LABEL = re.compile(
-    r"^[ \t>*_#-]*action(?P<input>[ _]input)?[*_ \t]*:[ \t*]*", re.IGNORECASE | re.MULTILINE
+    r"^[ \t>*_#-]*(?:\d{1,3}[.)][ *_]*)?action(?P<input>[ _]input)?(?: ?\d{1,3})?[*_ \t]*:[ \t*]*",
+    re.IGNORECASE | re.MULTILINE,
 )
-_INPUT = re.compile(r"[*_]*\baction[ _]input[*_ \t]*:[ \t*]*", re.IGNORECASE)
+_INPUT = re.compile(r"\baction[ _]input(?: ?\d{1,3})?[*_ \t]*:[ \t*]*", re.IGNORECASE)
 _FENCE = re.compile(r"\A\s*`{1,3}(?:json)?", re.IGNORECASE)
 _DEEPEST = 64
 _SHOWN = 8  # Calls that feedback speaks of one by one.
@@ -84,19 +87,25 @@ def calls(response: str) -> list[Call]:
     """The calls of a response in their order."""
     text = answer_part(response)
     found: list[Call] = []
+    waits = False  # Whether an Action has no input yet.
     labels = list(_LABEL.finditer(text))
     # No label stands inside of JSON, whose strings cannot hold a line's end.
     ends = [label.start() for label in labels[1:]] + [len(text)]
     for i, label in enumerate(labels):
         if label["input"]:
+            if not waits:
+                found.append(Call("", None, "its Action Input has no Action"))
+            waits = False
             continue
-        head, _, _ = text[label.end() : ends[i]].partition("\n")
+        lines = text[label.end() : ends[i]].lstrip(" \t\r\n")
+        head, _, _ = lines.partition("\n")
         value = None
         if same_line := _INPUT.search(head):
-            value = text[label.end() + same_line.end() : ends[i]]
+            value = lines[same_line.end() :]
             head = head[: same_line.start()]
         elif i + 1 < len(labels) and labels[i + 1]["input"]:
             value = text[labels[i + 1].end() : ends[i + 1]]
+        waits = not same_line
         arguments, problem = None, "it has no Action Input"
         if value is not None:
             arguments, problem = _read(value)
@@ -110,7 +119,7 @@ def answer(problem: Problem, response: str) -> str:
     found = calls(response)
     if any(call.problem for call in found):
         return ""
-    texts = [f"{call.name} {call.arguments}" for call in found]
+    texts = [f"{call.name} {_text(call.arguments)}" for call in found]
     ordered = problem.meta.get("order", "any") == "exact"
     return "\n".join(texts if ordered else sorted(texts))
 
@@ -190,7 +199,7 @@ def _gold(problem: Problem) -> tuple[list[Call], str]:
 
 
 def _name(text: str) -> str:
-    return text.strip().strip("*`").strip()
+    return text.strip().strip("*`\"'").strip()
 
 
 def _read(text: str) -> tuple[Canonical | None, str]:
@@ -205,8 +214,8 @@ def _read(text: str) -> tuple[Canonical | None, str]:
         return None, "its Action Input is nested too deeply"
     except ValueError as error:
         return None, f"its Action Input is not readable JSON ({error})"
-    rest, _, _ = text[end:].partition("\n")
-    if rest.strip(" \t\r*`"):
+    rest, _, behind = text[end:].partition("\n")
+    if rest.strip(" \t\r*`") or behind.lstrip(" \t\r\n*`").startswith("{"):
         return None, "text stands behind the JSON of its Action Input"
     return arguments, ""
 
@@ -252,6 +261,24 @@ def _canonical(value: Any, depth: int = 0) -> Canonical:
         return ("array", tuple(_canonical(item, depth + 1) for item in value))
     # The type's name keeps true from 1 and "1" from 1.
     return (type(value).__name__, value)
+
+
+def _text(value: Canonical | None) -> str:
+    """One text for all forms that are equal, the same in every process."""
+    if value is None:
+        return ""
+    kind, inner = value
+    if kind == "object":
+        pairs = sorted((json.dumps(key), _text(item)) for key, item in inner)
+        return "{" + ", ".join(f"{key}: {item}" for key, item in pairs) + "}"
+    if kind == "array":
+        return "[" + ", ".join(map(_text, inner)) + "]"
+    if kind == "Decimal":
+        sign, digits, exponent = inner.as_tuple()
+        kept = "".join(map(str, digits)).rstrip("0")
+        exponent += len(digits) - len(kept)
+        return f"{'-' * sign}{kept}e{exponent}" if kept else "0"
+    return json.dumps(inner)
 
 
 def _feedback(found: list[Call], gold: str) -> str:
