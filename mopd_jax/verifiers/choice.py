@@ -11,9 +11,9 @@
                                      where what follows claims another letter. Where that line
                                      ends at `Answer:`, the next one with text; where there is
                                      no letter, the last \\boxed{} behind it. Without such a
-                                     line all of it, where it is nothing but the answer; a letter
-                                     in a first paragraph of its own, unless the rest retracts
-                                     it; its last \\boxed{}; a last line that ends with "the
+                                     line all of it, where it is nothing but the answer; a
+                                     letter in a first paragraph of its own, unless the rest
+                                     retracts it; its last \\boxed{}; a last line that ends with "the
                                      answer is B" or says "option B is right", if no other
                                      letter was claimed. Not the asked format, but the line is
                                      where `meta["format"]` is "line"
@@ -32,9 +32,10 @@
                                      that the option's own text begins with); or it names
                                      another letter: in brackets, as a line begins with its
                                      option, or behind a word such as and, or, but, maybe,
-                                     wait, choose, option, answer is; with its own option's text;
-                                     or as right or wrong (`C: true`). A capital elsewhere is
-                                     prose or a symbol. Letters are those of the options, else A to H
+                                     wait, choose, option, answer is; with its own option's
+                                     text; or as right or wrong (`C: true`). A capital elsewhere
+                                     is prose or a symbol. Letters are those of the options, else
+                                     A to H
     the answer is B, option B,       the letter
     B is right, B because ...
     text (B)                         the letter where the text is that option's own
@@ -124,7 +125,8 @@ _NAMED = re.compile(
 _POINTED = re.compile(
     r"\b(?i:choos(?:e|ing)|pick|select|take|answer|option|choice|letter|one(?= is)|maybe"
     r"|perhaps|possibly|probably|rather|instead|actually|but|no(?=[,;:])|and|or"
-    r"|wait|hmm|sorry|nope|correction|alternatively|however|also|mean|versus|vs|well as|it's|thought|edit|wrong,)\b"
+    r"|wait|hmm|sorry|nope|correction|alternatively|however|also|mean|versus|vs|well as"
+    r"|it's|thought|edit|wrong,)\b"
     r"(?: (?:is|be|was|should|must|option|answer|letter|choice|the|rather|maybe)\b){0,4}"
     r"(?: |: ?|[,;] )[*_`'\"$(\[]{0,4}"
     # Behind a stop, `A` and a word may be an article and its noun.

@@ -2,7 +2,8 @@
 
 A call is a line `Action: name` and, behind it, `Action Input:` and one JSON object. Both labels
 stand at the start of a line (the second also behind the name), in any case, with or without
-emphasis or a number (`1. Action:`, `Action 1:`). Thoughts are not read: up to the last </think>, or from an unclosed <think> on.
+emphasis or a number (`1. Action:`, `Action 1:`). Thoughts are not read: up to the last </think>,
+or from an unclosed <think> on.
 
     question                     policy
     ---------------------------  ---------------------------------------------------------------
@@ -41,7 +42,8 @@ from mopd_jax.records import Problem, Verdict
 from mopd_jax.thinking import answer_part
 
 _LABEL = re.compile(
-    r"^[ \t>*_#-]*(?:\d{1,3}[.)][ *_]*)?action(?P<input>[ _]input)?(?: ?\d{1,3})?[*_ \t]*:[ \t*]*",
+    r"^[ \t>*_#-]*(?:\d{1,3}[.)][ *_]*)?"
+    r"action(?P<input>[ _]input)?(?: ?\d{1,3})?[*_ \t]*:[ \t*]*",
     re.IGNORECASE | re.MULTILINE,
 )
 _INPUT = re.compile(r"\baction[ _]input(?: ?\d{1,3})?[*_ \t]*:[ \t*]*", re.IGNORECASE)
