@@ -36,17 +36,14 @@ def final_table(workdir: pathlib.Path) -> str:
         path = workdir / f"evaluations/step_{record['step']:06d}.json"
         # Without a verdict null, which is nan as a float.
         outcome.append(np.array(json.loads(path.read_text())["solved"], float))
-    mean, (low, high) = evaluate.gain(*outcome)
     for name in names:
         cells = [
             f"{_number(r[name])} [{_number(r[f'{name}_low'])}, {_number(r[f'{name}_high'])}]"
             for r in (before, after)
         ]
-        change = "-"
-        if name.startswith("mean@"):
-            change = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-        elif None not in (before[name], after[name]):
-            change = f"{after[name] - before[name]:+.3f}"
+        kind, _, number = name.partition("@")
+        value, (low, high) = evaluate.gain(*outcome, k=int(number) if kind == "pass" else None)
+        change = "-" if np.isnan(low) else f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {change} |")
     return "\n".join(lines)
 

@@ -106,6 +106,11 @@ def load(cfg: DataConfig, split: str, *, seed: int) -> Sequence[Problem]:
         DataError: a missing file, or a row that cannot be used.
     """
     problems = SOURCES[cfg.source](cfg, split, seed)
+    if not len(problems):
+        raise DataError(
+            f"the {split} split of data.source={cfg.source!r} has no problems; see its path or "
+            "options, and `mopd data show` for what a prepared set has"
+        )
     if not isinstance(problems, list):  # Their ids were checked when they were prepared.
         return _Instructed(problems, cfg.instruction)
     _check_ids(problems, split)

@@ -85,13 +85,22 @@ class Evaluation:
         }
 
 
-def gain(before: np.ndarray, after: np.ndarray) -> tuple[float, Interval]:
-    """Mean difference of solve rates on the same prompts, and its 95 % paired interval.
+def gain(
+    before: np.ndarray, after: np.ndarray, *, k: int | None = None
+) -> tuple[float, Interval]:
+    """Mean difference on the same prompts, and its 95 % paired interval.
 
     Args:
         before, after: f64[P, n] as `Evaluation.solved`, the same P problems in the same order.
+        k: of pass@k; None: of the solve rate.
     """
-    e = statistics.estimate(statistics.mean(after) - statistics.mean(before))
+
+    def per_prompt(solved: np.ndarray) -> np.ndarray:
+        if k is None:
+            return statistics.mean(solved)
+        return groups.pass_at_k(solved == 1, ~np.isnan(solved), k=k)
+
+    e = statistics.estimate(per_prompt(after) - per_prompt(before))
     return e.value, (e.low, e.high)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -26,6 +28,8 @@ VERSION = 3  # 2: no `tests_skipped`. 1: `question` was of prompt and answer alo
 _FILE = "responses.jsonl"
 # What a table or a comparison reads of a header.
 _HEADER = {"problems": int, "samples": int, "ks": list, "threshold": float}
+_MOST = sys.float_info.max
+_RANGES = {"reward": (-_MOST, _MOST), "test_fraction": (0, 1), "tokens": (0, math.inf)}
 
 
 class ResponseError(InputError):
@@ -106,10 +110,12 @@ def read(folder: pathlib.Path) -> Saved:
         if line.strip():
             response = _response(path, number, line)
             row = found.setdefault(response.problem, [])
-            if (
-                response.sample != len(row)
-                or response.question != (row or [response])[0].question
-            ):
+            if row and response.question != row[0].question:
+                raise ResponseError(
+                    f"{path}, line {number}: problem {response.problem!r} asks for something "
+                    "else than in the lines before; evaluate again"
+                )
+            if response.sample != len(row):
                 raise ResponseError(
                     f"{path}, line {number}: problem {response.problem!r} has sample "
                     f"{response.sample} where {len(row)} is due; evaluate again"
@@ -162,13 +168,19 @@ def _response(path: pathlib.Path, number: int, line: str) -> Response:
                 f"{path}, line {number}: {name}={value!r} must be "
                 f"{' or '.join(kind.__name__ for kind in kinds)}"
             )
+    for name, (low, high) in _RANGES.items():
+        value = row[name]
+        if value is not None and not low <= value <= high:  # Nor is NaN.
+            raise ResponseError(
+                f"{path}, line {number}: {name}={value!r} must be in [{low}, {high}]"
+            )
     return Response(**{name: row[name] for name in hints})
 
 
 def _object(path: pathlib.Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ResponseError(f"{path}, line {number}: not JSON ({error})") from error
     if not isinstance(row, dict):
         raise ResponseError(f"{path}, line {number}: a {type(row).__name__}, not an object")

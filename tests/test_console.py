@@ -8,7 +8,8 @@ def test_what_has_no_verdict_is_a_dash_in_the_final_table(tmp_path):
     book = logbook.Logbook(tmp_path, step=0)
     known = {"mean@2": 0.5, "mean@2_low": 0.25, "mean@2_high": 0.75}
     unknown = {f"pass@2{end}": float("nan") for end in ("", "_low", "_high")}
-    for step, solved in ((0, [[1.0, 0.0], [float("nan"), 0.0]]), (3, [[1.0, 1.0], [0.0, 0.0]])):
+    never = float("nan")
+    for step, solved in ((0, [[1.0, 0.0], [never, 0.0]]), (3, [[1.0, 1.0], [0.0, 0.0]])):
         book.scalars(step, "eval", known | unknown)
         path = tmp_path / f"evaluations/step_{step:06d}.json"
         path.write_text(logbook.dumps({"solved": solved}))
@@ -18,4 +19,11 @@ def test_what_has_no_verdict_is_a_dash_in_the_final_table(tmp_path):
     assert lines[2] == (
         "| mean@2 | 0.500 [0.250, 0.750] | 0.500 [0.250, 0.750] | +0.250 [+0.000, +0.500] |"
     )
-    assert lines[3] == "| pass@2 | - [-, -] | - [-, -] | - |"
+    # One problem has two verdicts in both.
+    assert lines[3] == "| pass@2 | - [-, -] | - [-, -] | +0.000 [+0.000, +0.000] |"
+    for step in (0, 3):
+        path = tmp_path / f"evaluations/step_{step:06d}.json"
+        path.write_text(logbook.dumps({"solved": [[never, 1.0], [never, 0.0]]}))
+    assert (
+        console.final_table(tmp_path).split("\n")[3] == "| pass@2 | - [-, -] | - [-, -] | - |"
+    )

@@ -67,6 +67,9 @@ def test_the_gain_is_paired():
     assert evaluate.gain(before, after) == (0.125, (0.125, 0.125))
     assert evaluate.gain(after, before)[0] == -0.125
     assert evaluate.gain(before, before) == (0.0, (0.0, 0.0))
+    both = groups.pass_at_k(after == 1, k=2) - groups.pass_at_k(before == 1, k=2)
+    value, (low, high) = evaluate.gain(before, after, k=2)
+    assert (value, (low, high)) == (both.mean(), groups.bootstrap_interval(both))
 
 
 def test_a_gain_without_an_effect_has_zero_inside():

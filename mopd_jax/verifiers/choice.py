@@ -13,8 +13,8 @@
                                      no letter, the last \\boxed{} behind it. Without such a
                                      line all of it, where it is nothing but the answer; a
                                      letter in a first paragraph of its own, unless the rest
-                                     retracts it; its last \\boxed{}; a last line that ends with "the
-                                     answer is B" or says "option B is right", if no other
+                                     retracts it; its last \\boxed{}; a last line that ends with
+                                     "the answer is B" or says "option B is right", if no other
                                      letter was claimed. Not the asked format, but the line is
                                      where `meta["format"]` is "line"
     a \\boxed{ that is not closed    no answer
@@ -34,8 +34,8 @@
                                      option, or behind a word such as and, or, but, maybe,
                                      wait, choose, option, answer is; with its own option's
                                      text; or as right or wrong (`C: true`). A capital elsewhere
-                                     is prose or a symbol. Letters are those of the options, else
-                                     A to H
+                                     is prose or a symbol. Letters are those of the options,
+                                     else A to H
     the answer is B, option B,       the letter
     B is right, B because ...
     text (B)                         the letter where the text is that option's own

@@ -2,8 +2,8 @@
 
 A call is a line `Action: name` and, behind it, `Action Input:` and one JSON object. Both labels
 stand at the start of a line (the second also behind the name), in any case, with or without
-emphasis or a number (`1. Action:`, `Action 1:`). Thoughts are not read: up to the last </think>,
-or from an unclosed <think> on.
+emphasis or a number (`1. Action:`, `Action 1:`). Thoughts are not read: up to the last
+</think>, or from an unclosed <think> on.
 
     question                     policy
     ---------------------------  ---------------------------------------------------------------
