@@ -19,11 +19,9 @@ def test_what_has_no_verdict_is_a_dash_in_the_final_table(tmp_path):
     assert lines[2] == (
         "| mean@2 | 0.500 [0.250, 0.750] | 0.500 [0.250, 0.750] | +0.250 [+0.000, +0.500] |"
     )
-    # One problem has two verdicts in both.
+    # One problem has two verdicts in both, and one has no interval.
+    assert lines[3] == "| pass@2 | - [-, -] | - [-, -] | - |"
+    path = tmp_path / "evaluations/step_000000.json"
+    path.write_text(logbook.dumps({"solved": [[1.0, 0.0], [0.0, 0.0]]}))
+    lines = console.final_table(tmp_path).split("\n")
     assert lines[3] == "| pass@2 | - [-, -] | - [-, -] | +0.000 [+0.000, +0.000] |"
-    for step in (0, 3):
-        path = tmp_path / f"evaluations/step_{step:06d}.json"
-        path.write_text(logbook.dumps({"solved": [[never, 1.0], [never, 0.0]]}))
-    assert (
-        console.final_table(tmp_path).split("\n")[3] == "| pass@2 | - [-, -] | - [-, -] | - |"
-    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mopd_jax import evaluate
+from mopd_jax import evaluate, groups
 from mopd_jax.evaluate import Evaluation
 from mopd_jax.testing import response
 

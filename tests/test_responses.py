@@ -74,7 +74,7 @@ def test_read_is_the_inverse_of_write(tmp_path_factory, text, answer, reward):
         (lambda rows: [rows[0], "9" * 5_000], "line 2: not JSON"),
         (with_row(1, reward=float("nan")), "line 2: reward=nan must be in"),
         (with_row(1, reward=float("inf")), "line 2: reward=inf must be in"),
-        (with_row(1, test_fraction=7), r"line 2: test_fraction=7 must be in \[0, 1\]"),
+        (with_row(1, test_fraction=7), "line 2: test_fraction=7 must be in [0, 1]"),
         (with_row(1, tokens=-1), "line 2: tokens=-1 must be in"),
         (lambda rows: [*rows[:2], "nonsense", *rows[3:]], "line 3: not JSON"),
         (with_row(1, reward="1"), "line 2: reward='1' must be float"),
