@@ -1,11 +1,13 @@
 """The verifier of mathematics: each rule of its table, its limits, and its worker processes."""
 
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 import signal
 import threading
 import time
+import types
 
 import psutil
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from mopd_jax import verifiers
 from mopd_jax.config_dict import InputError
 from mopd_jax.records import Problem
-from mopd_jax.verifiers import math, math_text, math_worker
+from mopd_jax.verifiers import math, math_spelling, math_text, math_worker
 from mopd_jax.verifiers.math_pool import Pool, Undecided
 
 
@@ -191,6 +193,61 @@ EQUAL = [
     ("(-1,2)", r"x>-1\text{ and }x<2"),
     ("(-1,2]", r"x\le 2, x>-1"),
 ]
+EQUAL += [
+    # A thousands comma beside something else.
+    ("1234", r"\$1,234"),
+    ("1234", r"1,234\text{ dollars}"),
+    ("1234", "1,234 cm"),
+    ("1234", r"1,234^\circ"),
+    ("1234", r"\text{\$1,234}"),
+    (r"\$1,234", "1234"),
+    (r"2,500\%", r"2500\%"),
+    (r"1000\pi", r"1,000\pi"),
+    (r"10,000\sqrt{2}", r"10000\sqrt2"),
+    # Pairs and lists with three digits.
+    ("(0,100)", "(0,10^2)"),
+    ("(3,125)", "x=3, y=125"),
+    ("(5,100,200)", "(5, 10^2, 200)"),
+    (r"\{10,100\}", r"\{10,\,100\}"),
+    ("10, 100, 1000", r"10,\,100,\,1000"),
+    ("AC", "CA"),
+    ("A, C", "C, A"),
+    ("B,D,A,C", "(B, D, A, C)"),
+    ("[1,2,3]", "1,2,3"),
+    # Names of functions in words.
+    (r"\ln 2", r"\mathrm{ln}\,2"),
+    (r"\ln 2", r"\operatorname{ln} 2"),
+    (r"\ln 2", r"\text{ln}(2)"),
+    (r"\log_e 2", r"\ln 2"),
+    (r"\arctan 2", r"\operatorname{arctan}(2)"),
+    ("e^2", r"\text{e}^2"),
+    # Decoration.
+    ("5", r"\boldsymbol{5}"),
+    ("5", r"\textcolor{blue}{5}"),
+    ("5", r"{\bf 5}"),
+    ("5", r"\text{Answer: }5"),
+    ("5", "**5**"),
+    ("5", "5\\ "),
+    (r"\frac34", r"\mathbf{\frac34}"),
+    ("90", r"90\text{°}"),
+    ("12:30", "12{:}30"),
+    (r"\{1,2\}", r"\lbrace 1,2\rbrace"),
+    ("120", r"{10 \choose 3}"),
+    (r"0.\overline{3}", r"0.\bar 3"),
+    ("f'(x)", r"f^{\prime}(x)"),
+    (r"\sqrt2", "2^{0.5}"),
+    (r"2\sqrt2", "2^{1.5}"),
+    # Inequalities from above, and a union of such.
+    ("1<x<3", "3>x>1"),
+    (r"(1,3]", r"3 \ge x > 1"),
+    (r"[0,1)\cup(2,3]", r"0\le x<1 \text{ or } 2<x\le3"),
+    ("60 mph", r"60\text{ miles per hour}"),
+    # Words.
+    (r"\text{ellipse}", r"\text{an ellipse}"),
+    (r"\text{DNE}", r"\text{does not exist}"),
+    (r"\text{no solution}", r"\text{no solutions}"),
+    ("B", r"\textbf{(B) }42"),
+]
 DIFFERENT = [
     ("1/3", "0.33"),
     ("2/3", "0.666666"),
@@ -291,6 +348,37 @@ DIFFERENT = [
     ("-1<x<2", r"x>-1\text{ or }x<2"),
     (r"x<-1\text{ or }x>1", r"(-\infty,-1)\cup(2,\infty)"),
     (r"x<-1\text{ or }x>1", r"(-\infty,-1]\cup[1,\infty)"),
+    ("1<x<3", "3>x>2"),
+    ("1<x<3", r"3\ge x>1"),
+    # A pair is no number with a comma.
+    ("(0,100)", "100"),
+    ("(0,180)", r"180^\circ"),
+    ("(3,125)", "3125"),
+    ("3125", "(3,125)"),
+    # Orders of letters, and words.
+    ("BACD", "ABCD"),
+    ("WLLW", "LWLW"),
+    ("DNE", "END"),
+    ("no", "on"),
+    ("B,D,A,C", "A,B,C,D"),
+    # Exact numbers, however close.
+    (r"\frac{3^{40}+1}{2\cdot 3^{40}}", r"\frac{3^{40}-1}{2\cdot 3^{40}}"),
+    ("2^{-100}", r"\frac{1}{2^{100}+1}"),
+    (r"1-\frac{1}{2023!}", r"1-\frac{1}{2022!}"),
+    # Denied relations.
+    ("2", r"x \not= 2"),
+    ("(0,1)", r"x \not\in (0,1)"),
+    # An interval is no list of its ends.
+    ("-2, 1", "[-2,1]"),
+    ("[3,5]", "3,5"),
+    (r"\emptyset", r"\{\emptyset\}"),
+    # Derivatives, minutes.
+    ("f(x)", "f'(x)"),
+    (r"30^\circ", "30'"),
+    ("5", r"5\text{ mn}"),
+    ("5", r"5\text{ doubled}"),
+    ("B", r"\textbf{(C) }42"),
+    (r"2\sqrt2", "2^{1.6}"),
 ]
 
 
@@ -431,12 +519,25 @@ def test_a_gold_that_cannot_be_read_is_unusable(gold):
         " , " * 600 + "x<1",
         r"\sin" + "^{2}" * 400,
         r"\sin x" + "  " * 900,
+        r"5 " + r"\text{ a} " * 180 + "!",
+        r"5" + r"\text{a} ^2 " * 180 + "!",
+        r"\{" + ",".join(map(str, range(500))) + r"\}",
+        r"\{" + ",".join(f"{n}:7" for n in range(350)) + r"\}",
+        "1,234" * 400,
+        r"\text{ln}" * 250,
+        "{1 " * 600,
+        "(" * 1900,
     ],
 )
-def test_no_text_takes_long_to_clean(text):
+def test_no_text_takes_long_in_this_process(text, monkeypatch):
+    monkeypatch.setattr(math, "POOL", types.SimpleNamespace(ask=lambda _: 1 / 0))
     begun = time.process_time()
-    math_text.clean(text)
+    cleaned = math_spelling.clean(text)
     math_worker._SCRIPTS.sub(" ", text)
+    for gold in ("7", r"\{1,2\}", r"\sqrt{7}"):
+        with contextlib.suppress(ZeroDivisionError):
+            math.same(gold, cleaned)
+    math_text.last_box(r"\boxed1" * 15_000)
     assert time.process_time() - begun < 1.0
 
 
@@ -467,7 +568,7 @@ def children():
 ENDLESS = [r"\sum_{k=1}^{10000000000} k^{k}", "100000000!"]
 
 
-def test_what_never_ends_is_an_error_from_any_thread_and_leaves_nothing(pool, monkeypatch):
+def test_what_never_ends_is_wrong_from_any_thread_and_leaves_nothing(pool, monkeypatch):
     monkeypatch.setattr(math, "POOL", pool)
     before = children()
     files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc") else 0
@@ -477,8 +578,10 @@ def test_what_never_ends_is_an_error_from_any_thread_and_leaves_nothing(pool, mo
     thread.join()
     assert len(found) == len(ENDLESS)
     for verdict in found:
-        assert verdict.error == "not decided in 0.5 s of CPU time"
-        assert verdict.reward == 0.0
+        assert (verdict.reward, verdict.error) == (0.0, "")
+    # The answer is not at fault where the gold answer is no better.
+    assert judge(ENDLESS[1], "2x").error == "not decided in 0.5 s of CPU time"
+    assert judge(*ENDLESS).error == "not decided in 0.5 s of CPU time"
     assert judge(r"\sqrt8", r"2\sqrt2").reward == 1.0  # In a new worker.
     pool.close()
     assert children() == before

@@ -15,39 +15,44 @@ r"""Mathematical answers: the last \boxed{} against the gold answer, by exact ru
                                same terms
     scientific notation        6.02\times 10^{23} = 6.02e23
     repeating decimals         0.\overline{3} = 1/3
+    numbers, exact             equal or not, however close: 1 - 2^{-100} is not 1
     rounded decimals           right with six decimals or more, if the other side can be no
                                decimal and both agree to six and to one part in a million
-    thousands separators       1,000 = 1{,}000 = 1\,000 = 1000; `1, 000` is a list
+    thousands separators       1,000 = 1{,}000 = 1\,000 = 1000, also in \$1,000; `1, 000` is
+                               a list, (1,000) a pair
     percent                    50\% = 1/2; 50\% = 50 only where the question speaks of percent
     units, degrees, currency   may be missing on one side; where both have one, the names must
                                agree (kilograms and kg do); nothing is converted; a bare single
                                letter is a variable
     degrees in sin, cos, tan   part of the formula: \cos 60^\circ = 1/2, not \cos 60
     time of day                8:00 AM = 8:00\text{ a.m.} = 8:00, not 8:00 PM
-    text round the answer      \text{42 cm} = 42 = \textbf{(B) }42
+    text round the answer      \text{42 cm} = 42 = \textbf{(B) }42, or B if the gold is B
     words behind a number      a unit if all are listed units or it is one plain noun; else
                                part of the answer: 5\text{ million}, 5\text{ or more} are not 5
     \approx in front           means nothing: \approx 5 = 5
     x = 5                      = 5, as f(x) = x^2 is x^2 and x \in S is S; x = 5 is not y = 5
     equations                  equal if they differ by a constant factor: x^2+1=0 is 2x^2=-2,
-                               not x^2+2=0
+                               not x^2+2=0; against a value its right side counts: m+n=5 is 5
     lists and sets             {1,2} = {2,1} = 1,2 = "1 and 2"; \pm 2 = 2,-2; {5} = 5;
                                {1,2,2} = {1,2}, but the lists 1,2,2 and 1,2 differ; no number
-                               is a list, tuple, set or interval of two parts: 2 is not 2,2
+                               is a list, tuple, set or interval of two parts: 2 is not 2,2;
+                               capitals not in their order are a ranking: B,D,A,C is not A,B,C,D
     lists with names           a=2, b=5 is b=5, a=2; if the gold has names, so has the answer;
                                a gold 2, 5 or (2,5) is a=2, b=5 in its order
     tuples and intervals       in order, with the same brackets: (0,1) is not [0,1]; a bare list
-                               may stand for a tuple in its order
-    inequalities               x > 1 = (1,\infty); x<0 or x>1 is a union, x>0 and x<1 is an
-                               interval
+                               may stand for a tuple in its order, and for [1,2,3], not [1,2]
+    inequalities               x > 1 = (1,\infty); 3>x>1 = (1,3); x<0 or x>1 is a union, x>0
+                               and x<1 an interval
     letters                    case counts in single letters (r is not R) and in products of
-                               bare ones (ab = ba, not AB), not in words (Yes = yes)
+                               bare ones (ab = ba, not AB; BACD is no product), not in words
+                               (Yes = yes, an ellipse = ellipse); f' is not f
     \log without a base        base 10 or base e, the same on both sides
     i                          the imaginary unit, on both sides
     everything else            math-verify decides: x^2+1 = 1+x^2, \sqrt8 = 2\sqrt2, matrices
     what cannot be decided     `error`: a limit of time or memory was met, or the gold answer is
                                a formula that cannot be read (that alone makes a row unusable)
-    an unreadable answer       wrong, where the gold answer can be read
+    an unreadable answer       wrong, where the gold answer can be read; so is one that meets
+                               a limit by itself, as 9^{9^{9^9}}, where the gold does not
 
 Numbers, words, lists of them and equal texts are decided here. Other formulas are decided in a
 worker process (`math_pool.py`), whose limit is real and holds in every thread. Feedback speaks
@@ -66,13 +71,20 @@ from typing import Literal
 from mopd_jax.config_dict import InputError
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.thinking import answer_part
-from mopd_jax.verifiers import math_forms, math_text, math_units
-from mopd_jax.verifiers.math_pool import Pool, Undecided
+from mopd_jax.verifiers import (
+    math_forms,
+    math_spelling,
+    math_text,
+    math_units,
+    math_words,
+)
+from mopd_jax.verifiers.math_pool import OverLimit, Pool, Undecided
 
 CPU_SECONDS = 5.0
 WALL_SECONDS = 60.0
 LONGEST = 2000  # Characters of a boxed answer. A longer one is no answer.
 _MOST_PAIRS = 400  # Pairs of elements that one request compares.
+_MOST_ELEMENTS = 64  # Elements of a set that are compared among themselves.
 
 POOL = Pool(
     pathlib.Path(__file__).with_name("math_worker.py"),
@@ -92,11 +104,6 @@ _NO_UNITS = ("million", "dozen", "or more", "not", "is wrong", "squared")
 _MAY_BE_MANY = re.compile(
     r"[<>=]|\\(?:le|ge|ne|in|notin|lt|gt|pm|mp|cup|cap|setminus|backslash|mathbb|emptyset|R|N|Z|Q|"
     r"begin|lor|land|vee|wedge|mid)(?![A-Za-z])"
-)
-# Words, however short, that are no product of variables.
-_WORDS = re.compile(
-    "yes|no|true|false|odd|even|none|all|both|one|two|red|blue|prime|composite|always|never|"
-    "undefined|infinite|finite|converges|diverges|increasing|decreasing"
 )
 # Equal to no gold answer, so that a formula has to be read.
 _NO_ANSWER = r"\sqrt{2}+x^{17}"
@@ -121,7 +128,7 @@ def verify(problem: Problem, response: str) -> Verdict:
     `meta["percent"]`, a bool, says whether the question speaks of percent; where it is missing,
     the question's text does.
     """
-    if not (gold := math_text.clean(problem.answer)):
+    if not (gold := math_spelling.clean(problem.answer)):
         return Verdict(0.0, error="the gold answer is empty")
     box = math_text.last_box(answer_part(response))
     if box is None:
@@ -130,25 +137,47 @@ def verify(problem: Problem, response: str) -> Verdict:
         return Verdict(0.0, feedback=OPEN_BOX, format_ok=False)
     if len(box.content) > LONGEST:
         return Verdict(0.0, feedback=LONG_BOX, format_ok=False)
-    if not (answer := math_text.clean(box.content)):
+    if not (answer := math_spelling.clean(box.content)):
         return Verdict(0.0, feedback=EMPTY_BOX, format_ok=False)
+    letter, _ = math_words.words(gold) or ("", False)
+    if len(letter) == 1 and (option := math_forms.label(box.content)):
+        return Verdict(float(option == letter), format_ok=box.plain)
     try:
         right = same(gold, answer, percent=_percent(problem))
     except Undecided as error:
-        return Verdict(0.0, error=str(error), format_ok=box.plain)
+        if not isinstance(error, OverLimit) or _over_limit(gold) or not _over_limit(answer):
+            return Verdict(0.0, error=str(error), format_ok=box.plain)
+        # No answer by itself; else a tower of powers would keep a row out of the statistics.
+        right = False
     return Verdict(float(right), format_ok=box.plain)
+
+
+def _over_limit(text: str) -> bool:
+    """Whether a text by itself meets the limit."""
+    try:
+        _alone(text)
+    except OverLimit:
+        return True
+    except Undecided:
+        return False
+    return False
+
+
+def _alone(text: str) -> None:
+    """Raises Undecided if a text cannot be judged beside a formula of ours."""
+    value, _ = _values(text, _NO_ANSWER)
+    pairs = [(part, _NO_ANSWER) for part in math_text.shape(value).parts]
+    if pairs := [pair for pair in pairs if _known(*pair, False) is None]:
+        _ask(pairs)
 
 
 def unusable(problem: Problem) -> str:
     """Why no response to the problem can be judged; "" where the gold answer can be read, or
     would take too long: its own text is right all the same."""
-    if not (gold := math_text.clean(problem.answer)):
+    if not (gold := math_spelling.clean(problem.answer)):
         return "the gold answer is empty"
-    gold, _ = _values(gold, _NO_ANSWER)
     try:
-        pairs = [(part, _NO_ANSWER) for part in math_text.shape(gold).parts]
-        if pairs := [pair for pair in pairs if _known(*pair, False) is None]:
-            _ask(pairs)
+        _alone(gold)
     except Undecided as error:
         return str(error) if isinstance(error, _Unreadable) else ""
     return ""
@@ -163,9 +192,9 @@ def answer(problem: Problem, response: str) -> str:
     box = math_text.last_box(answer_part(response))
     if box is None or not box.closed or len(box.content) > LONGEST:
         return ""
-    text = math_text.clean(box.content)
+    text = math_spelling.clean(box.content)
     number = math_text.number(text)
-    return str(number.value) if number else math_text.squash(text)
+    return str(number.value) if number else math_spelling.squash(text)
 
 
 def gold_response(problem: Problem) -> str:
@@ -175,7 +204,7 @@ def gold_response(problem: Problem) -> str:
 
 def mutated(problem: Problem) -> tuple[str, ...]:
     """Responses in the asked format that must score 0."""
-    gold = math_text.clean(problem.answer)
+    gold = math_spelling.clean(problem.answer)
     value, _ = math_text.take_unit(math_text.take_percent(gold)[0])
     wrong = ["", "0.123456789"]
     if number := math_text.number(value):
@@ -183,9 +212,9 @@ def mutated(problem: Problem) -> tuple[str, ...]:
         others = [x for x in (v + 1, v - 1, 2 * v + 3) if x != v]
         wrong += [f"{x.numerator}/{x.denominator}" for x in others]
         wrong += [rf"{value}\text{{ {words}}}" for words in _NO_UNITS]
-    elif math_text.words(gold):
+    elif math_words.words(gold):
         wrong.append(rf"\text{{not }}{gold}")
-    elif math_text.squash(gold).lstrip("+-") != r"\infty":  # Plus one, it is what it was.
+    elif math_spelling.squash(gold).lstrip("+-") != r"\infty":  # Plus one, it is what it was.
         wrong += [f"({gold})+1", gold + "17"]
     return (*(rf"\boxed{{{text}}}" for text in wrong), "It stands in no box.")
 
@@ -204,7 +233,7 @@ def same(gold: str, answer: str, *, percent: bool = False) -> bool:
     Raises:
         Undecided: no rule decides, and the checker met its limit or cannot read the gold.
     """
-    if math_text.squash(gold) == math_text.squash(answer):
+    if math_spelling.squash(gold) == math_spelling.squash(answer):
         return True
     gold, answer = _values(gold, answer)
     pairs = _decompose(gold, answer)
@@ -251,17 +280,20 @@ def _decompose(gold: str, answer: str) -> tuple[str, tuple, tuple] | Literal[Fal
         a, b = (math_text.Shape("set", _distinct(s.parts)) for s in (a, b))
     if a.kind == b.kind == "scalar":
         return None
+    if a.kind == "list" and math_words.is_ranking(a.parts) and b.kind in ("list", "()"):
+        return len(a.parts) == len(b.parts) and ("ordered", a.parts, b.parts)
     if a.kind in loose and b.kind in loose:
         return len(a.parts) == len(b.parts) and ("unordered", a.parts, b.parts)
     if "scalar" in (a.kind, b.kind):
         one = a if b.kind == "scalar" else b
-        if one.kind == "set" and len(one.parts) == 1:
+        if one.kind == "set" and len(one.parts) == 1 and "emptyset" not in one.parts[0]:
             return "ordered", a.parts, b.parts
         single = b if one is a else a
         if len(one.parts) > 1 and not any(map(_MAY_BE_MANY.search, single.parts)):
             return False
         return None  # A union, an inequality or the empty set may equal it.
-    if a.kind == b.kind or {a.kind, b.kind} in ({"list", "()"}, {"list", "[]"}):
+    listed = {a.kind, b.kind} == {"list", "[]"} and len(a.parts) != 2  # Two are an interval.
+    if a.kind == b.kind or {a.kind, b.kind} == {"list", "()"} or listed:
         return len(a.parts) == len(b.parts) and ("ordered", a.parts, b.parts)
     return False
 
@@ -277,7 +309,10 @@ def _names(shape: math_text.Shape) -> list[str]:
 def _distinct(parts: tuple[str, ...]) -> tuple[str, ...]:
     """Elements of a set without those that certainly are an earlier one."""
     found: list[str] = []
-    for part in parts:
+    once = dict.fromkeys(math_spelling.squash(part) for part in parts)
+    if len(once) > _MOST_ELEMENTS:
+        return tuple(once)  # Of so many none is looked at twice.
+    for part in once:
         if not any(_known(other, part, False) for other in found):
             found.append(part)
     return tuple(found)
@@ -326,9 +361,11 @@ def _match(golds: tuple[str, ...], answers: tuple[str, ...], percent: bool) -> b
 
 def _known(gold: str, answer: str, percent: bool) -> bool | None:
     """Whether two scalars are equal, as far as text and rational numbers tell; else None."""
-    if math_text.squash(gold) == math_text.squash(answer):
+    if math_spelling.squash(gold) == math_spelling.squash(answer):
         return True
     gold, answer = _values(gold, answer)
+    if gold.count("'") != answer.count("'"):
+        return False  # A derivative, minutes or feet, which the worker would not see.
     (gold_time, gold_half), (answer_time, answer_half) = map(
         math_forms.time_of_day, (gold, answer)
     )
@@ -336,7 +373,7 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
         return False
     gold, answer = gold_time or gold, answer_time or answer
     if math_text.says_more(gold) or math_text.says_more(answer):
-        return math_text.bare_words(gold) == math_text.bare_words(answer)
+        return math_words.bare(gold) == math_words.bare(answer)
     gold, gold_percent = math_text.take_percent(gold)
     answer, answer_percent = math_text.take_percent(answer)
     (gold, gold_unit), (answer, answer_unit) = map(math_text.take_unit, (gold, answer))
@@ -351,14 +388,14 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
     a, b = math_text.number(gold), math_text.number(answer)
     if a is not None and b is not None:
         if gold_percent == answer_percent:
-            return _equal(a, b)
+            return math_text.equal(a, b)
         hundredth = math_text.Number(Fraction(1, 100))
-        scaled_a = _times(a, hundredth) if gold_percent else a
-        scaled_b = _times(b, hundredth) if answer_percent else b
-        return _equal(scaled_a, scaled_b) or (percent and _equal(a, b))
-    if math_text.squash(gold) == math_text.squash(answer):
+        scaled_a = math_text.times(a, hundredth) if gold_percent else a
+        scaled_b = math_text.times(b, hundredth) if answer_percent else b
+        return math_text.equal(scaled_a, scaled_b) or (percent and math_text.equal(a, b))
+    if math_spelling.squash(gold) == math_spelling.squash(answer):
         return gold_percent == answer_percent or percent
-    return _known_words(gold, answer)
+    return math_words.same(gold, answer)
 
 
 def _known_form(gold: str, answer: str) -> bool | None:
@@ -371,7 +408,7 @@ def _known_form(gold: str, answer: str) -> bool | None:
         )
         return a == b or (ten_a is not None and ten_a == ten_b)
     a, b = math_forms.ratio(gold), math_forms.ratio(answer)
-    if not (a or b) or (math_text.words(gold) and math_text.words(answer)):
+    if not (a or b) or (math_words.words(gold) and math_words.words(answer)):
         return None
     if len(a) != len(b):
         return False
@@ -392,49 +429,13 @@ def _without_bare(text: str, unit: str) -> str:
     return rest if rest != text and math_text.number(rest) is not None else text
 
 
-def _times(a: math_text.Number, b: math_text.Number) -> math_text.Number:
-    return math_text.Number(a.value * b.value, a.decimals)
-
-
-def _equal(a: math_text.Number, b: math_text.Number) -> bool:
-    if a.value == b.value:
-        return True
-    # Six decimals are a rounding only of what no decimal can be.
-    exact, rounded = sorted((a, b), key=lambda n: n.decimals)
-    if rounded.decimals < 6 or exact.decimals or _terminates(exact.value):
-        return False
-    near = abs(a.value - b.value) <= Fraction(1, 10**6) * max(abs(a.value), abs(b.value))
-    return near and round(a.value, 6) == round(b.value, 6)
-
-
-def _terminates(value: Fraction) -> bool:
-    """Whether a finite decimal is this number."""
-    return 10 ** value.denominator.bit_length() % value.denominator == 0
-
-
-def _known_words(gold: str, answer: str) -> bool | None:
-    a, b = math_text.words(gold), math_text.words(answer)
-    if a is None or b is None:
-        return None
-    (a_text, a_bare), (b_text, b_bare) = a, b
-    if a_text == b_text:
-        return True
-    if len(a_text) > 1 and a_text.casefold() == b_text.casefold():
-        # Bare letters may be a product of variables: ab is not AB, though Yes is yes.
-        first_only = len(a_text) > 3 and a_text[1:] == b_text[1:]
-        words = not (a_bare and b_bare) or first_only
-        return words or _WORDS.fullmatch(a_text.casefold()) is not None
-    a_letters, b_letters = (sorted(text.replace(" ", "")) for text in (a_text, b_text))
-    return a_bare and b_bare and a_letters == b_letters
-
-
 def _ask(pairs: list[tuple[str, str]]) -> list[bool]:
     """The worker's word on pairs of formulas."""
     ready = [tuple(_formula(text) for text in _values(*pair)) for pair in pairs]
     answer = POOL.ask({"pairs": ready})
     found = []
     for (gold, _), outcome in zip(pairs, answer["outcomes"], strict=True):
-        if outcome == "gold unreadable" and math_text.words(gold) is None:
+        if outcome == "gold unreadable" and math_words.words(gold) is None:
             raise _Unreadable("the gold answer is no formula that the checker can read")
         found.append(outcome == "equal")
     return found

@@ -26,7 +26,11 @@ _FIGURE_AND_WORDS = re.compile(
 )
 
 _BOUND = r"((?:(?!\\le|\\ge)[^<>=,;])+)"
-_INEQUALITY = re.compile(rf"{_BOUND}(<|>|\\le|\\ge)(?![A-Za-z]){_BOUND}")
+_INEQUALITY = re.compile(rf"{_BOUND}(<|>|\\[lg]e(?![A-Za-z])){_BOUND}")
+_CHAIN = re.compile(
+    rf"{_BOUND}(<|>|\\[lg]e(?![A-Za-z])){_BOUND}(<|>|\\[lg]e(?![A-Za-z])){_BOUND}"
+)
+_TURNED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 _LOGIC = re.compile(rf" *,? *(?:{TEXT} ?\{{ *(and|or) *\}}|(?<= )(and|or)(?= )|,) *")
 
 
@@ -100,12 +104,21 @@ def solution_set(text: str) -> str:
     r"""`x \in (-\infty,-1)\cup(1,\infty)` of `x<-1\text{ or }x>1`, and `x \in (-1,2)` of
     `x>-1\text{ and }x<2`; a comma means "and" where a number can be both, else "or".
 
-    Of all else, and of inequalities of several variables, the text itself.
+    `3 > x > 1` is `x \in (1,3)`, and a union may have such parts. Of all else, and of
+    inequalities of several variables, the text itself.
     """
+    chain = _CHAIN.fullmatch(text)
+    if chain and chain[2] in (">", r"\ge") and (turned := _interval(text)):
+        return rf"{turned[0]} \in {turned[1]}"
     parts = _LOGIC.split(text)
     joints = {
         word or other or "," for word, other in zip(parts[1::3], parts[2::3], strict=True)
     }
+    if joints == {"or"} and any(map(_CHAIN.fullmatch, parts[::3])):
+        pieces = [_interval(part) for part in parts[::3]]
+        if None in pieces or len({name for name, _ in pieces}) != 1:
+            return text
+        return rf"{pieces[0][0]} \in " + r" \cup ".join(interval for _, interval in pieces)
     rays = [_ray(part) for part in parts[::3]]
     if len(joints) != 1 or None in rays or len({ray.name for ray in rays}) != 1:
         return text
@@ -143,6 +156,28 @@ def _above(ray: _Ray, end: _Ray | None = None) -> str:
     return f"{'(' if ray.sign == '>' else '['}{ray.bound},{stop}"
 
 
+def _interval(text: str) -> tuple[str, str] | None:
+    r"""The variable of `0 \le x < 1`, `3 > x > 1` or `x < 1`, and where it lies."""
+    if match := _CHAIN.fullmatch(text.strip(" ")):
+        low, first, name, second, high = (group.strip(" ") for group in match.groups())
+        if first in (">", r"\ge"):
+            low, first, second, high = high, _TURNED[second], _TURNED[first], low
+        rises = {first, second} <= {"<", r"\le"}
+        if not rises or len(name) != 1 or not name.isalpha() or name in low + high:
+            return None
+        start, stop = "(" if first == "<" else "[", ")" if second == "<" else "]"
+        return name, f"{start}{low},{high}{stop}"
+    if not (ray := _ray(text)):
+        return None
+    return ray.name, _below(ray) if ray.sign in ("<", r"\le") else _above(ray)
+
+
+def label(text: str) -> str:
+    r"""The letter of an option in front of a value, of `\textbf{(B) }42` or `\text{(B) 42}`."""
+    match = _LABEL.match(text) or _LABEL_INSIDE.match(text)
+    return re.search(r"\(([A-Z])\)", match[0])[1] if match else ""
+
+
 def _ray(text: str) -> _Ray | None:
     """What an inequality such as `x < 1` says of one variable."""
     if not (match := _INEQUALITY.fullmatch(text.strip(" "))):
@@ -150,7 +185,7 @@ def _ray(text: str) -> _Ray | None:
     left, sign, right = (group.strip(" ") for group in match.groups())
     if not (len(left) == 1 and left.isalpha()):
         left, right = right, left
-        sign = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}[sign]
+        sign = _TURNED[sign]
     if not (len(left) == 1 and left.isalpha()) or left in right:
         return None
     return _Ray(left, sign, right)

@@ -30,6 +30,10 @@ class Undecided(Exception):
     """A request has no answer; the message says which limit it met."""
 
 
+class OverLimit(Undecided):
+    """It met the limit of CPU time or memory, as it would on any machine."""
+
+
 class Pool:
     """At most `size` workers that run the Python file `program`."""
 
@@ -56,7 +60,8 @@ class Pool:
         """The worker's answer to a JSON-able request.
 
         Raises:
-            Undecided: the request met a limit, or the worker ended under it.
+            OverLimit: the request met the limit of CPU time or memory.
+            Undecided: it met another one, or the worker ended under it.
         """
         line = json.dumps({**request, "seconds": self._cpu_seconds}).encode() + b"\n"
         if len(line) > _PIPE:
@@ -68,11 +73,12 @@ class Pool:
             except BaseException as error:
                 self._drop(worker)
                 if isinstance(error, _Killed):
-                    raise Undecided(self._why(error)) from None
+                    kind = OverLimit if error.status == -signal.SIGPROF else Undecided
+                    raise kind(self._why(error)) from None
                 raise
             if "broken" in answer:
                 self._drop(worker)
-                raise Undecided(answer["broken"])
+                raise OverLimit(answer["broken"])
             self._give_back(worker)
             return answer
 

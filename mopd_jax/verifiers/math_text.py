@@ -1,4 +1,4 @@
-"""Mathematical answers as text: boxes, one spelling for each thing, numbers, units, shapes.
+"""Mathematical answers as text: boxes, numbers, units, shapes.
 
 Pure functions on strings. `math.py` has the rules that are made of them.
 """
@@ -10,86 +10,11 @@ import re
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
-from mopd_jax.verifiers import math_forms, math_units
+from mopd_jax.verifiers import math_forms, math_spelling, math_units
 
 _BOX = re.compile(r"\\(boxed|fbox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _TEXT = math_forms.TEXT
-
-# One sign each for what Unicode offers beside LaTeX.
-_SIGNS = {
-    "\u2212": "-",
-    "\u2013": "-",
-    "\u00d7": r"\times ",
-    "\u00b7": r"\cdot ",
-    "\u22c5": r"\cdot ",
-    "\u00f7": "/",
-    "\u2215": "/",
-    "\u2044": "/",
-    "\u03c0": r"\pi ",
-    "\u221e": r"\infty ",
-    "\u221a": r"\sqrt ",
-    "\u00b0": r"^\circ ",
-    "\u2248": r"\approx ",
-    "\u2264": r"\le ",
-    "\u2265": r"\ge ",
-    "\u2260": r"\ne ",
-    "\u222a": r"\cup ",
-    "\u2229": r"\cap ",
-    "\u2208": r"\in ",
-    "\u2205": r"\emptyset ",
-    "\u00b1": r"\pm ",
-    "\u211d": r"\mathbb{R}",
-    "\u00b2": "^{2}",
-    "\u00b3": "^{3}",
-    "\u00bd": r"\frac{1}{2}",
-    "\u00bc": r"\frac{1}{4}",
-    "\u00be": r"\frac{3}{4}",
-    "\u2153": r"\frac{1}{3}",
-    "\u2154": r"\frac{2}{3}",
-    "\u2019": "'",
-    "\u00a0": " ",
-    "\u202f": " ",
-    "\u2009": " ",
-    "\uff0c": ",",
-}
-_UNICODE = str.maketrans(_SIGNS)
-_DELIMITER = re.compile(r"(?<!\\)(?:\\[()\[\]]|\$)")
-_NOISE = re.compile(
-    r"\\(?:left|right|[bB]ig{1,2}[lrm]?|displaystyle|textstyle|limits|boxed|fbox)(?![A-Za-z])\.?"
-)
-# A thin space or a braced comma between digits sets off thousands.
-_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!;:]|~)(?=[0-9]{3}(?![0-9]))")
-_SPACE = re.compile(r"(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s+")
-_SYNONYMS = (
-    (re.compile(r"^ *\\approx(?![A-Za-z])"), ""),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r" ?\*\* ?"), "^"),
-    (re.compile(r"\\mathrm ?\{ ?([eid]) ?\}"), r"\1"),
-    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
-    (re.compile(r"\\leq(?:slant)?(?![A-Za-z])"), r"\\le"),
-    (re.compile(r"\\geq(?:slant)?(?![A-Za-z])"), r"\\ge"),
-    (re.compile(r"\\neq(?![A-Za-z])"), r"\\ne"),
-    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
-    (re.compile(r"\\langle(?![A-Za-z])"), "("),
-    (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
-    (re.compile(r"\\degree(?![A-Za-z])|\^ ?\{ ?\\circ ?\}"), r"^\\circ"),
-    (re.compile(r"\\frac *([0-9]) *([0-9])"), r"\\frac{\1}{\2}"),
-    (re.compile(r"\\frac *([0-9]) *\{"), r"\\frac{\1}{"),
-    (re.compile(r"\\frac *(\{[^{}]*\}) *([0-9])"), r"\\frac\1{\2}"),
-    (re.compile(r"\\sqrt *([0-9A-Za-z]|\\[A-Za-z]+)"), r"\\sqrt{\1}"),
-)
-_JOINTS = (
-    (re.compile(rf"{_TEXT}\{{ *,? *(?:and|or) *\}}"), ", "),
-    (re.compile(r"(?<=[0-9}) ]) +(?:and|or) +(?=[-+\\0-9(A-Za-z])"), ", "),
-    (re.compile(r", *, *"), ", "),
-)
-_FUNCTIONS = re.compile(
-    r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|"
-    r"sqrt|pi|infinity|infty)(?![A-Za-z])"
-)
-_WRAPPED = re.compile(rf"{_TEXT} ?\{{([^{{}}]*)\}}")
-
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _PLAIN = rf"(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)"
 _DECIMAL = re.compile(rf"({_PLAIN})(?:[eE]([+-]?[0-9]{{1,3}}))?")
@@ -112,16 +37,18 @@ _UNIT_WORD = (
     r"dollars?|cents?|degrees?|radians?|units?|square|cubic|sq)(?![A-Za-z])\.?"
 )
 _BARE_UNIT = re.compile(rf"(?<=[0-9}}) ]) ?((?:{_UNIT_WORD} ?(?:\^ ?\{{?[0-9]\}}?)?)+)$")
-# Bold and italic letters are vectors and variables.
-_WRAPPED_UNIT = re.compile(
-    r"((?:(?:/|\\cdot|\\times)? ?\\(?:text(?:rm)?|mathrm|mbox) ?\{[^{}]*\} ?"
-    r"(?:\^ ?\{?-?[0-9]\}? ?)?)+)$"
+# Bold and italic letters are vectors and variables. A blank has one place to be matched in, so
+# that no text can be read in many ways.
+_WRAPPED_PART = (
+    r"(?: ?(?:/|\\cdot|\\times))? ?\\(?:text(?:rm)?|mathrm|mbox) ?\{[^{}]*\}"
+    r"(?: ?\^ ?\{?-?[0-9]\}?)?"
 )
+_WRAPPED_UNIT = re.compile(rf"((?:{_WRAPPED_PART})+) ?$")
 _NO_QUANTITY = ("^", "_", "+", "-", "*", "=", "<", ">")
 _DEGREES = re.compile(rf" ?\^ ?\\circ ?(?:(?:{_TEXT} ?)?\{{? ?([CF]) ?\}}?)?$")
 # Behind a function the sign is part of its argument.
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-_RELATION = re.compile(r"\\in(?![A-Za-z])|(?<![<>!:\\])=")
+_RELATION = re.compile(r"(?<!\\not)(?<!\\not )(?:\\in(?![A-Za-z])|(?<![<>!:\\])=)")
 _NAME = re.compile(r"[A-Za-z\\(|][A-Za-z0-9\\(),_{}' |]*")
 _MATRIX = re.compile(r"\\begin|\\frac|\\sqrt|\\int|\\sum")
 
@@ -143,7 +70,7 @@ def last_box(text: str) -> Box | None:
     if not (matches := list(_BOX.finditer(text))):
         return None
     pairs = _braces(text)
-    found, end = None, 0
+    found, bare, end = None, 0, 0
     for match in matches:
         if match.start() < end:
             continue
@@ -156,8 +83,8 @@ def last_box(text: str) -> Box | None:
             found = Box(content.strip(), close is not None, match[1] == "boxed")
             end = close + 1 if close is not None else match.end()
         else:
-            found = Box(_unbraced(text[start : start + 4000]), True, False)
-    return found
+            found, bare = None, start
+    return found or Box(_unbraced(text[bare : bare + 4000]), True, False)
 
 
 def _braces(text: str) -> dict[int, int]:
@@ -181,70 +108,6 @@ def _unbraced(text: str) -> str:
     return re.sub(r"(?:\\[)\]]|[.,;:])+$", "", text)
 
 
-def clean(text: str) -> str:
-    """An answer in one spelling: LaTeX signs, no delimiters, single spaces.
-
-    Blanks between digits stay, because `1 1/2` is not `11/2`.
-    """
-    text = text.translate(_UNICODE)
-    text = _DELIMITER.sub(" ", text)
-    text = _NOISE.sub(" ", text)
-    text = _THOUSANDS.sub("", text)
-    text = math_forms.without_text(_SPACE.sub(" ", text))
-    for pattern, synonym in (*_SYNONYMS, *_JOINTS):
-        if pattern is _JOINTS[0][0]:
-            text = math_forms.solution_set(text)
-        text = pattern.sub(synonym, text)
-    if not _WRAPPED.search(text):
-        text = _FUNCTIONS.sub(r"\\\1", text).replace(r"\infinity", r"\infty")
-    text = _grouped(text, r"\sqrt")
-    text = _grouped(text, "^")
-    text = text.strip(" ").removesuffix(".").strip(" ")
-    while text.startswith("{") and _closing(text, 0) == len(text) - 1:
-        text = text[1:-1].strip(" ")
-    return text
-
-
-def _grouped(text: str, command: str) -> str:
-    """`sqrt(...)` and `^(...)` with braces round the parentheses, which LaTeX wants there."""
-    pieces, start = [], 0
-    while (at := text.find(command, start)) >= 0:
-        opening = at + len(command)
-        while opening < len(text) and text[opening] == " ":
-            opening += 1
-        close = _closing(text, opening) if text[opening : opening + 1] == "(" else None
-        if close is None:
-            pieces.append(text[start:opening])
-            start = opening
-        else:
-            pieces.append(text[start:opening] + "{(")
-            # What stands inside may hold the command again.
-            inner = text[opening + 1 : close]
-            text = inner + ")}" + text[close + 1 :]
-            start = 0
-    return "".join(pieces) + text[start:]
-
-
-def _closing(text: str, opening: int) -> int | None:
-    """Where the bracket at `opening` closes; any kind closes any, as in `[0, 1)`."""
-    depth = 0
-    for i in range(opening, len(text)):
-        c = text[i]
-        if c in "([{":
-            depth += 1
-        elif c in ")]}":
-            depth -= 1
-            if depth == 0:
-                return i
-    return None
-
-
-def squash(text: str) -> str:
-    """Without the spaces that separate nothing, for comparison as text."""
-    text = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", text)
-    return re.sub(r"([_^])\{([A-Za-z0-9])\}", r"\1\2", text)
-
-
 @dataclasses.dataclass(frozen=True)
 class Number:
     """An exact rational number, and how many decimals it was written with, if with any."""
@@ -259,8 +122,10 @@ def number(text: str) -> Number | None:
     text = text.strip(" ")
     if len(text) > _LONGEST_NUMBER:
         return None
-    while text.startswith("(") and _closing(text, 0) == len(text) - 1:
+    while text.startswith("(") and math_spelling.closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip(" ")
+        if "," in text:
+            return None  # A pair: (0,100) is not 0,100.
     sign = 1
     if text[:1] in ("+", "-"):
         sign, text = (-1 if text[0] == "-" else 1), text[1:].lstrip(" ")
@@ -291,6 +156,28 @@ def _unsigned(text: str) -> Number | None:
         base = Fraction(int(whole + fixed or "0"), 10 ** len(fixed))
         return Number(base + Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(fixed)))
     return None
+
+
+def times(a: Number, b: Number) -> Number:
+    """Their product, with the decimals of the first."""
+    return Number(a.value * b.value, a.decimals)
+
+
+def equal(a: Number, b: Number) -> bool:
+    """Whether they are equal, or one is a rounding of what can be no decimal."""
+    if a.value == b.value:
+        return True
+    # Six decimals are a rounding only of what no decimal can be.
+    exact, rounded = sorted((a, b), key=lambda n: n.decimals)
+    if rounded.decimals < 6 or exact.decimals or _terminates(exact.value):
+        return False
+    near = abs(a.value - b.value) <= Fraction(1, 10**6) * max(abs(a.value), abs(b.value))
+    return near and round(a.value, 6) == round(b.value, 6)
+
+
+def _terminates(value: Fraction) -> bool:
+    """Whether a finite decimal is this number."""
+    return 10 ** value.denominator.bit_length() % value.denominator == 0
 
 
 def take_percent(text: str) -> tuple[str, bool]:
@@ -329,33 +216,17 @@ def says_more(text: str) -> bool:
     return not math_units.is_unit(words) and not math_units.is_letter(words)
 
 
-def bare_words(text: str) -> str:
-    """A cleaned text with its words unwrapped, for comparison without regard to case."""
-    return " ".join(_WRAPPED.sub(r" \1 ", text).split()).casefold()
-
-
 def _unwrapped(text: str) -> str:
-    return _WRAPPED.sub(r" \1 ", text).replace("{", "").replace("}", "")
+    return math_spelling.WRAPPED.sub(r" \1 ", text).replace("{", "").replace("}", "")
 
 
 def _unit_name(text: str) -> str:
-    bare = _WRAPPED.sub(r"\1", text).replace("{", "").replace("}", "")
+    bare = math_spelling.WRAPPED.sub(r"\1", text).replace("{", "").replace("}", "")
     words = [w.strip(".") for w in bare.replace("^", " ^").split()]
     words = [w[:-1] if len(w) > 2 and w.endswith("s") and w[-2] != "/" else w for w in words]
     words = [math_units.NAMES.get(w, w) for w in words]
     # "square units" says no more than nothing.
     return "" if "unit" in words else "".join(words)
-
-
-def words(text: str) -> tuple[str, bool] | None:
-    """A cleaned text as words, where it is nothing else, and whether it is bare letters that
-    might be a product of variables."""
-    unwrapped = _WRAPPED.sub(r" \1 ", text)
-    plain = re.sub(r"[\s.,;:!?]+", " ", unwrapped).strip()
-    if not re.fullmatch(r"[A-Za-z][A-Za-z' -]*", plain):
-        return None
-    single = all(len(word) == 1 for word in plain.split(" "))
-    return plain, plain == text and (plain.isalpha() or single)
 
 
 def assignment(text: str) -> tuple[str, str]:
@@ -368,7 +239,7 @@ def assignment(text: str) -> tuple[str, str]:
     if not any(c.isalpha() for c in name) and name:
         return "", value
     if _NAME.fullmatch(name) and not _MATRIX.search(name) and _depth(name) == 0:
-        return squash(name), value
+        return math_spelling.squash(name), value
     return "", text
 
 
@@ -397,17 +268,17 @@ def shape(text: str) -> Shape:
 
     1,000 is a number and `1, 000` a list; parentheses round one thing only group it.
     """
-    while text.startswith("(") and _closing(text, 0) == len(text) - 1:
+    while text.startswith("(") and math_spelling.closing(text, 0) == len(text) - 1:
         inner = text[1:-1].strip(" ")
         if len(_split(inner)) != 1:
             break
         text = inner
-    if "\\begin" in text or number(text) is not None:
+    if "\\begin" in text or number(take_unit(take_percent(text)[0])[0]) is not None:
         return Shape("scalar", (text,))
     head = "{" if text.startswith(r"\{") else text[:1]
     if head in ("{", "(", "["):
         opening = 1 if text.startswith("\\") else 0
-        if _closing(text, opening) == len(text) - 1:
+        if math_spelling.closing(text, opening) == len(text) - 1:
             inner = text[opening + 1 : -2 if text.endswith(r"\}") else -1]
             parts = _split(inner)
             if head == "{":

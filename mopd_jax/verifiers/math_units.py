@@ -40,6 +40,7 @@ _NO_NOUNS = _set(
     above below under up down exactly about approximately around roughly nearly almost
     only either neither both each all any none some never maybe perhaps possibly unknown
     wrong false true right correct incorrect undefined impossible other another base
+    mn bn mil doubled tripled halved nope
     remainder infinity pi ago later too also even odd"""
 )
 # Spellings of one name, after a plural s is gone.
@@ -123,7 +124,8 @@ def _symbols(name: str) -> str:
     for word, power in (("square", "^2"), ("sq", "^2"), ("cubic", "^3"), ("cu", "^3")):
         if name.startswith(word) and "/" not in name:
             return name.removeprefix(word) + power
-    return {"l": "L", "degfahrenheit": "degF"}.get(name, name)
+    spelled = {"l": "L", "degfahrenheit": "degF", "mph": "mi/h", "kph": "km/h", "kmph": "km/h"}
+    return spelled.get(name, name)
 
 
 def is_letter(text: str) -> bool:
