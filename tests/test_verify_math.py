@@ -526,6 +526,8 @@ def test_a_gold_that_cannot_be_read_is_unusable(gold):
         "1,234" * 400,
         r"\text{ln}" * 250,
         "{1 " * 600,
+        "5 " + "~" * 1900 + "!",
+        "(" + r"\," * 900 + "x",
         "(" * 1900,
     ],
 )

@@ -60,7 +60,8 @@ _NOISE = re.compile(
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\!|\\[,;:]|~)(?=[0-9]{3}(?![0-9]))")
 # Digits with commas in front of letters or a command: 1,000\pi.
 _THOUSANDS_OF = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?= ?(?:\\(?!\})|[A-Za-z]))")
-_SPACE = re.compile(r"(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s+")
+# Runs of blanks are one, else much below would be slow on them.
+_SPACE = re.compile(r"(?:(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s)+")
 _SYNONYMS = (
     (re.compile(r"^ *\\approx(?![A-Za-z])"), ""),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
