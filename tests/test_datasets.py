@@ -279,7 +279,7 @@ def test_every_kind_of_file(tmp_path):
     lines(tmp_path / "c.json", *want)
     (tmp_path / "d.json").write_text(json.dumps({"data": want}))
     (tmp_path / "e.csv").write_text('\ufeffa,b\n1\u2028,x\n2,"y, ""z""\nw"\n')
-    paths = files.find(tmp_path)
+    paths = files.find(tmp_path).paths
     assert [path.name for path in paths] == ["a.json", "b.jsonl", "c.json", "d.json", "e.csv"]
     for path in paths:
         assert [dict(row.fields) for row in read(path)] == want, path
