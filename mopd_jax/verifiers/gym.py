@@ -43,4 +43,4 @@ def unusable(problem: Problem) -> str:
             "pip install 'mopd_jax[smollm2]'"
         ) from error
     known = sorted(reasoning_gym.factory.DATASETS)
-    return "" if task in known else unknown("meta['task']", task, known)
+    return "" if task in known else unknown(f"meta['task'] {task!r}", task, known)
