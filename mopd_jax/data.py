@@ -334,7 +334,11 @@ def _files(cfg: DataConfig, splits: Sequence[str]) -> list[tuple[str, pathlib.Pa
     found = []
     for split in splits:
         path = pathlib.Path(cfg.train_path if split == "train" else cfg.eval_path)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:
+            raise files.unreadable(path, error) from error
+        if not there:
             raise DataError(f"{path} does not exist; check data.train_path and data.eval_path")
         found.append((split, path))
     return found

@@ -189,6 +189,9 @@ def test_a_missing_file_is_named(tmp_path):
         data.load(cfg, "eval", seed=0)
     with pytest.raises(data.DataError, match="does not exist"):
         data.load(cfg, "train", seed=0)
+    cfg = DataConfig(source="jsonl", train_path="x" * 300, eval_path="a")
+    with pytest.raises(data.DataError, match="xxx cannot be read: File name too long"):
+        data.load(cfg, "train", seed=0)
 
 
 def test_an_empty_file_is_no_training_split(tmp_path):
