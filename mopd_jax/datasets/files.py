@@ -51,10 +51,10 @@ def find(source: pathlib.Path, only: Sequence[str] = ("*",), *, strict: bool = T
                 f"--source {source} does not exist; give a file, a folder, or 'hub'"
             )
         every, skipped = _walk(source)
+        # Neither pipes nor the like; a link to nothing is met when it is opened.
+        known = [p for p in every if p.suffix in ENDINGS and (p.is_file() or p.is_symlink())]
     except OSError as error:
         raise unreadable(error.filename or source, error) from error
-    # Neither pipes nor the like; a link to nothing is met when it is opened.
-    known = [p for p in every if p.suffix in ENDINGS and (p.is_file() or p.is_symlink())]
     found = [p for p in known if _matches(p.relative_to(source).as_posix(), only)]
     if not found and not strict:
         found = known
