@@ -120,3 +120,11 @@ def extract(response: str) -> str:
 def verify(problem: Problem, response: str) -> Verdict:
     """1 for a rule word followed by exactly the right digits, else 0; the feedback is empty."""
     return Verdict(float(extract(response) == " ".join(problem.answer.split())))
+
+
+def unusable(problem: Problem) -> str:
+    """Why no response can be right: its gold is not three digits; "" if it is."""
+    words = problem.answer.split()
+    if len(words) == 3 and all(len(word) == 1 and word in "0123456789" for word in words):
+        return ""
+    return f"the gold answer {problem.answer[:40]!r} of a codebook is not three digits"

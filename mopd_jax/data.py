@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from mopd_jax import codebook, verifiers
+from mopd_jax import codebook
 from mopd_jax.config import ConfigError, DataConfig, unknown
-from mopd_jax.datasets import jsonl, store
+from mopd_jax.datasets import files, jsonl, store, usable
 from mopd_jax.datasets.rows import DataError
 from mopd_jax.records import Problem
 
@@ -214,22 +214,19 @@ def _jsonl(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
     _check_options(cfg, ())
     ((_, path),) = _files(cfg, [split])
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error})") from error
-    return [_row(path, i, line) for i, line in enumerate(lines, start=1) if line.strip()]
+        return [_row(path, number, row) for number, row in files.json_lines(path)]
+    except OSError as error:
+        raise files.unreadable(path, error) from error
 
 
-def _row(path: pathlib.Path, number: int, line: str) -> Problem:
+def _row(path: pathlib.Path, number: int, row: Any) -> Problem:
     where = f"{path}, row {number}"
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error}); one object per line") from error
+    if isinstance(row, DataError):
+        raise DataError(f"{where}: {row}")
     if not isinstance(row, dict):
         raise DataError(f"{where}: a {type(row).__name__}, not an object")
     problem = jsonl.problem(row, where, f"{path.name}:{number}")
-    if wrong := verifiers.unusable(problem):
+    if wrong := usable.unusable(problem):
         raise DataError(f"{where}: {wrong}")
     return problem
 
@@ -282,12 +279,16 @@ def prepared(cfg: DataConfig, split: str) -> list[tuple[pathlib.Path, str, str]]
     default = "train" if split == "train" else "test"
     given = cfg.options.get(split, cfg.options.get("name"))
     names = [given] if isinstance(given, str) else given
-    if not names or not all(isinstance(name, str) and name for name in names):
+    several = isinstance(names, list | tuple) and len(names) > 0
+    if not several or not all(isinstance(name, str) and name for name in names):
         raise ConfigError(
             f"data.source 'tfds' needs data.options.{split}, or data.options.name: a prepared "
             f"data set or several, as name or name:split; got {given!r}"
         )
-    root = pathlib.Path(cfg.options.get("dir", "data"))
+    place = cfg.options.get("dir", "data")
+    if not isinstance(place, str) or not place:
+        raise ConfigError(f"data.options.dir is {place!r}; it must be the path of a folder")
+    root = pathlib.Path(place)
     pairs = [name.partition(":") for name in names]
     return [(root, name, part or default) for name, _, part in pairs]
 
@@ -338,7 +339,11 @@ def _files(cfg: DataConfig, splits: Sequence[str]) -> list[tuple[str, pathlib.Pa
     found = []
     for split in splits:
         path = pathlib.Path(cfg.train_path if split == "train" else cfg.eval_path)
-        if not path.is_file():
+        try:
+            there = path.is_file()
+        except OSError as error:
+            raise files.unreadable(path, error) from error
+        if not there:
             raise DataError(f"{path} does not exist; check data.train_path and data.eval_path")
         found.append((split, path))
     return found

@@ -1,9 +1,11 @@
 """Problems: JSONL rows, the seekable stream, the codebook, reasoning-gym, and verdicts."""
 
 import collections
+import dataclasses
 import importlib.util
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -84,8 +86,9 @@ GOOD = '{"prompt": "q", "answer": "a"}'
         ("{", "not JSON"),
         ("[1]", "a list, not an object"),
         ('{"prompt": "q"}', "no 'answer'"),
-        ('{"prompt": "q", "answer": 4}', "no 'answer'.* as a non-empty string"),
-        ('{"prompt": "q", "answer": "  "}', "no 'answer'"),
+        ('{"prompt": "q", "answer": 4}', "'answer' is 4, of type int; .* non-empty string"),
+        ('{"prompt": "q", "answer": ["x"]}', r"'answer' is \['x'\], of type list"),
+        ('{"prompt": "q", "answer": "  "}', "'answer' is '  ', of type str"),
         ('{"answer": "a"}', "no 'prompt' string"),
         ('{"prompt": "q", "answer": "a", "solution": 3}', "'solution' is a int"),
         ('{"prompt": "q", "answer": "a", "verifier": 3}', "'verifier' is the name of one"),
@@ -108,6 +111,63 @@ GOOD = '{"prompt": "q", "answer": "a"}'
         ('{"prompt": "q", "answer": "{", "verifier": "tools"}', "gold answer is no JSON"),
         ('{"prompt": "q", "verifier": "code"}', "has no tests"),
         ('{"prompt": "q", "answer": null, "verifier": "code"}', "no 'answer'"),
+        ('{"prompt": "q", "messages": [], "answer": "a"}', "both 'prompt' and 'messages'"),
+        ('{"prompt": 5, "messages": "x", "answer": "a"}', "both 'prompt' and 'messages'"),
+        ('{"prompt": "", "answer": "a"}', "the message of the user is empty"),
+        ('{"prompt": " \\n", "answer": "a"}', "the message of the user is empty"),
+        (
+            '{"messages": [{"role": "system", "content": ""}, {"role": "user", "content": "q"}]'
+            ', "answer": "a"}',
+            "the message of the system is empty",
+        ),
+        (
+            '{"messages": [{"role": "robot", "content": "x"}, {"role": "user", "content": "q"}]'
+            ', "answer": "a"}',
+            "the role 'robot'.* one of system, user, assistant, tool",
+        ),
+        ('{"prompt": "a\\beta", "answer": "a"}', r"a message has the control .* at 1"),
+        ('{"prompt": "\\ud800", "answer": "a"}', "a message is no Unicode text"),
+        (json.dumps({"prompt": "q" * 300_000, "answer": "a"}), "300,000 characters; at most"),
+        ('{"id": "\\u001b[1m", "prompt": "q", "answer": "a"}', "id has the control character"),
+        ('{"id": "a\\nb", "prompt": "q", "answer": "a"}', "id has the control character"),
+        (json.dumps({"id": "x" * 201, "prompt": "q", "answer": "a"}), "201 characters; at mo"),
+        ('{"id": "\\ud800", "prompt": "q", "answer": "a"}', "the id is no Unicode text"),
+        ('{"prompt": "q", "answer": "\\ud800"}', "'answer' is no Unicode text"),
+        ('{"prompt": "q", "answer": "a", "solution": "\\ud800"}', "'solution' is no Unicode"),
+        ('{"prompt": "q", "answer": "a", "meta": {"\\ud800": 1}}', "'meta' is no Unicode"),
+        (
+            '{"messages": [{"role": "user", "content": "q", "n": "\\ud800"}], "answer": "a"}',
+            "a message is no Unicode text",
+        ),
+        ('{"prompt": "q", "answer": "a", "meta": {"k": [[NaN]]}}', "NaN is no number of JSON"),
+        ('{"prompt": "q", "answer": "a", "meta": {"k": -Infinity}}', "-Infinity is no number"),
+        ('{"prompt": "q", "answer": "a", "meta": {"k": 1e999}}', "1e999 is out of range"),
+        ('{"prompt": "q", "answer": "a", "answer": "b"}', "the key 'answer' is given twice"),
+        (
+            '{"prompt": "q", "answer": "a", "meta": {"k": [{"x": 1, "x": 2}]}}',
+            "'x' is given tw",
+        ),
+        ('{"prompt": "q", "answer": "a b c", "verifier": "codebook"}', "is not three digits"),
+        ('{"prompt": "q", "answer": "1 2", "verifier": "codebook"}', "is not three digits"),
+        (
+            '{"prompt": "q", "answer": "a", "verifier": "reasoning_gym"}',
+            r"needs meta\['task'\], a task's name, and meta\['entry'\]",
+        ),
+        (
+            '{"prompt": "q", "answer": "a", "verifier": "reasoning_gym", "meta": '
+            '{"task": "gcd", "entry": 3}}',
+            r"needs meta\['task'\]",
+        ),
+        (
+            json.dumps(
+                {
+                    "prompt": "q",
+                    "verifier": "tools",
+                    "answer": '[{"Action": "a\\nb", "Action_Input": {}}]',
+                }
+            ),
+            "a name of several lines",
+        ),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, line, message):
@@ -128,6 +188,9 @@ def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(data.DataError, match="there.jsonl does not exist; check data"):
         data.load(cfg, "eval", seed=0)
     with pytest.raises(data.DataError, match="does not exist"):
+        data.load(cfg, "train", seed=0)
+    cfg = DataConfig(source="jsonl", train_path="x" * 300, eval_path="a")
+    with pytest.raises(data.DataError, match="xxx cannot be read: File name too long"):
         data.load(cfg, "train", seed=0)
 
 
@@ -407,6 +470,17 @@ def test_a_mistyped_option_names_the_nearest(options, message):
         gym(**options)
 
 
+@needs_gym
+def test_rows_of_gym_need_a_task_and_an_entry_that_its_scorer_reads():
+    (good,) = gym(task="gcd", train_size=1)
+    assert verifiers.unusable(good) == ""
+    for meta, message in (
+        ({**good.meta, "task": "gdc"}, "'gdc'.* did you mean gcd"),
+        ({**good.meta, "entry": {}}, "KeyError"),
+    ):
+        assert re.search(message, verifiers.unusable(dataclasses.replace(good, meta=meta)))
+
+
 def test_gym_needs_a_task():
     with pytest.raises(ConfigError, match="needs data.options.task"):
         data.load(DataConfig(source="reasoning_gym"), "train", seed=0)
@@ -414,9 +488,9 @@ def test_gym_needs_a_task():
 
 def test_text_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"prompt": "\xff", "answer": "1"}')
+    path.write_bytes(b'{"prompt": "q", "answer": "1"}\n' * 9000 + b'{"prompt": "\xff"}')
     cfg = DataConfig(source="jsonl", train_path=str(path), eval_path=str(path))
-    with pytest.raises(data.DataError, match="rows.jsonl is not UTF-8"):
+    with pytest.raises(data.DataError, match="rows.jsonl, row 9001: not UTF-8 .* at byte 13"):
         data.load(cfg, "train", seed=0)
 
 

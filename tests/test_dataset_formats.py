@@ -3,6 +3,7 @@
 import ast
 import base64
 import csv
+import datetime
 import json
 import pickle
 import zlib
@@ -75,6 +76,9 @@ def test_gsm8k_keeps_signs_and_separators(answer, gold):
     ("name", "row", "message"),
     [
         ("deepmath", deep("hard"), "'difficulty' is 'hard'; it must be a number"),
+        ("aime24", {"problem": "p", "answer": 1, "id": None}, "'id' is None, of type NoneT"),
+        ("aime24", {"problem": "p", "answer": 1, "id": [1]}, r"'id' is \[1\], of type list"),
+        ("hmmt_feb25", {"problem": "p", "answer": 1, "problem_idx": {}}, "'problem_idx' is"),
         ("deepmath", deep(float("nan")), "must be a number"),
         ("deepmath", deep(7, final_answer=0.5), "'final_answer' is of type float"),
         ("deepmath", deep(7, question=None), "no 'question'"),
@@ -124,6 +128,9 @@ def test_gpqa(tmp_path):
     again = parsed("gpqa", *(row.fields for row in files.rows(path)))
     assert again == problems
     assert parsed("gpqa", *rows, seed=1) != problems
+    assert parsed("gpqa", science(1, **{"Record ID": ""}))[0].id == "gpqa-0"
+    with pytest.raises(DataError, match=r"'Record ID' is \['x'\], of type list"):
+        parsed("gpqa", science(1, **{"Record ID": ["x"]}))
     with pytest.raises(DataError, match="also among the wrong ones"):
         parsed("gpqa", science(1, **{"Incorrect Answer 2": "1 J"}))
 
@@ -173,10 +180,19 @@ def test_livecodebench():
     assert starter in problem.messages[-1]["content"]
 
 
-@pytest.mark.parametrize(("date", "inside"), [("2025-02-01", 1), ("2025-04-30T23:00:00", 1)])
+@pytest.mark.parametrize(
+    ("date", "inside"),
+    [
+        ("2025-02-01", 1),
+        ("2025-04-30T23:00:00", 1),
+        ("2025-04-30 23:00:00.5", 1),
+        (datetime.date(2025, 2, 1), 1),
+        (datetime.datetime(2025, 4, 30, 23), 1),
+    ],
+)
 def test_the_window_of_dates(date, inside):
     assert len(parsed("livecodebench", contest(contest_date=date))) == inside
-    for outside in ("2025-01-31", "2025-05-01T00:00:00"):
+    for outside in ("2025-01-31", "2025-05-01T00:00:00", datetime.datetime(2025, 5, 1)):
         with pytest.raises(LeftOut, match="outside of the window"):
             parsed("livecodebench", contest(contest_date=outside, private_test_cases="junk"))
 
@@ -241,6 +257,9 @@ def test_a_packed_bomb_is_refused():
     bomb = base64.b64encode(zlib.compress(b"\0" * 100_000)).decode()
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
         livecodebench.packed_text(bomb, most=1000)
+    behind = base64.b64encode(zlib.compress(pickle.dumps("[]")) + b"more").decode()
+    with pytest.raises(ValueError, match="4 bytes stand behind its end"):
+        livecodebench.packed_text(behind)
     for junk in ("no base64!", "AAAA", bomb[:20]):
         with pytest.raises(ValueError, match=r"neither JSON nor|cut short"):
             livecodebench.packed_text(junk)
@@ -249,7 +268,13 @@ def test_a_packed_bomb_is_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"contest_date": "soon"}, "'contest_date' is no date"),
+        ({"contest_date": "soon"}, "'contest_date' is no date: 'soon'"),
+        ({"contest_date": "2025-03-01garbage"}, "'contest_date' is no date: '2025-03-01gar"),
+        ({"contest_date": "2025-03-01T00:00:00x"}, "'contest_date' is no date"),
+        ({"contest_date": "2025-03-01T"}, "'contest_date' is no date"),
+        ({"contest_date": "20250301"}, "write it as 2025-03-01 or"),
+        ({"contest_date": "2025-W10-1"}, "write it as 2025-03-01 or"),
+        ({"contest_date": "2025-02-30"}, "'contest_date' is no date"),
         ({"contest_date": 3}, "'contest_date' is of type int"),
         ({"private_test_cases": None}, "no 'private_test_cases'"),
         ({"private_test_cases": "[]"}, "there is no test"),
@@ -402,6 +427,8 @@ def test_mbpp_plus():
         (mbpp(test_list=[3]), "'test_list' must be a list of assertions"),
         (mbpp(test=None), "no 'test'"),
         (mbpp(code=3), "'code' is of type int"),
+        (mbpp(task_id=None), "'task_id' is None, of type NoneType"),
+        (mbpp(task_id=[1]), "'task_id' is .1., of type list"),
     ],
 )
 def test_bad_rows_of_evalplus(row, message):
@@ -426,6 +453,26 @@ def test_programs_are_checked_in_a_sandbox(tmp_path, capsys):
     mopd("check", "mbppplus", f"--dir={tmp_path}", "--policy=exclude", "--threads=2")
     assert "ceiling 0.5000; 1 fail on their own gold answer" in capsys.readouterr().out
     assert [p.id for p in store.Stored(tmp_path, "mbppplus", "test")] == ["mbppplus-2"]
+
+
+@needs_tfds
+def test_tests_that_a_set_does_not_have_are_counted(tmp_path, capsys):
+    many = str([[{1}, 2]] + [[i, 1] for i in range(100)])
+    rows = [{**humaneval(many, str([1, *range(1, 101)])), "task_id": i} for i in (1, 2)]
+    rows[1]["prompt"] = 'def add(a, b):\n    """Sums up."""\n'
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    mopd("prepare", "humanevalplus", f"--source={tmp_path}", f"--out={tmp_path}")
+    out = capsys.readouterr().out
+    assert "tests left out, JSON cannot say them: 2\n" in out
+    assert "tests not drawn, above max_tests: 72\n" in out
+    manifest = store.read_manifest(tmp_path, "humanevalplus")
+    assert manifest["tests"] == {"tests_left_out": 2, "tests_not_drawn": 72}
+    # The user's own meta counts nothing.
+    row = {"prompt": "q", "answer": "a", "meta": {"tests_left_out": "many"}}
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/train.json").write_text(json.dumps([row]))
+    mopd("prepare", "jsonl", f"--source={tmp_path / 'own'}", f"--out={tmp_path}")
+    assert store.read_manifest(tmp_path, "jsonl")["tests"] == {}
 
 
 def test_gold_programs_pass_and_spoiled_ones_fail():
@@ -495,6 +542,22 @@ def test_the_hub_is_asked_for_one_commit(tmp_path):
     assert manifest["origin"]["commit"] == "a" * 40
     assert manifest["files"][0]["name"] == "main/test-00000-of-00001.parquet"
     mopd("check", "gsm8k", f"--dir={tmp_path / 'out'}")
+
+    # A copy of the repository is read as the hub is.
+    mopd("prepare", "gsm8k", f"--source={source}", f"--out={tmp_path / 'copy'}")
+    copy = store.read_manifest(tmp_path / "copy", "gsm8k")
+    assert copy["files"] == manifest["files"]
+    assert copy["skipped"] == {".parquet": 1, "hidden": 1}
+    # What is wrong with the command is said before anything is fetched.
+    fake.asked.clear()
+    for more, message in (
+        ((), "exists; remove it"),
+        ((("as", "A"),), "cannot be called 'A'"),
+        ((("as", "x"), ("bad-rows", "skip")), "must be error or exclude"),
+    ):
+        with pytest.raises(DataError, match=message):
+            commands.run(["prepare", "gsm8k"], [*flags, *more], client=fake)
+    assert fake.asked == []
 
     for revision, message in (("gone", r"RuntimeError: 404"), ("odd", "names no commit")):
         with pytest.raises(DataError, match=message):

@@ -1,6 +1,7 @@
 """Data sets: rows of every source format, what is refused, what is written, its self-test."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -58,6 +59,19 @@ def test_sciknoweval_as_built():
     assert "Please reason" not in problem.messages[-1]["content"]
 
 
+@pytest.mark.parametrize("between", ["\n\n", "\n \n", "\n\n\n"])
+def test_blank_lines_may_stand_between_options(between):
+    """The text of an option may have ended in a line end."""
+    shown = between.join(["A: one", "B: two", "C: three", "D: four"])
+    question = "Which?\n\nA: no option\n\nwith more"
+    prompt = f"{question}\n\n{shown}\n\nPlease reason step by step."
+    (problem,) = parsed("sciknoweval_material", {**built(0, answer="D"), "prompt": prompt})
+    assert list(problem.meta["options"].items()) == list(
+        zip("ABCD", ("one", "two", "three", "four"), strict=True)
+    )
+    assert problem.messages[-1]["content"].startswith(f"{question}\n\nA: one\nB: two")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -75,6 +89,8 @@ def test_sciknoweval_as_built():
         ({"choices": {"text": ["a", 3], "label": ["A", "B"]}}, "option B is 3"),
         ({"choices": {"text": "ab", "label": "AB"}}, "no lists 'label' and 'text'"),
         ({"details": "L3"}, "'details' is of type str"),
+        ({"details": {}}, "'details.level' is None, .* such as 'L3'"),
+        ({"details": {"level": 3}}, "'details.level' is 3, of type int"),
     ],
 )
 def test_a_bad_science_row_is_named(fields, message):
@@ -87,6 +103,11 @@ def test_a_bad_science_row_is_named(fields, message):
     [
         ("no options", "does not end with a blank line and options"),
         ("q\n\nA: x\nC: y", "they must be A, B"),
+        ("q\nA: x\nB: y", "does not end with a blank line and options"),
+        ("\n\nA: x\nB: y", "does not end with a blank line and options"),
+        ("A: x\nB: y", "does not end with a blank line and options"),
+        ("q\n\nB: y\n\nC: z", "does not end with a blank line and options"),
+        ("q\n\nA: x\nmore\nB: y", "does not end with a blank line and options"),
         ("q\n\nA: x", "1 letters for 1 options"),
         ("q\n\nA: x\nB: ", "option B is ''"),
     ],
@@ -149,6 +170,64 @@ def test_sciknoweval_is_split_unless_it_is(parts, sizes):
     ] * 10
     made = form.split(rows, form.options)
     assert {split: len(made[split]) for split in made} == sizes
+
+
+@pytest.mark.parametrize(
+    ("parts", "sizes"),
+    [
+        ([("physics_test", "mcq")], {"train": 0, "test": 10}),
+        ([("physics_train", "mcq")], {"train": 10, "test": 0}),
+        ([("physics", "mcq")], {"train": 9, "test": 1}),
+        ([("physics_train", "mcq"), ("more", "mcq")], {"train": 19, "test": 1}),
+        ([("physics_test", "mcq"), ("test-00000", "")], {"train": 9, "test": 11}),
+    ],
+)
+def test_built_rows_are_split_as_their_file_says(parts, sizes):
+    form = catalogue.find("sciknoweval_physics")
+    rows = [
+        Parsed(p, part, kind)
+        for part, kind in parts
+        for i in range(10)
+        for p in parsed("sciknoweval_physics", built(i))
+    ]
+    made = form.split(rows, form.options)
+    assert {split: len(made[split]) for split in made} == sizes
+
+
+@needs_tfds
+def test_a_test_file_alone_is_the_test_split(tmp_path):
+    lines(tmp_path / "physics_test.jsonl", *(built(i, f"q{i}") for i in range(20)))
+    mopd("prepare", "sciknoweval_physics", f"--source={tmp_path}", f"--out={tmp_path}")
+    manifest = store.read_manifest(tmp_path, "sciknoweval_physics")
+    assert manifest["splits"] == {"train": 0, "test": 20}
+
+
+@pytest.mark.parametrize(
+    ("path", "domain", "said"),
+    [
+        ("x/physics_train.jsonl", "biology", "the file physics_train is of physics"),
+        ("materials/train.jsonl", "physics", "the folder materials is of material"),
+        ("physics/chemistry_train.jsonl", "physics", "the file chemistry_train is of chem"),
+        ("physics/material_train.jsonl", "material", ""),
+        ("materials/train.jsonl", "material", ""),
+        ("x/train.jsonl", "biology", ""),
+        ("geophysics/train.jsonl", "biology", ""),
+    ],
+)
+def test_built_rows_of_another_domain_are_refused(tmp_path, path, domain, said):
+    path = lines(tmp_path / path, *(built(i, f"q{i}") for i in range(3)))
+    (*_, row) = files.rows(path)
+    form = catalogue.find(f"sciknoweval_{domain}")
+    if not said:
+        assert form.parse(row, form.options)
+        return
+    with pytest.raises(DataError, match=f"row 3: .*{said}.* not of {domain}"):
+        form.parse(row, form.options)
+    # All of the file is wrong, so its rows are not excluded one by one.
+    with pytest.raises(DataError, match=f"^{path}, row 1: .*{said}"):
+        prepare.prepare(
+            f"sciknoweval_{domain}", path, tmp_path, options=form.options, bad_rows="exclude"
+        )
 
 
 # Tool use.
@@ -216,6 +295,33 @@ def test_a_bad_tool_row_is_named(fields, message):
         parsed("tooluse", tool(**fields))
 
 
+@needs_tfds
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"Action": "a", "Action_Input": '{"x": NaN}'}, "NaN is no JSON"),
+        ({"Action": "a", "Action_Input": '{"x": 1, "x": 2}'}, "a key is given twice"),
+        ({"Action": "a\nAction: b", "Action_Input": "{}"}, "a name of several lines"),
+        ({"Action": "**", "Action_Input": "{}"}, "has no name"),
+    ],
+)
+def test_gold_calls_that_the_verifier_cannot_read_are_bad_rows(tmp_path, capsys, call, message):
+    lines(tmp_path / "test.jsonl", tool(), tool(Golden_Answers=[CALLS, [call]]))
+    flags = (f"--source={tmp_path}", f"--out={tmp_path}")
+    mopd("prepare", "tooluse", *flags, status=2)
+    err = capsys.readouterr().err
+    assert "test.jsonl, row 2: gold call 1" in err and message in err
+    mopd("prepare", "tooluse", *flags, "--bad-rows=exclude")
+    assert store.read_manifest(tmp_path, "tooluse")["splits"] == {"train": 0, "test": 2}
+
+
+@needs_tfds
+def test_a_tool_without_instructions_is_counted(tmp_path, capsys):
+    lines(tmp_path / "test.jsonl", tool(), tool(Instructions=[], Golden_Answers=[]))
+    mopd("prepare", "tooluse", f"--source={tmp_path}", f"--out={tmp_path}")
+    assert "left out, a tool without instructions: 1" in capsys.readouterr().out
+
+
 # Splits and duplicates.
 
 
@@ -263,6 +369,13 @@ def test_a_chat_is_all_of_its_turns():
     made, found = splits.without_duplicates({"train": rows, "test": []})
     assert [p.id for p in made["train"]] == ["2"]
     assert found["train_contradicted"] == ["1", "3"]
+    # Of a user's rows the question may stand in the system's turn.
+    made, found = splits.without_duplicates({"train": rows, "test": []}, by_system=True)
+    assert made["train"] == rows and not any(found.values())
+    assert catalogue.find("jsonl").by_system and not catalogue.find("gsm8k").by_system
+    twice = [rows[0], chat("4", "s", "2  + 2?", "4")]
+    made, found = splits.without_duplicates({"train": twice, "test": []}, by_system=True)
+    assert found["train_repeated"] == ["4"]
 
 
 # Files.
@@ -279,7 +392,7 @@ def test_every_kind_of_file(tmp_path):
     lines(tmp_path / "c.json", *want)
     (tmp_path / "d.json").write_text(json.dumps({"data": want}))
     (tmp_path / "e.csv").write_text('\ufeffa,b\n1\u2028,x\n2,"y, ""z""\nw"\n')
-    paths = files.find(tmp_path)
+    paths = files.find(tmp_path).paths
     assert [path.name for path in paths] == ["a.json", "b.jsonl", "c.json", "d.json", "e.csv"]
     for path in paths:
         assert [dict(row.fields) for row in read(path)] == want, path
@@ -305,7 +418,9 @@ def test_what_cannot_be_read_is_named(tmp_path):
     assert f"{path}, row 2: a list, not an object" in str(bad[0])
     assert f"{path}, row 3: not JSON" in str(bad[1])
     for name, content, message in (
-        ("b.jsonl", b"\xff\xfe{}", "not UTF-8"),
+        ("d.json", b'["\xff"]', "d.json is not UTF-8"),
+        ("d.csv", b"a\n\xff\n", "d.csv is not UTF-8"),
+        ("e.json", b'{"rows": [{"a": 1, "a": 2}]}', "e.json: the key 'a' is given twice"),
         ("b.json", b"{", "is not JSON"),
         ("c.json", b"3", "holds a int"),
         ("b.csv", b'a,b\n"1', "unexpected end of data"),
@@ -323,6 +438,75 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no file"):
         files.find(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+def test_a_bad_byte_is_its_rows_own(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    path.write_bytes(b'{"a": "x"}\n' * 9000 + b'{"a": "\xff"}\n{"a": "y"}\n')
+    *_, bad, good = read(path)
+    assert str(bad).startswith(f"{path}, row 9001: not UTF-8 text (invalid start byte at byte ")
+    assert good.fields == {"a": "y"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("NaN", "NaN is no number of JSON"),
+        ("[[-Infinity]]", "-Infinity is no number of JSON"),
+        ('{"y": [{"z": 1e999}]}', "1e999 is out of range"),
+        ('{"y": 1, "y": 1}', "the key 'y' is given twice"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_what_json_does_not_have_is_its_rows_error(tmp_path, value, message):
+    bad = f'{{"x": {value}}}'
+    (tmp_path / "a.jsonl").write_text(f'{{"x": 1.5e3}}\n{bad}\n')
+    first, second = read(tmp_path / "a.jsonl")
+    assert first.fields == {"x": 1500.0}
+    assert f"a.jsonl, row 2: {message}" in str(second).replace("its JSON is ", "")
+    if not value.startswith("[[["):
+        (tmp_path / "b.json").write_text(f'[{{"x": 1.5e3}},\n{bad}]')
+        first, second = read(tmp_path / "b.json")
+        assert first.fields == {"x": 1500.0} and f"b.json, row 2: {message}" in str(second)
+
+
+def test_what_is_not_read_is_counted(tmp_path):
+    lines(tmp_path / "a/train.jsonl", {"a": 1})
+    for name in ("a/b.jsonl.gz", "a/c.JSONL", "d.txt", "e.txt", "README", ".git/f.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "back").symlink_to(tmp_path)
+    found = files.find(tmp_path)
+    assert found.paths == [tmp_path / "a/train.jsonl"]
+    assert found.skipped == {
+        ".JSONL": 1,
+        ".gz": 1,
+        ".txt": 2,
+        "hidden": 1,
+        "linked folder": 1,
+        "without ending": 1,
+    }
+    with pytest.raises(DataError, match="holds no file"):
+        files.find(tmp_path, ("main/*.jsonl",))
+    assert files.find(tmp_path, ("main/*.jsonl",), strict=False) == found
+
+
+def test_what_the_system_does_not_let_us_read_is_named(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="xxx cannot be read: File name too long"):
+        files.find(tmp_path / ("x" * 300))
+    (tmp_path / "a.jsonl").symlink_to(tmp_path / "nothing")
+    (path,) = files.find(tmp_path).paths
+    for act in (read, files.checksum):
+        with pytest.raises(DataError, match=r"a.jsonl cannot be read: No such file"):
+            act(path)
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=f"{tmp_path} cannot be read: Permission denied"):
+        files.find(tmp_path)
 
 
 # Prepare, check, show, load.
@@ -430,6 +614,177 @@ def test_bad_rows_stop_it_or_are_listed(tmp_path, capsys):
     manifest = store.read_manifest(tmp_path / "out", "mine")
     assert len(manifest["rejected"]) == 3
     assert manifest["splits"] == {"train": 1, "test": 1}
+
+
+@needs_tfds
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "\ud800", "prompt": "q", "answer": "a"},
+        {"prompt": "q", "answer": "a", "meta": {"k": ["\ud800"]}},
+        {"messages": [{"role": "user", "content": "q", "x": "\ud800"}], "answer": "a"},
+        {
+            "prompt": "q",
+            "verifier": "code",
+            "meta": {"tests": [{"input": "\ud800", "output": ""}]},
+        },
+        {"prompt": " ", "answer": "a"},
+        {"prompt": "q", "\ud800": "a"},
+    ],
+)
+def test_a_row_that_cannot_be_stored_is_a_bad_row(tmp_path, capsys, row):
+    lines(tmp_path / "train.jsonl", {"prompt": "good", "answer": "a"}, row)
+    flags = (f"--source={tmp_path}", f"--out={tmp_path / 'out'}")
+    mopd("prepare", "jsonl", *flags, status=2)
+    assert "train.jsonl, row 2: " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    mopd("prepare", "jsonl", *flags, "--bad-rows=exclude")
+    manifest = store.read_manifest(tmp_path / "out", "jsonl")
+    assert (manifest["splits"], len(manifest["rejected"])) == ({"train": 1, "test": 0}, 1)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["jsonl"]
+
+
+@needs_tfds
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_an_id_that_stands_twice_is_the_later_rows_error(tmp_path, capsys, seed):
+    rows = [{"id": f"r{i % 9}", "prompt": f"q{i}", "answer": "a"} for i in range(10)]
+    lines(tmp_path / "a.jsonl", *rows[:9])
+    lines(tmp_path / "b.jsonl", *rows[9:])
+    flags = (f"--source={tmp_path}", f"--out={tmp_path / 'out'}", f"--option.seed={seed}")
+    mopd("prepare", "jsonl", *flags, "--option.test_share=0.5", status=2)
+    err = capsys.readouterr().err
+    assert f"{tmp_path / 'b.jsonl'}, row 1: the id 'r0' is that of" in err
+    assert f"{tmp_path / 'a.jsonl'}, row 1, too" in err
+    mopd("prepare", "jsonl", *flags, "--bad-rows=exclude")
+    assert len(store.read_manifest(tmp_path / "out", "jsonl")["rejected"]) == 1
+    made = [p for s in ("train", "test") for p in store.Stored(tmp_path / "out", "jsonl", s)]
+    assert sorted(p.messages[0]["content"] for p in made) == [f"q{i}" for i in range(9)]
+
+
+def test_an_empty_result_says_what_became_of_the_rows(tmp_path, capsys):
+    lines(tmp_path / "a.jsonl", science(1, level="L1"), science(2, level="L1"), {"x": 1})
+    flags = (f"--source={tmp_path}", f"--out={tmp_path}", "--bad-rows=exclude")
+    mopd("prepare", "sciknoweval_chemistry", *flags, status=2)
+    err = capsys.readouterr().err
+    assert "sciknoweval_chemistry would have no problems from 3 rows" in err
+    assert "left out, another level: 2" in err
+    assert "rejected: " in err and "a.jsonl, row 3: no 'domain'" in err
+
+
+@needs_tfds
+def test_where_nothing_can_be_written_is_said(chemistry, capsys, monkeypatch):
+    rows = ("prepare", "sciknoweval_chemistry", f"--source={chemistry / 'src'}")
+    (chemistry / "file").write_text("")
+    (chemistry / "o/sciknoweval_chemistry").parent.mkdir()
+    (chemistry / "o/sciknoweval_chemistry").write_text("")
+    (chemistry / "p").mkdir()
+    (chemistry / "p/.sciknoweval_chemistry.partial").write_text("")
+    for out, message in (
+        ("file", f"{chemistry / 'file'} is a file"),
+        ("o", f"{chemistry / 'o/sciknoweval_chemistry'} is a file"),
+        ("p", "cannot be written: Not a directory"),
+        ("x" * 300, "cannot be written: File name too long"),
+    ):
+        mopd(*rows, f"--out={chemistry / out}", status=2)
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    mopd(*rows, f"--out={chemistry / 'new'}", status=2)
+    assert f"{chemistry} cannot be written: no permission" in capsys.readouterr().err
+    mopd("check", "sciknoweval_chemistry", f"--dir={chemistry}", status=2)
+    assert "1.0.0 cannot be written: no permission" in capsys.readouterr().err
+
+
+def _manifest(**fields):
+    """The manifest with other fields; without those that are None."""
+
+    def act(where):
+        said = {**json.loads((where / "manifest.json").read_text()), **fields}
+        said = {key: value for key, value in said.items() if value is not None}
+        (where / "manifest.json").write_text(json.dumps(said))
+
+    return act
+
+
+def _bytes(pattern, change):
+    def act(where):
+        (path,) = where.glob(pattern)
+        path.write_bytes(change(path.read_bytes()))
+
+    return act
+
+
+def _gone(pattern):
+    return lambda where: next(where.glob(pattern)).unlink()
+
+
+@needs_tfds
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (_bytes("manifest.json", lambda b: b[:200]), "manifest.json: "),
+        (_bytes("manifest.json", lambda b: b""), "manifest.json: "),
+        (_bytes("manifest.json", lambda b: b"\xff"), "manifest.json: "),
+        (_bytes("manifest.json", lambda b: b"[]"), "it is no object"),
+        (_gone("manifest.json"), "it has no manifest.json"),
+        (_manifest(version="0.9.0"), "of version '0.9.0', not 1.0.0"),
+        (_manifest(content=None), "it has no 'content'"),
+        (_manifest(splits=None), "'splits' are no numbers"),
+        (_manifest(splits={"train": "36", "test": 4}), "'splits' are no numbers"),
+        (_manifest(splits={"train": 40, "test": 4}), "40 problems in train"),
+        (_manifest(splits={"test": 4}), "not those that were written"),
+        (_manifest(check=3), "'check' is no object"),
+        (_manifest(check={"splits": {"train": {}}, "excluded": {}}), "is not complete"),
+        (_manifest(check={"splits": {}, "excluded": {"train": [36]}}), "is not in its splits"),
+        (_manifest(check={"splits": {}, "excluded": {"dev": [0]}}), "is not in its splits"),
+        (_manifest(check={"splits": {}, "excluded": []}), "is not in its splits"),
+        (_gone("*train*record*"), "RuntimeError"),
+        (_bytes("*train*record*", lambda b: b[: len(b) // 2]), "damaged"),
+        (_bytes("*train*record*", lambda b: b""), "RuntimeError"),
+        (_bytes("*train*record*", lambda b: bytes(200) + b[200:]), "damaged"),
+        (_gone("features.json"), "ValueError"),
+        (_gone("dataset_info.json"), "dataset_info.json"),
+        (_bytes("dataset_info.json", lambda b: b"{"), "ParseError"),
+    ],
+)
+def test_a_damaged_data_set_is_named(chemistry, capsys, act, message):
+    where = chemistry / "sciknoweval_chemistry/1.0.0"
+    act(where)
+    mopd("check", "sciknoweval_chemistry", f"--dir={chemistry}", status=2)
+    err = capsys.readouterr().err
+    assert f"{where} is damaged (" in err and message in err
+    assert "prepare it again with `mopd data prepare`" in err
+
+
+@needs_tfds
+def test_problems_that_were_swapped_are_noticed(chemistry, capsys):
+    flags = (f"--source={chemistry / 'src'}", f"--out={chemistry / 'b'}", "--option.seed=1")
+    mopd("prepare", "sciknoweval_chemistry", *flags)
+    (other,) = (chemistry / "b/sciknoweval_chemistry/1.0.0").glob("*train*record*")
+    where = chemistry / "sciknoweval_chemistry/1.0.0"
+    (where / other.name).write_bytes(other.read_bytes())
+    mopd("check", "sciknoweval_chemistry", f"--dir={chemistry}", status=2)
+    assert "its problems are not those that were written" in capsys.readouterr().err
+    with pytest.raises(DataError, match="manifest.json cannot be read: Is a directory"):
+        (where / "manifest.json").unlink()
+        (where / "manifest.json").mkdir()
+        store.read_manifest(chemistry, "sciknoweval_chemistry")
+
+
+@needs_tfds
+def test_a_data_set_of_an_older_version_is_named(chemistry):
+    where = chemistry / "sciknoweval_chemistry/1.0.0"
+    where.rename(where.with_name("0.9.0"))
+    with pytest.raises(DataError, match="has no prepared .*there is version 0.9.0, and 1.0.0"):
+        store.read_manifest(chemistry, "sciknoweval_chemistry")
+
+
+def test_show_prints_nothing_that_steers_a_terminal():
+    said = [{"role": "user", "content": "tab\tand\nline\x9b1m"}]
+    odd = Problem("a\x1b[31m\r", tuple(said), "", "code", {"tests": [{}, {}]})
+    head, *_, content, _, title, tests = check._prompt(odd)
+    assert head == r"id a\x1b[31m\r, verifier code"
+    assert content == "tab\tand\nline\\x9b1m"
+    assert title.startswith("[gold answer") and tests == "2 tests"
 
 
 @needs_tfds
@@ -560,6 +915,9 @@ def test_several_data_sets_in_one_split(chemistry):
         (["prepare", "tooluse", "--source=x", "--option.ordr=any"], "did you mean order"),
         (["prepare", "tooluse", "--source=x", "--revision=y"], "belongs to --source=hub"),
         (["prepare", "tooluse", "--source=x", "--as=A b"], "cannot be called 'A b'"),
+        (["prepare", "tooluse", "--source=x", "--as="], "--as= is empty"),
+        (["prepare", "tooluse", "--source=x", "--out="], "--out= is empty"),
+        (["show", "tooluse", "--dir="], "--dir= is empty"),
         (["prepare", "tooluse", "--source=x", "--bad-rows=skip"], "must be error or exclude"),
         (["prepare", "jsonl", "--source=x", "--option.seed=1.5"], "it must be int"),
         (["prepare", "jsonl", "--source=x", "--option.test_share=1.5"], "between 0 and 1"),
@@ -595,6 +953,12 @@ def test_what_is_not_there_is_named(chemistry):
         load(train="sciknoweval_chemistry")
     with pytest.raises(ConfigError, match="did you mean name"):
         load(nam="sciknoweval_chemistry")
+    for name in (5, (), ("a", 5), "", {"a": 1}):
+        with pytest.raises(ConfigError, match="needs data.options.eval, .* got "):
+            load(name=name)
+    for place in (5, "", None):
+        with pytest.raises(ConfigError, match=f"data.options.dir is {place!r}; it must be"):
+            load(name="sciknoweval_chemistry", dir=place)
     with pytest.raises(InputError, match="has rows 0 to 3 in test"):
         from mopd_jax.datasets import check
 

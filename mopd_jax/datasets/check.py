@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 from typing import Any
 
 from mopd_jax import verifiers
@@ -14,6 +15,7 @@ from mopd_jax.sandbox import Sandbox
 from mopd_jax.verifiers import selftest
 
 _SHOWN = 20
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # Not tab and newline.
 
 
 def check(
@@ -36,12 +38,14 @@ def check(
         The report, and whether it is good: nothing failed, or the policy decided about it.
 
     Raises:
-        DataError: no such data set. InputError: a verifier does not exist or is not installed,
-        or the sandbox cannot be had.
+        DataError: no such data set, it is damaged, or its manifest cannot be written.
+        InputError: a verifier does not exist or is not installed, or the sandbox cannot be had.
     """
     if policy not in ("error", "exclude", "keep"):
         raise DataError(f"--policy={policy}; it must be one of error, exclude, keep")
     manifest = store.read_manifest(root, name)
+    store.check_folder(root, name)  # Known before anything is judged.
+    store.check_content(root, name)
     lines, sound = [], True
     record: dict[str, Any] = {"policy": policy, "splits": {}, "excluded": {}}
     for split in manifest["splits"]:
@@ -125,7 +129,15 @@ def _prompt(problem: Problem) -> list[str]:
     lines = [f"id {problem.id}, verifier {problem.verifier}"]
     for message in problem.messages:
         lines += ["", f"[{message['role']}]", message["content"]]
-    lines += ["", "[gold answer, not shown to the student]", problem.answer]
-    if "tests" in problem.meta:
-        lines.append(f"{len(problem.meta['tests'])} tests")
-    return lines
+    lines += ["", "[gold answer, not shown to the student]"]
+    tests = problem.meta.get("tests")
+    if problem.answer or tests is None:
+        lines.append(problem.answer)
+    if tests is not None:
+        lines.append(f"{len(tests)} tests")
+    return [_printable(line) for line in lines]
+
+
+def _printable(text: str) -> str:
+    """Text as it is but for what would steer a terminal."""
+    return _STEERS.sub(lambda found: repr(found[0])[1:-1], text)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from mopd_jax.config_dict import from_config_dict, override, to_config_dict, unknown
 from mopd_jax.config_sandbox import SandboxConfig
-from mopd_jax.datasets import catalogue, hub, prepare
+from mopd_jax.datasets import catalogue, check, hub, prepare
 from mopd_jax.datasets.rows import DataError
 
 _FLAGS = {
@@ -39,6 +39,9 @@ def run(
             raise DataError(unknown(f"command 'data {words[0]}'", words[0], _FLAGS))
         raise DataError("give `mopd data prepare|check|show NAME`, with one name")
     command, name = words
+    for flag, value in flags:
+        if not value:
+            raise DataError(f"--{flag}= is empty; give a value, or leave it out")
     options = {k.removeprefix("option."): v for k, v in flags if k.startswith("option.")}
     limits = [(k.removeprefix("sandbox."), v) for k, v in flags if k.startswith("sandbox.")]
     given = dict(pair for pair in flags if not pair[0].startswith(("option.", "sandbox.")))
@@ -52,9 +55,6 @@ def run(
         raise DataError("--sandbox belongs to `mopd data check`")
     if command == "prepare":
         return _prepare(name, given, options, client), 0
-    # Imported here: the verifiers are slow to import, and `prepare` needs none.
-    from mopd_jax.datasets import check
-
     root = pathlib.Path(given.get("dir", "data"))
     if command == "show":
         row = _whole(given, "row", 0)
@@ -98,6 +98,8 @@ def _prepare(
         if "revision" in given:
             raise DataError("--revision belongs to --source=hub")
         return _said(prepare.prepare(name, pathlib.Path(source), root, **settings), root)
+    # Before the download, which may take long.
+    prepare.check_request(name, root, settings["called"], settings["bad_rows"])
     place = catalogue.find(name).hub
     folder, origin = hub.download(
         name,

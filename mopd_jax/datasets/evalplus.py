@@ -102,7 +102,7 @@ def _problem(
         meta["float_tolerance"] = found[1]
     text += "\n\n" + programs.CLOSING.format(seconds=options["seconds"])
     # "HumanEval/7" and 7 are both the task 7 of their data set.
-    number = str(row.fields.get("task_id", row.number)).rpartition("/")[2]
+    number = str(row.identifier("task_id")).rpartition("/")[2]
     return Problem(
         id=f"{prefix}-{number}",
         messages=chat("", text),

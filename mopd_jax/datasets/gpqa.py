@@ -22,12 +22,14 @@ def _parse(row: Row, options: Options) -> list[Problem]:
     texts = [row.text(name).strip() for name in (_RIGHT, *_WRONG)]
     if texts[0] in texts[1:]:
         raise row.error("the right answer is also among the wrong ones")
+    # CSV has an empty cell where there is no id.
+    name = row.identifier("Record ID") if row.fields.get("Record ID") else row.number
     rng = np.random.default_rng([_PURPOSE, options["seed"], row.number])
     order = rng.permutation(len(texts)).tolist()
     choices = dict(zip("ABCD", (texts[i] for i in order), strict=True))
     return [
         Problem(
-            id=f"gpqa-{row.fields.get('Record ID') or row.number}",
+            id=f"gpqa-{name}",
             messages=prompt(row.text("Question").strip(), choices),
             answer="ABCD"[order.index(0)],
             verifier="choice",

@@ -7,7 +7,7 @@ from typing import Any
 
 from mopd_jax.config_dict import unknown
 from mopd_jax.datasets import splits
-from mopd_jax.datasets.rows import DataError, Format, Options, Parsed, Row, Splits
+from mopd_jax.datasets.rows import DataError, Format, Options, Parsed, Row, Splits, short
 from mopd_jax.records import Problem, is_chat
 
 _FIELDS = ("id", "prompt", "messages", "answer", "solution", "verifier", "meta")
@@ -26,11 +26,14 @@ def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
         raise DataError(f"{where}: {said}")
     name = row.get("id", default_id)
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        raise DataError(f"{where}: 'id' is {name!r}; give text or a number, or leave it out")
+        raise DataError(
+            f"{where}: 'id' is {short(name)}; give text or a whole number, or leave it out"
+        )
     answer = row.get("answer", "" if row.get("verifier") == "code" else None)
     tested = row.get("verifier") == "code" and answer == ""
     if not tested and (not isinstance(answer, str) or not answer.strip()):
-        raise DataError(f"{where}: no 'answer'; give the gold answer as a non-empty string")
+        said = "no 'answer'" if answer is None else f"'answer' is {short(answer)}"
+        raise DataError(f"{where}: {said}; give the gold answer as a non-empty string")
     solution = row.get("solution", "")
     if not isinstance(solution, str):
         raise DataError(
@@ -42,9 +45,13 @@ def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
             f"{where}: 'verifier' is the name of one, such as \"math\", and 'meta' an object "
             "with what it needs; give them so, or leave them out"
         )
+    # Parquet has every column in every row, with null for what a row leaves out.
     messages: Any = row.get("messages")
-    if messages is None and isinstance(row.get("prompt"), str):
-        messages = [{"role": "user", "content": row["prompt"]}]
+    prompt = row.get("prompt")
+    if messages is not None and prompt is not None:
+        raise DataError(f"{where}: both 'prompt' and 'messages'; give one of them")
+    if isinstance(prompt, str):
+        messages = [{"role": "user", "content": prompt}]
     if not is_chat(messages):
         raise DataError(
             f"{where}: no 'prompt' string, and no 'messages' list of roles and contents that "
@@ -62,12 +69,7 @@ def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
 
 def _parse(row: Row, options: Options) -> list[Problem]:
     del options
-    made = problem(row.fields, row.where, f"{row.part}:{row.number + 1}")
-    for message in made.messages:
-        row.checked(message["content"], "a message")
-    row.checked(made.answer, "'answer'")
-    row.checked(made.solution, "'solution'")
-    return [made]
+    return [problem(row.fields, row.where, f"{row.part}:{row.number + 1}")]
 
 
 def _split(parsed: Sequence[Parsed], options: Options) -> Splits:
@@ -82,4 +84,6 @@ FORMAT = Format(
     split=_split,
     licence="the user's own",
     options={"test_share": 0.1, "seed": 42},
+    # What a problem asks may stand in the system's turn: a document, for one.
+    by_system=True,
 )

@@ -16,6 +16,7 @@ import binascii
 import dataclasses
 import datetime
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +39,8 @@ from mopd_jax.records import Problem
 
 MOST_PACKED = 1 << 30  # Bytes of the private tests of one problem, unpacked.
 _HALVES = 0x1CB  # Separates this use of the seed from others.
+# One way to write a day; Python would read others, and cut nothing off.
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ].+)?")
 # Opcodes of a pickle that put no object together: (bytes of what follows, meaning).
 _PICKLE = {
     0x80: (1, "skip"),  # protocol
@@ -66,6 +69,8 @@ def packed_text(packed: str, *, most: int = MOST_PACKED) -> str:
         raise ValueError(f"neither JSON nor base64 of zlib ({error})") from error
     if reader.unconsumed_tail or not reader.eof:
         raise ValueError(f"cut short, or more than {most:,} bytes")
+    if reader.unused_data:
+        raise ValueError(f"{len(reader.unused_data):,} bytes stand behind its end")
     return _pickled_text(data)
 
 
@@ -88,12 +93,8 @@ def _pickled_text(data: bytes) -> str:
 
 
 def _parse(row: Row, options: Options) -> list[Problem]:
-    try:
-        date = datetime.date.fromisoformat(row.text("contest_date")[:10])
-    except ValueError as error:
-        raise row.error(f"'contest_date' is no date ({error})") from error
     start, end = window(options)
-    if not start <= date < end:
+    if not start <= _date(row) < end:
         raise LeftOut("outside of the window of dates")
     meta = row.json("metadata") or {}
     if not isinstance(meta, dict):
@@ -121,6 +122,21 @@ def _parse(row: Row, options: Options) -> list[Problem]:
             meta={"tests": tests, "time_limit": options["seconds"], **known},
         )
     ]
+
+
+def _date(row: Row) -> datetime.date:
+    value = row.fields.get("contest_date")
+    if isinstance(value, datetime.datetime):  # As Parquet has it.
+        return value.date()
+    if isinstance(value, datetime.date):
+        return value
+    text = row.text("contest_date")
+    try:
+        if not _DATE.fullmatch(text):
+            raise ValueError("write it as 2025-03-01 or 2025-03-01T00:00:00")
+        return datetime.datetime.fromisoformat(text).date()
+    except ValueError as error:
+        raise row.error(f"'contest_date' is no date: {text[:40]!r} ({error})") from error
 
 
 def window(options: Options) -> tuple[datetime.date, datetime.date]:

@@ -39,8 +39,7 @@ def _deepmath(row: Row, options: Options) -> list[Problem]:
 
 def _contest(row: Row, options: Options, *, contest: str) -> list[Problem]:
     del options
-    number = row.fields.get("problem_idx", row.fields.get("id", row.number))
-    name = f"{contest}-{number}"
+    name = f"{contest}-{row.identifier('problem_idx', 'id')}"
     return [_problem(name, row.first_text("problem", "question"), _gold(row))]
 
 

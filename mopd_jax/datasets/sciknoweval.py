@@ -2,7 +2,8 @@
 
 Two forms are read: the hub's (question, choices {text, label}, answerKey, type, domain,
 details.level), and rows that were built from them (kind "mcq", prompt with the options at its
-end, answer), in files that name their split. `tests/test_datasets.py` has rows of both.
+end, answer), in files that name their split. The hub's rows are split at random: it calls all
+of them test. `tests/test_datasets.py` has rows of both.
 """
 
 from __future__ import annotations
@@ -14,7 +15,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mopd_jax.datasets import splits
-from mopd_jax.datasets.rows import Format, Hub, LeftOut, Options, Parsed, Row, Splits, chat
+from mopd_jax.datasets.rows import (
+    Format,
+    Hub,
+    LeftOut,
+    Options,
+    Parsed,
+    Row,
+    Splits,
+    WrongFile,
+    chat,
+    short,
+)
 from mopd_jax.records import Problem
 
 DOMAINS = ("biology", "chemistry", "physics", "material")
@@ -30,6 +42,7 @@ your reasoning
 </answer>"""
 CLOSING = "Reason step by step, then give the letter."
 
+_BUILT = "mcq"  # The `kind` of built rows.
 _OPTION = re.compile(r"^([A-Z]): ?(.*)$", re.DOTALL)
 _LAST_LINE = "Please reason step by step."  # Of the built rows, which we replace by our own.
 
@@ -64,9 +77,11 @@ def gold(row: Row, name: str, options: Mapping[str, str]) -> str:
 
 
 def _parse(row: Row, options: Options, *, domain: str) -> list[Problem]:
-    built = row.fields.get("kind") == "mcq"
+    built = row.fields.get("kind") == _BUILT
+    if built:
+        _check_domain(row, domain)
     question, choices, letter = _built(row) if built else _hub(row, options, domain)
-    number = row.fields.get("idx", row.number) if built else row.number
+    number = row.identifier("idx") if built else row.number
     return [
         Problem(
             id=f"sciknoweval-{domain}-{number}",
@@ -82,7 +97,10 @@ def _hub(row: Row, options: Options, domain: str) -> tuple[str, dict[str, str], 
     # Materials or Material, Physics.
     if row.text("domain").strip().lower().removesuffix("s") != domain.removesuffix("s"):
         raise LeftOut("another domain")
-    if row.mapping("details").get("level") != options["level"]:
+    level = row.mapping("details").get("level")
+    if not isinstance(level, str) or not level.strip():
+        raise row.error(f"'details.level' is {short(level)}; it must be text such as 'L3'")
+    if level != options["level"]:
         raise LeftOut("another level")
     if not row.text("type").startswith("mcq"):
         raise LeftOut("not multiple choice")
@@ -98,22 +116,51 @@ def _hub(row: Row, options: Options, domain: str) -> tuple[str, dict[str, str], 
 
 def _built(row: Row) -> tuple[str, dict[str, str], str]:
     lines = row.text("prompt").removesuffix(_LAST_LINE).rstrip("\n").split("\n")
-    # The options are the last paragraph; the question may have others that look like them.
-    start = len(lines)
-    while start and lines[start - 1]:
+    # Backwards, as the question may have lines that look like options. Blank lines may stand
+    # between options: the text of one may have ended in a line end.
+    start, found = len(lines), []
+    while start and not (found and found[0][1] == "A"):
         start -= 1
-    found = [_OPTION.match(line) for line in lines[start:]]
-    if not all(found) or not start:
+        if not lines[start].strip():
+            continue
+        match = _OPTION.match(lines[start])
+        if not match:
+            break
+        found.insert(0, match)
+    question = "\n".join(lines[:start]).strip()
+    if not found or not question or lines[start - 1].strip():
         raise row.error("'prompt' does not end with a blank line and options 'A: text'")
     choices = checked_options(row, [m[1] for m in found], [m[2] for m in found])
-    return "\n".join(lines[: start - 1]).strip(), choices, gold(row, "answer", choices)
+    return question, choices, gold(row, "answer", choices)
+
+
+def _check_domain(row: Row, domain: str) -> None:
+    """Built rows do not say their domain; their file's name may, or else its folder's."""
+    for what, name in (("file", row.part), ("folder", row.folder)):
+        words = {word.removesuffix("s") for word in re.findall("[a-z]+", name.lower())}
+        said = [known for known in DOMAINS if known.removesuffix("s") in words]
+        if domain in said:
+            return
+        if said:
+            raise WrongFile(
+                f"{row.where}: by its name the {what} {name} is of {said[0]}, not of {domain}; "
+                f"give --source a file or folder of {domain} alone"
+            )
 
 
 def _split(parsed: Sequence[Parsed], options: Options) -> Splits:
-    # The hub calls all of its rows test.
-    if {splits.named(row.part) for row in parsed} == {"train", "test"}:
-        return splits.given(parsed)
-    return splits.permuted(parsed, share=options["test_share"], seed=options["seed"])
+    """Built rows as their files say; the others, and those whose files say nothing, at random.
+
+    Files of both names were split by someone, so they count for the hub's form, too.
+    """
+    names = {splits.named(row.part) for row in parsed if row.kind != _BUILT}
+    said, rest = [], []
+    for row in parsed:
+        counts = row.kind == _BUILT or names == {"train", "test"}
+        (said if counts and splits.named(row.part) else rest).append(row)
+    known = splits.given(said)
+    made = splits.permuted(rest, share=options["test_share"], seed=options["seed"])
+    return {split: known[split] + made[split] for split in known}
 
 
 def of_domain(domain: str) -> Format:

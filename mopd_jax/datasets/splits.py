@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -63,20 +64,27 @@ def train_only(parsed: Sequence[Parsed], options: Options) -> Splits:
     return {"train": [row.problem for row in parsed], "test": []}
 
 
-def question(problem: Problem) -> str:
-    """What makes two problems one: all turns but the system's, in any spacing."""
-    turns = [m for m in problem.messages if m["role"] != "system"]
-    return json.dumps([[m["role"], " ".join(m["content"].split())] for m in turns])
+def question(problem: Problem, *, by_system: bool = False) -> str:
+    """What makes two problems one: all turns, in any spacing; the system's only if asked."""
+    turns = [m for m in problem.messages if by_system or m["role"] != "system"]
+    said = [{**m, "content": " ".join(m["content"].split())} for m in turns]
+    return json.dumps(said, sort_keys=True)
 
 
-def without_duplicates(splits: Splits) -> tuple[Splits, dict[str, list[str]]]:
+def without_duplicates(
+    splits: Splits, *, by_system: bool = False
+) -> tuple[Splits, dict[str, list[str]]]:
     """Train without what test has, and without its own repetitions; test as it is.
+
+    Args:
+        by_system: problems with different system turns are different.
 
     Returns:
         The splits, and the ids by what was found: "train_in_test" and "train_repeated" were
         removed, "train_contradicted" (one question, several answers, every copy) too, and
         "test_repeated" stay, so that results compare with those of others.
     """
+    asked = functools.partial(question, by_system=by_system)
     held: set[str] = set()
     found: dict[str, list[str]] = {
         "train_in_test": [],
@@ -85,22 +93,22 @@ def without_duplicates(splits: Splits) -> tuple[Splits, dict[str, list[str]]]:
         "test_repeated": [],
     }
     for problem in splits["test"]:
-        if question(problem) in held:
+        if asked(problem) in held:
             found["test_repeated"].append(problem.id)
-        held.add(question(problem))
+        held.add(asked(problem))
     answers: dict[str, set[str]] = {}
     for problem in splits["train"]:
-        answers.setdefault(question(problem), set()).add(problem.answer)
+        answers.setdefault(asked(problem), set()).add(problem.answer)
     kept, seen = [], set()
     for problem in splits["train"]:
-        asked = question(problem)
-        if asked in held:
+        text = asked(problem)
+        if text in held:
             found["train_in_test"].append(problem.id)
-        elif len(answers[asked]) > 1:
+        elif len(answers[text]) > 1:
             found["train_contradicted"].append(problem.id)
-        elif asked in seen:
+        elif text in seen:
             found["train_repeated"].append(problem.id)
         else:
             kept.append(problem)
-        seen.add(asked)
+        seen.add(text)
     return {"train": kept, "test": splits["test"]}, found

@@ -8,6 +8,7 @@ it is used: the import costs most of a second.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -41,6 +42,55 @@ def folder(root: pathlib.Path, name: str) -> pathlib.Path:
     return root / check_name(name) / VERSION
 
 
+def check_target(root: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder that a data set can be written to.
+
+    Raises:
+        DataError: it is there already, or cannot be made.
+    """
+    target = folder(root, name)
+    try:
+        if target.exists():
+            raise DataError(f"{target} exists; remove it, or give another --out or --as")
+        above = next(path for path in target.parents if path.exists())
+        if not above.is_dir():
+            raise DataError(f"{above} is a file; {target} cannot be made, give another --out")
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    _check_writable(above)
+    return target
+
+
+def check_folder(root: pathlib.Path, name: str) -> None:
+    """Raises DataError if the manifest of a data set could not be replaced."""
+    _check_writable(folder(root, name))
+
+
+def _check_writable(where: pathlib.Path) -> None:
+    if not os.access(where, os.W_OK | os.X_OK):
+        raise DataError(f"{where} cannot be written: no permission; change that, or copy it")
+
+
+def _unwritable(path: pathlib.Path, error: OSError) -> DataError:
+    return DataError(f"{error.filename or path} cannot be written: {error.strerror or error}")
+
+
+def content(splits: Mapping[str, Sequence[Problem]]) -> str:
+    """SHA-256 of every problem of every split, in order."""
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        digest.update(split.encode())
+        for problem in splits[split]:
+            digest.update(_line(problem).encode())
+    return digest.hexdigest()
+
+
+def _line(problem: Problem) -> str:
+    said = [dict(message) for message in problem.messages]
+    fields = (problem.id, said, problem.answer, problem.verifier, problem.solution)
+    return json.dumps([*fields, dict(problem.meta)], sort_keys=True)
+
+
 def write(
     root: pathlib.Path,
     name: str,
@@ -49,48 +99,112 @@ def write(
 ) -> pathlib.Path:
     """Writes a data set and returns its folder; a kill leaves none, or all of it.
 
+    Args:
+        splits: with one problem or more.
+
     Raises:
-        DataError: it is there already, every split is empty, or TFDS is not installed.
+        DataError: it is there already, cannot be written, or TFDS is not installed.
     """
-    target = folder(root, name)
-    if target.exists():
-        raise DataError(f"{target} exists; remove it, or give another --out or --as")
-    if not any(splits.values()):
-        raise DataError(f"{name} would have no problems; see what was left out and why")
+    target = check_target(root, name)
     partial = root / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     made = _builder(name, splits, partial)
-    # It speaks of downloads, and there is none.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        made.download_and_prepare()
-    inner = pathlib.Path(made.data_dir)
-    write_manifest(inner, manifest)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(inner, target)
-    shutil.rmtree(partial)
+    quiet = io.StringIO()  # It speaks of downloads, and there is none.
+    try:
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            made.download_and_prepare()
+        inner = pathlib.Path(made.data_dir)
+        write_manifest(inner, manifest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(inner, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return target
 
 
 def write_manifest(where: pathlib.Path, manifest: Mapping[str, Any]) -> None:
-    """Replaces the manifest of the data set in a folder."""
-    write_text(where / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    """Replaces the manifest of the data set in a folder; raises DataError if it cannot."""
+    try:
+        write_text(where / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise _unwritable(where / MANIFEST, error) from error
 
 
 def read_manifest(root: pathlib.Path, name: str) -> dict[str, Any]:
     """The manifest of a data set.
 
     Raises:
-        DataError: it has not been prepared there, with this version; names those that are.
+        DataError: it has not been prepared there, with this version; names those that are. Or
+            it is damaged, or cannot be read.
     """
-    path = folder(root, name) / MANIFEST
-    if not path.is_file():
-        others = sorted(p.parent.parent.name for p in root.glob(f"*/{VERSION}/{MANIFEST}"))
+    where = folder(root, name)
+    try:
+        if not where.is_dir():
+            raise DataError(_absent(root, name))
+        manifest = json.loads((where / MANIFEST).read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise _damaged(where, f"it has no {MANIFEST}") from error
+    except OSError as error:
         raise DataError(
-            f"{folder(root, name)} has no prepared data set; run `mopd data prepare {name} "
-            f"--source=PATH --out={root}`"
-            + (f" (prepared there: {', '.join(others)})" if others else "")
-        )
-    return json.loads(path.read_text(encoding="utf-8"))
+            f"{error.filename or where} cannot be read: {error.strerror or error}"
+        ) from error
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _damaged(where, f"{MANIFEST}: {error}") from error
+    if wrong := _manifest_fault(manifest):
+        raise _damaged(where, f"{MANIFEST}: {wrong}")
+    return manifest
+
+
+def _absent(root: pathlib.Path, name: str) -> str:
+    said = (
+        f"{folder(root, name)} has no prepared data set; run `mopd data prepare {name} "
+        f"--source=PATH --out={root}`"
+    )
+    if older := sorted(p.parent.name for p in (root / name).glob(f"*/{MANIFEST}")):
+        said += f" (there is version {', '.join(older)}, and {VERSION} is what is read here)"
+    if others := sorted(p.parent.parent.name for p in root.glob(f"*/{VERSION}/{MANIFEST}")):
+        said += f" (prepared there: {', '.join(others)})"
+    return said
+
+
+def _damaged(where: pathlib.Path, why: str) -> DataError:
+    return DataError(
+        f"{where} is damaged ({why}); remove it and prepare it again with `mopd data prepare`"
+    )
+
+
+def _manifest_fault(manifest: Any) -> str:
+    """Why a manifest is none that was written here; "" if it has all that is read of it."""
+    if not isinstance(manifest, dict):
+        return "it is no object"
+    if manifest.get("version") != VERSION:
+        return f"it is of version {manifest.get('version')!r}, not {VERSION}"
+    if not isinstance(manifest.get("content"), str):
+        return "it has no 'content'"
+    splits = manifest.get("splits")
+    whole = isinstance(splits, dict) and all(type(n) is int and n >= 0 for n in splits.values())
+    if not whole or not splits:
+        return "'splits' are no numbers of problems"
+    check = manifest.get("check", {"splits": {}, "excluded": {}})
+    if not isinstance(check, dict):
+        return "'check' is no object"
+    done, out = check.get("splits"), check.get("excluded")
+    known = ("kept", "ceiling", "ceiling_of_kept")
+    if not isinstance(done, dict) or not all(
+        isinstance(said, dict) and all(key in said for key in known) for said in done.values()
+    ):
+        return "the result of its check is not complete"
+    if not isinstance(out, dict) or not all(
+        isinstance(rows, list)
+        and all(type(i) is int and 0 <= i < splits.get(split, 0) for i in rows)
+        for split, rows in out.items()
+    ):
+        return "what its check excluded is not in its splits"
+    return ""
 
 
 def excluded(manifest: Mapping[str, Any], split: str) -> list[int]:
@@ -107,8 +221,9 @@ class Stored(Sequence[Problem]):
         """Opens a split, without the items that `mopd data check` excluded unless asked to.
 
         Raises:
-            DataError: no such data set or split, or TFDS is not installed.
+            DataError: no such data set or split, it is damaged, or TFDS is not installed.
         """
+        self._where = folder(root, name)
         self.manifest = read_manifest(root, name)
         known = self.manifest["splits"]
         if split not in known:
@@ -117,8 +232,16 @@ class Stored(Sequence[Problem]):
         self._places = [i for i in range(known[split]) if i not in out]
         self._rows: Any = ()
         if known[split]:
-            made = _tfds().builder_from_directory(str(folder(root, name)))
-            self._rows = made.as_data_source(split=split)
+            tfds = _tfds()
+            with self._whole():
+                made = tfds.builder_from_directory(str(self._where))
+                self._rows = made.as_data_source(split=split)
+        if len(self._rows) != known[split]:
+            raise _damaged(
+                self._where,
+                f"{MANIFEST} says {known[split]} problems in {split}, and there are "
+                f"{len(self._rows)}",
+            )
 
     def __len__(self) -> int:
         return len(self._places)
@@ -126,7 +249,24 @@ class Stored(Sequence[Problem]):
     def __getitem__(self, place):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
-        return _decoded(self._rows[self._places[place]])
+        row = self._places[place]
+        with self._whole():
+            return _decoded(self._rows[row])
+
+    @contextlib.contextmanager
+    def _whole(self):
+        try:
+            yield
+        except Exception as error:  # The boundary to a library with many error classes.
+            raise _damaged(self._where, f"{type(error).__name__}: {error}") from error
+
+
+def check_content(root: pathlib.Path, name: str) -> None:
+    """Raises DataError if the problems on disk are not those that were written."""
+    manifest = read_manifest(root, name)
+    splits = {s: Stored(root, name, s, with_excluded=True) for s in manifest["splits"]}
+    if content(splits) != manifest["content"]:
+        raise _damaged(folder(root, name), "its problems are not those that were written")
 
 
 def _encoded(problem: Problem) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mopd_jax.datasets import splits
-from mopd_jax.datasets.rows import Format, Options, Parsed, Row, Splits, chat
+from mopd_jax.datasets.rows import Format, LeftOut, Options, Parsed, Row, Splits, chat
 from mopd_jax.records import Problem
 
 PROMPT = """\
@@ -58,14 +58,16 @@ def calls(row: Row, value: Any, what: str) -> str:
 
 def _parse(row: Row, options: Options) -> list[Problem]:
     if row.fields.get("kind") == "tooluse":
-        number = row.fields.get("idx", row.number)
-        return [_problem(f"tooluse-{number}", row.text("prompt"), row, "answer", options)]
+        name = f"tooluse-{row.identifier('idx')}"
+        return [_problem(name, row.text("prompt"), row, "answer", options)]
     name = row.text("Name")
     requests, answers = row.fields.get("Instructions"), row.fields.get("Golden_Answers")
     if not isinstance(requests, list) or not isinstance(answers, list):
         raise row.error("'Instructions' and 'Golden_Answers' must be lists")
     if len(requests) != len(answers):
         raise row.error(f"{len(requests)} instructions for {len(answers)} golden answers")
+    if not requests:
+        raise LeftOut("a tool without instructions")
     made = []
     for i, (request, answer) in enumerate(zip(requests, answers, strict=True)):
         if not isinstance(request, str) or not request.strip():

@@ -136,11 +136,11 @@ def verify_all(
 def unusable(problem: Problem) -> str:
     """Why no response to this problem can be judged; "" where nothing is known against it.
 
-    Nothing is run: a gold letter, gold calls, a gold formula and tests are read, and the name
-    is looked up.
+    No program is run: a gold letter, gold calls, a gold formula and tests are read, a scorer of
+    reasoning-gym is asked for its own gold, and the name is looked up.
 
     Raises:
-        InputError: what reads formulas is not installed.
+        InputError: what reads formulas, or has the scorers, is not installed.
     """
     name = problem.verifier
     if name not in VERIFIERS:
@@ -150,6 +150,10 @@ def unusable(problem: Problem) -> str:
     if name == "math":
         math.check_installed()
         return math.unusable(problem)
+    if name == "codebook":
+        return codebook.unusable(problem)
+    if name == "reasoning_gym":
+        return gym.unusable(problem) or verify(problem, problem.answer).error
     if name == "code":
         try:
             code.task_of(problem)

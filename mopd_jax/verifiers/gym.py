@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from mopd_jax.config_dict import InputError, unknown
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.verifiers import exact
 
@@ -18,3 +21,26 @@ def verify(problem: Problem, response: str) -> Verdict:
     found = float(score(exact.extract(response), problem.meta["entry"]))
     # Some scorers sum up to a rounding above 1.
     return Verdict(1.0 if 1.0 < found < 1.0 + 1e-9 else found)
+
+
+def unusable(problem: Problem) -> str:
+    """Why `meta` is not what a scorer needs, its task and the task's entry; "" if it is.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    task, entry = problem.meta.get("task"), problem.meta.get("entry")
+    if not isinstance(task, str) or not isinstance(entry, Mapping):
+        return (
+            "verifier 'reasoning_gym' needs meta['task'], a task's name, and meta['entry'], "
+            "the task's own entry"
+        )
+    try:
+        import reasoning_gym
+    except ImportError as error:
+        raise InputError(
+            "verifier 'reasoning_gym' needs the package of that name: "
+            "pip install 'mopd_jax[smollm2]'"
+        ) from error
+    known = sorted(reasoning_gym.factory.DATASETS)
+    return "" if task in known else unknown(f"meta['task'] {task!r}", task, known)

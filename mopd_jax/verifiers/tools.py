@@ -188,8 +188,10 @@ def _gold(problem: Problem) -> tuple[list[Call], str]:
         if not isinstance(row, dict) or set(row) != {"Action", "Action_Input"}:
             return [], f"gold call {i} is no object of Action and Action_Input"
         name, value = row["Action"], row["Action_Input"]
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not _name(name):
             return [], f"gold call {i} has no name"
+        if "\n" in _name(name):  # A response has names in one line.
+            return [], f"gold call {i} has a name of several lines, {name[:40]!r}"
         try:
             value = _loads(value) if isinstance(value, str) else value
             if not isinstance(value, dict):
