@@ -102,6 +102,9 @@ class DataConfig:
     options: of the source (see `data.py`), a flat mapping; unknown names are errors there.
     held_out: evaluation problems that are also trained on are an error. Where they are meant to
         be the same (the paper's LiveCodeBench: the same problems, with more tests), False.
+    long_prompts: what becomes of training problems with more than `rollout.prompt_length`
+        tokens: an error, or they are left out, counted and named at the start. Held-out ones
+        are always an error: without them the result would be another one.
     """
 
     source: Source = "codebook"
@@ -110,6 +113,7 @@ class DataConfig:
     instruction: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     held_out: bool = True
+    long_prompts: Literal["error", "drop"] = "error"
 
     def __post_init__(self):
         if self.source == "jsonl":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import logging
 import pathlib
-import platform
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,8 +20,10 @@ from mopd_jax import (
     data,
     drift,
     external,
+    prompt_lengths,
     rollout,
     rollout_file,
+    run_folder,
     sharding,
     teacher,
     tokenizer,
@@ -33,7 +33,6 @@ from mopd_jax import (
 )
 from mopd_jax import config as configs
 from mopd_jax.config import Config, ConfigError
-from mopd_jax.logbook import write_text
 from mopd_jax.models import decoder
 from mopd_jax.records import Batch, Params, Problem, Tokenizer, TrainState
 from mopd_jax.rollout_file import Saved
@@ -42,8 +41,6 @@ from mopd_jax.solved import Solved
 
 log = logging.getLogger("mopd")
 
-# Settings that a resumed run may change: they do not touch what is computed up to a step.
-_FREE_TO_CHANGE = ("steps", "dump_every", "checkpoint")
 _EVAL_SUBSET = 0xE7A1
 
 
@@ -70,6 +67,7 @@ class Run(Student):
     update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
     drift: Callable[[TrainState, Batch], dict]
     saved: Saved | None = None  # The rollouts that are trained from, where none are sampled.
+    prompts_left_out: int = 0  # Training problems that are too long, by `data.long_prompts`.
 
 
 def open_run(
@@ -84,7 +82,7 @@ def open_run(
         ValueError: for every input that cannot work, before any time is spent on it.
     """
     begun = time.perf_counter()
-    _compare_with_folder(cfg, workdir)
+    run_folder.compare(cfg, workdir)
     run, train_problems, source = prepare(cfg, workdir, devices=devices)
     state, meta = _state(run, source)
     write_records(run, workdir, command)
@@ -134,7 +132,12 @@ def prepare(
         log.warning("WARNING %s (data.held_out=False)", said)
     if saved is None:  # The verdicts of a file's rollouts are in the file.
         verifiers.check(train_problems)
-    context.student_prompts(train_problems, words, length=cfg.rollout.prompt_length)
+    train_problems, left_out = prompt_lengths.fitting(
+        train_problems,
+        words,
+        limit=cfg.rollout.prompt_length,
+        drop=cfg.data.long_prompts == "drop" and saved is None,
+    )
     if cfg.peers.control == "shell":
         context.check_shells(train_problems, words, cfg.context)
     if cfg.context.gold != "off":
@@ -158,6 +161,7 @@ def prepare(
         update=train_step.make_train_step(cfg, model, mesh, beside),
         drift=drift.make_drift(cfg, model, mesh, beside),
         saved=saved,
+        prompts_left_out=left_out,
     )
     return run, train_problems, weights.resolve(cfg.model.path)
 
@@ -216,7 +220,7 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
     chosen = np.random.default_rng(_EVAL_SUBSET).permutation(len(problems))
     problems = [problems[i] for i in chosen[: cfg.eval.problems]]
     verifiers.check(problems)
-    context.student_prompts(problems, words, length=cfg.rollout.prompt_length)
+    prompt_lengths.fitting(problems, words, limit=cfg.rollout.prompt_length)
     return Student(
         cfg=cfg,
         model=model,
@@ -269,65 +273,19 @@ def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
     return sandbox
 
 
-def _compare_with_folder(cfg: Config, workdir: pathlib.Path) -> None:
-    """A folder holds one run: its config may differ in what changes no number only."""
-    if workdir.exists() and not workdir.is_dir():
-        raise ConfigError(f"--workdir {workdir} is a file; name a folder")
-    path = workdir / "config.json"
-    new = json.loads(configs.to_json(cfg))
-    if path.exists():
-        old = json.loads(path.read_text())
-        differ = sorted(
-            name
-            for name in new.keys() | old.keys()
-            if name not in _FREE_TO_CHANGE and new.get(name) != old.get(name)
-        )
-        if differ:
-            raise ConfigError(
-                f"{workdir} holds a run with another config (different: {', '.join(differ)}); "
-                "choose another --workdir, or use the settings of its config.json"
-            )
-    path = workdir / "environment.json"
-    if path.exists():
-        before, now = json.loads(path.read_text()).get("data", {}), _data_record(cfg)
-        if {k: v["reads"] for k, v in before.items()} != {
-            k: v["reads"] for k, v in now.items()
-        }:
-            raise ConfigError(
-                f"the prepared data that {workdir} began with has changed since, or items were "
-                "excluded; choose another --workdir, or put the data back"
-            )
-
-
-def _data_record(cfg: Config, *, trains: bool = True) -> dict[str, Any]:
-    """Of the prepared data that is read; a file of rollouts has its own problems."""
-    trains = trains and cfg.rollout.file is None
-    return data.record(cfg.data, ("train", "eval") if trains else ("eval",))
-
-
 def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
-    """The config, the command, and what neither says: versions, devices, fingerprints.
-
-    Last of all checks, so that a run that could not start leaves no folder behind.
-    """
-    packages = ("mopd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
-    devices = run.mesh.devices.flat
-    record = {
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "devices": f"{run.mesh.size} x {devices[0].platform} {devices[0].device_kind}",
-        "config": configs.fingerprint(run.cfg),
-        "templates": configs.fingerprint(run.cfg.context),
-        "tokenizer": run.tokenizer.fingerprint,
-        "data": _data_record(run.cfg, trains=isinstance(run, Run)),
-        "sandbox": None if run.sandbox is None else run.sandbox.description,
-    }
-    for said in data.unchecked(record["data"]):
-        log.warning("WARNING %s", said)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.json", configs.to_json(run.cfg) + "\n")
-    write_text(folder / "command.txt", command + "\n")
-    write_text(folder / "environment.json", json.dumps(record, indent=2) + "\n")
+    """The config, the command and the surroundings of a run, in its folder."""
+    trains = isinstance(run, Run)
+    run_folder.write(
+        run.cfg,
+        folder,
+        command,
+        devices=run.mesh.devices.flat,
+        tokenizer=run.tokenizer,
+        sandbox=run.sandbox,
+        trains=trains,
+        prompts_left_out=run.prompts_left_out if trains else 0,
+    )
 
 
 def _state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:

@@ -98,6 +98,8 @@ def train(
             values |= solved.metrics()
             if run.sandbox is not None:
                 values["sandbox_level"] = run.sandbox.level
+            if cfg.data.long_prompts == "drop":
+                values["prompts_left_out"] = run.prompts_left_out
             values |= clock.seconds()
             values["tokens_per_second"] = float(sampled.mask.sum()) / values["seconds"]
             book.scalars(step, "train", values)

@@ -328,7 +328,7 @@ def test_every_field_is_in_the_table_or_the_loop():
     tested = {(section, name) for _, section, change, _ in CASES for name in change}
     loop = {
         "checkpoint": {"every", "keep"},
-        "data": {"source", "train_path", "eval_path", "options", "held_out"},
+        "data": {"source", "train_path", "eval_path", "options", "held_out", "long_prompts"},
         "eval": {"every", "problems", "batch", "ks"},
         "loss": {"scale_by_std", "row_weight", "sft_rows"},
         "mesh": {"data", "fsdp", "tensor"},
