@@ -289,7 +289,7 @@ def model_folder(tmp_path, **changes):
     [
         ({"model__path": "/no/such/model"}, "/no/such/model"),
         ({"rollout__batch": 3}, "RolloutConfig.batch is 3, which does not divide"),
-        ({"rollout__prompt_length": 5}, "8 problems have prompts of more than rollout.prompt_length=5"),
+        ({"rollout__prompt_length": 5}, "8 of 8 problems have prompts of more than"),
         ({"rollout__group": 1}, "rollout.group to 2 or more"),
         ({"eval__problems": 10**6}, "eval.problems=1000000"),
         ({"peers__succeses": 1}, "did you mean successes"),
