@@ -212,6 +212,8 @@ def test_a_test_file_alone_is_the_test_split(tmp_path):
         ("materials/train.jsonl", "material", ""),
         ("x/train.jsonl", "biology", ""),
         ("geophysics/train.jsonl", "biology", ""),
+        ("study_materials/train.jsonl", "physics", ""),
+        ("sciknoweval_material/train.jsonl", "physics", "the folder sciknoweval_material is of"),
     ],
 )
 def test_built_rows_of_another_domain_are_refused(tmp_path, path, domain, said):
@@ -659,6 +661,27 @@ def test_an_id_that_stands_twice_is_the_later_rows_error(tmp_path, capsys, seed)
     assert len(store.read_manifest(tmp_path / "out", "jsonl")["rejected"]) == 1
     made = [p for s in ("train", "test") for p in store.Stored(tmp_path / "out", "jsonl", s)]
     assert sorted(p.messages[0]["content"] for p in made) == [f"q{i}" for i in range(9)]
+
+
+@needs_tfds
+def test_the_files_of_two_splits_may_count_alike(tmp_path):
+    for part in ("train", "test"):
+        rows = [{"id": i, "prompt": f"{part} {i}", "answer": "a"} for i in range(3)]
+        lines(tmp_path / f"{part}.jsonl", *rows)
+    # A row again is counted; with another question it would be an error.
+    lines(tmp_path / "more_train.jsonl", {"id": 1, "prompt": "train 1", "answer": "a"})
+    mopd("prepare", "jsonl", f"--source={tmp_path}", f"--out={tmp_path / 'out'}")
+    manifest = store.read_manifest(tmp_path / "out", "jsonl")
+    assert manifest["splits"] == {"train": 3, "test": 3}
+    assert manifest["left_out"]["the same row again"]["count"] == 1
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    row = '{"prompt": "q", "answer": "a"}'
+    for name, text in (("a.jsonl", row + "\n"), ("a.json", f"[{row}]")):
+        (tmp_path / name).write_text("\ufeff" + text, encoding="utf-8")
+        (found,) = files.rows(tmp_path / name)
+        assert found.fields == {"prompt": "q", "answer": "a"}
 
 
 def test_an_empty_result_says_what_became_of_the_rows(tmp_path, capsys):

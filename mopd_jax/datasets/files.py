@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import collections
 import csv
 import dataclasses
@@ -140,7 +141,7 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
             if not line.strip():
                 continue
             try:
-                yield number, _loads(line.decode("utf-8"))
+                yield number, _loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
             except UnicodeDecodeError as error:
                 yield (
                     number,
@@ -194,7 +195,7 @@ def _constant(text: str) -> DataError:
 
 
 def _json(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         value = _loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

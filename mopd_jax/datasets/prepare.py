@@ -126,7 +126,7 @@ def _parsed(
     left_out: dict[str, list[str]] = {}
     rejected: list[str] = []
     counted: list[int] = []
-    ids: dict[str, str] = {}
+    ids: dict[tuple[str | None, str], tuple[str, Problem]] = {}
     for path in found:
         count = 0
         for row in files.rows(path, start=sum(counted)):
@@ -150,26 +150,33 @@ def _parsed(
 
 
 def _problems(
-    row: Row, form: Format, options: Options, ids: dict[str, str]
+    row: Row,
+    form: Format,
+    options: Options,
+    ids: dict[tuple[str | None, str], tuple[str, Problem]],
 ) -> Sequence[Problem]:
     """The problems of a row, which can be used and have ids of their own.
 
     Args:
-        ids: of the problems so far -> their rows; those of this row are added. That is before
-            the splits are made, so that what is refused does not depend on chance.
+        ids: (split that the file names, id) of the problems so far -> their rows and they;
+            those of this row are added. That is before the splits are made, so that what is
+            refused does not depend on chance.
     """
     problems = form.parse(row, options)
+    split = splits.named(row.part)
     for problem in problems:
         # A set's gold formulas take minutes to read: the check of the data set reads them. The
         # user's own are read here, as a run may read such rows without any check.
         if wrong := usable.unusable(problem, formulas=form is jsonl.FORMAT):
             raise row.error(wrong)
-        if problem.id in ids:
+        if (split, problem.id) in ids and ids[split, problem.id][1] != problem:
             raise row.error(
-                f"the id {problem.id!r} is that of {ids[problem.id]}, too; give every row its "
-                "own id, or none"
+                f"the id {problem.id!r} is that of {ids[split, problem.id][0]}, too; give "
+                "every row its own id, or none"
             )
-    ids.update((problem.id, row.where) for problem in problems)
+    if problems and all((split, problem.id) in ids for problem in problems):
+        raise LeftOut("the same row again")
+    ids.update(((split, problem.id), (row.where, problem)) for problem in problems)
     return problems
 
 

@@ -57,27 +57,35 @@ from __future__ import annotations
 
 import re
 import string
-import unicodedata
 from collections.abc import Mapping
 
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.thinking import answer_part
+from mopd_jax.verifiers import choice_letter
 
 _OPEN = re.compile(r"<answer>", re.IGNORECASE)
 _CLOSE = re.compile(r"</\s{0,9}answer\s{0,9}>", re.IGNORECASE)
-_ANSWER = r"(?:(?:final|correct|best|right|my|most likely) +){0,3}(?:answer|option|choice)"
-_IS = r"(?:is|(?:would|should|must) be)\b(?: (?:definitely|clearly|therefore|thus|indeed)\b)?"
+_CUT_TAG = re.compile(r"</?a?n?s?w?e?r?\s*\Z", re.IGNORECASE)
 _LINE = re.compile(
     r"^[ \t>*_#-]*(?:(?:so|therefore|thus|hence|finally|overall|in conclusion)[, ]+)?"
-    rf"(?:the +)?{_ANSWER}[*_ \t]*((?::|\b{_IS}).*|)$",
+    rf"(?:the +)?{choice_letter.ANSWER}[*_ \t]*((?::|\b{choice_letter.IS}).*|)$",
     re.IGNORECASE | re.MULTILINE,
 )
+_DENIES = re.compile(r"is not\b", re.IGNORECASE)
+_PLAIN_LINE = re.compile(r":|is\b", re.IGNORECASE)
 # A letter that running text claims, and all that stands behind the claim's verb on its line.
 _CLAIM = re.compile(
-    rf"\b(?i:(?:{_ANSWER}|correct one)(?: {_IS}| ?:)|it (?:should|must) be\b|correction:)"
+    rf"\b(?i:(?:{choice_letter.ANSWER}|correct one)(?: {choice_letter.IS}| ?:)"
+    r"|it (?:should|must) be\b|correction:)"
     r"(?=([^\n]*))[ :*_`'\"$(\[]{1,6}(?i:(?:option|choice) )?[(*_]{0,3}(A(?! [a-z])|[B-Z])"
     r"(?![\w'-])"
 )
+_HEDGE = re.compile(
+    r"\b(?:if|unless|whether|might|not|never|cannot|can't|don't|doubt|unsure|suppose|assume|guess"
+    r"|mistake|wrong|claims?|says?|thinks?|nobody|why|how)\b",
+    re.IGNORECASE,
+)
+_STARTS = (". ", "! ", "? ", "; ", "\n", ", so ", " therefore", " thus", " hence", " meaning ")
 _BRACE = re.compile(r"[{}]")
 # A last line that gives one option right.
 _RIGHT = re.compile(
@@ -85,69 +93,7 @@ _RIGHT = re.compile(
     r"(?i:(?:option|choice|answer) +)?[*_]{0,3}[(\[]?([A-Z])[)\]]?[*_]{0,3}"
     r" is (?:the )?(?:right|correct|best)(?: (?:answer|option|choice|one))?\W*"
 )
-_PHRASE = re.compile(
-    rf"(?:the +)?(?:{_ANSWER}|letter)"
-    rf"(?: +{_IS}(?= |:))?(?: *[:=-])? +(?=\S)|(?:the +)?answer:",
-    re.IGNORECASE,
-)
-_WRAPPER = re.compile(
-    r"\\(?:boxed|text(?:bf|it)?|math(?:rm|bf))\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
-)
-_NESTED = 4  # Wrappers in wrappers are opened up to this depth.
-_MATH = re.compile(r"\\[()\[\]]")
-_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]+")
-# What may stand round a letter and says nothing.
-_EDGES = " \t\r\n*_`'\"()[]{}.,:;!$<>\u201c\u201d\u2018\u2019"
-_MARKS = r"*_`'\"$ \u201c\u201d\u2018\u2019"
-_LABELLED = re.compile(
-    rf"[{_MARKS}]{{0,8}}[(\[]?[{_MARKS}]{{0,8}}([A-Za-z])"
-    rf"(?:[{_MARKS}]{{0,8}}[)\].:,;]|\s+[-\u2013]\s|\s*\u2014|[{_MARKS}]{{0,8}}\s*\n)\s*(.+)",
-    re.DOTALL,
-)
-# A letter and a reason, or a verdict on it, without a mark between them.
-_BECAUSE = re.compile(
-    rf"[{_MARKS}]{{0,8}}[(\[]?([A-Z])[)\]]?[{_MARKS}]{{0,8}}\s+"
-    r"((?i:because|since|as|due to|is (?:the )?(?:right|correct|best|answer))\b.*)",
-    re.DOTALL,
-)
-_BARE_PREFIX = re.compile(rf"[{_MARKS}]{{0,8}}([A-Za-z])[{_MARKS}]{{0,8}}\s+(.+)", re.DOTALL)
-# What may stand between a label and its text besides: `(B): text`, `(B) - text`.
-_JOINT = re.compile(r"(?:[.:,;]|[-\u2013\u2014](?=\s))\s*")
-# Other letters that a text names as options.
-_NAMED = re.compile(
-    r"(?:^|\n)[ \t]*[(\[]?([A-Z])[.:)\]]"  # A line that begins as an option does.
-    r"|(?:^|\s)([A-Z])(?:: ?|\s(?:is|seems|looks|would be) (?:(?:also|the|a|more) )*)"
-    r"(?i:right|wrong|correct|incorrect|true|false|yes|no|better|best|answer)\b"
-    r"|(?:^|\s)[*_]{0,2}[(\[]([A-Z])[)\]]"
-    r"|(?:^|\s)(?:and|or|&|\+|/|,)\s*[(\[]?([A-Z])[)\]]?(?=$|[\s.,;:!?/])",
-)
-# The same in a text whose spaces are single. Bounds keep a row of such words linear.
-_POINTED = re.compile(
-    r"\b(?i:choos(?:e|ing)|pick|select|take|answer|option|choice|letter|one(?= is)|maybe"
-    r"|perhaps|possibly|probably|rather|instead|actually|but|no(?=[,;:])|and|or"
-    r"|wait|hmm|sorry|nope|correction|alternatively|however|also|mean|versus|vs|well as"
-    r"|it's|thought|edit|wrong,)\b"
-    r"(?: (?:is|be|was|should|must|option|answer|letter|choice|the|rather|maybe)\b){0,4}"
-    r"(?: |: ?|[,;] )[*_`'\"$(\[]{0,4}"
-    # Behind a stop, `A` and a word may be an article and its noun.
-    r"((?<=[:,;] )A(?! [a-z])|(?<![:,;] )A|[B-Z])(?![\w'-])"
-)
-_DENIED = re.compile(
-    r"(?:(?:is |which is )?(?:the )?(?:wrong|incorrect)\b|(?:cannot|can't) be (?:right|correct)"
-    r"|(?:is|was) (?:not\b|false\b)|isn't\b|is no\b"
-    r"|(?:no|false)[\s.,;!]*\Z"
-    r"|not\b(?! (?:option )?[(\[]?(?-i:[A-Z])\b)"
-    r"|(?:this|that|it|which)(?: (?:one|option|choice|answer))?(?: (?:is|was|seems|looks)|'s)"
-    r" (?:wrong|incorrect|false|not (?:the )?(?:right|correct|answer)))",
-    re.IGNORECASE,
-)
-_PRONOUN = re.compile(r"\W{0,8}(?:I,|[Ii]\.[Ee]\b)")
-_BULLET = re.compile(r"[-\u2022]\s+(?=[(\[*]{0,3}[A-Z]\b)")
-_LETTER_LAST = re.compile(r"[(\[]([A-Z])[)\]][*_`.]{0,4}\Z")
-# Brackets and marks without width, which NFKC leaves alone.
-_CORNERS = str.maketrans("\u3010\u3011\u3014\u3015", "[][]", "\u200b\u200e\u2060\ufeff")
 _FIRST = re.compile(r"\s*[*_`]*[(\[]?([A-Z])[*_`]*[.:)\]]")
-_SEPARATORS = re.compile(r"[\s,;/&+=]+|\b(?:and|or)\b")
 
 FORMATS = {
     "tag": (
@@ -204,7 +150,15 @@ def _item(problem: Problem) -> tuple[dict[str, str], str, str, str]:
         isinstance(k, str) and isinstance(v, str) for k, v in options.items()
     ):
         options, wrong = {}, "meta['options'] must map letters to texts"
-    options = {k.strip().upper(): _plain(v) for k, v in options.items()}
+    # Where two options differ in marks alone, as CC and *CC* do, the marks stay.
+    texts = {k.strip().upper(): " ".join(v.split()) for k, v in options.items()}
+    options = {k: choice_letter.plain(v) for k, v in texts.items()}
+    marked = {
+        a
+        for a in texts
+        if any(options[a] == options[b] and texts[a] != texts[b] for b in texts)
+    }
+    options |= {k: texts[k] for k in marked}
     if asked not in FORMATS:
         wrong = f"meta['format'] is {asked!r}; it must be one of {', '.join(FORMATS)}"
         asked = "tag"
@@ -236,33 +190,61 @@ def _said(response: str, options: Mapping[str, str]) -> tuple[str | None, str]:
         if len(tags) > 1 and not close and not text.strip():
             # An opening tag that stands where the closing one should.
             between = response[tags[-2].end() : tags[-1].start()]
-            return None if _CLOSE.search(between) else read(between, options), ""
-        return read(text, options), "tag" if close else ""
+            return None if _CLOSE.search(between) else choice_letter.read(between, options), ""
+        if not close:
+            text = _CUT_TAG.sub("", text)
+        return choice_letter.read(text, options), "tag" if close else ""
     before, closed, behind = response.rpartition("</reasoning>")
     cut = not closed and "<reasoning>" in behind
     response = behind  # The prompts' own tag of thoughts, which are not read either.
-    if lines := list(_LINE.finditer(response)):
+    if lines := _lines(response):
         said, behind = lines[-1][1], response[lines[-1].end() :]
-        if letter := read("answer " + said.strip().lstrip(":*_ \t"), options):
+        if letter := choice_letter.read("answer " + said.strip().lstrip(":*_ \t"), options):
             if cut and behind.strip():
                 return None, ""
-            others = {c[2] for c in _CLAIM.finditer(behind)} | {_last_box(behind, options)}
-            others |= {_one_letter(line) for line in behind.split("\n") if line.isupper()}
+            known = set(options or "ABCDEFGH")
+            others = {c[2] for c in _CLAIM.finditer(behind) if not _hedged(behind, c)}
+            others |= {
+                choice_letter.one_letter(line) for line in behind.split("\n") if line.isupper()
+            }
+            others = others & known | {_last_box(behind, options)}
             return (letter, "line") if others <= {letter, "", None} else (None, "")
-        ends = said.strip(_EDGES).lower() in ("", "is")
+        ends = said.strip(choice_letter.EDGES).lower() in ("", "is")
         if ends and (letter := _next_line(behind, options)):
             return letter, ""
         return _last_box(said + behind, options), ""
-    if letter := read(response, options, labels=False) or _first_line(response, options):
+    if letter := choice_letter.read(response, options, labels=False) or _first_line(
+        response, options
+    ):
         return letter, ""
-    return _last_box(response, options) or _last_claim(response, options), ""
+    if (letter := _last_box(response, options)) or cut:
+        return letter, ""  # Thoughts that were cut claim nothing.
+    return _last_claim(response, options), ""
+
+
+def _lines(text: str) -> list[re.Match[str]]:
+    """Lines that give an answer, and do not deny one; `should be` and the like count where no
+    other line does."""
+    lines = [m for m in _LINE.finditer(text) if not _DENIES.match(m[1])]
+    plain = [line for line in lines if _PLAIN_LINE.match(line[1])]
+    return plain or lines
+
+
+def _hedged(text: str, claim: re.Match[str]) -> bool:
+    """Whether the sentence of a claim asks, denies or supposes it."""
+    # What a reason denies, as in "it is not C, so the answer is B", is another matter.
+    start = max(text.rfind(mark, 0, claim.start()) for mark in _STARTS)
+    said = text[start + 1 : claim.start()]
+    return bool(_HEDGE.search(said)) or claim[1].rstrip(" *_").endswith("?")
 
 
 def _first_line(text: str, options: Mapping[str, str]) -> str | None:
     """The letter that has a paragraph of its own at the start, if no later one retracts it."""
     first, _, rest = text.strip().partition("\n\n")
-    letter = _one_letter(first) if first.strip(_EDGES).isupper() else ""
-    return letter if letter and not _retracts(letter, rest, options) else None
+    letter = (
+        choice_letter.one_letter(first) if first.strip(choice_letter.EDGES).isupper() else ""
+    )
+    return letter if letter and not choice_letter.retracts(letter, rest, options) else None
 
 
 def _last_claim(text: str, options: Mapping[str, str]) -> str | None:
@@ -272,12 +254,17 @@ def _last_claim(text: str, options: Mapping[str, str]) -> str | None:
     claims = list(_CLAIM.finditer(text))
     if match := _RIGHT.fullmatch(text.rpartition("\n")[2].strip(" \t>*_#-")):
         letter = match[1]
-    elif claims and "\n" not in text[claims[-1].end() :]:
+        rights = {
+            m[1] for line in text.split("\n") if (m := _RIGHT.fullmatch(line.strip(" \t>*_#-")))
+        }
+        if rights != {letter}:
+            return None
+    elif claims and "\n" not in text[claims[-1].end() :] and not _hedged(text, claims[-1]):
         said = claims[-1][1].strip().lstrip(":*_ \t")
-        letter = read("answer is " + said, options, labels=False)
+        letter = choice_letter.read("answer is " + said, options, labels=False)
     else:
         return None
-    return letter if {c[2] for c in claims} <= {letter} else None
+    return letter if {c[2] for c in claims if not _hedged(text, c)} <= {letter} else None
 
 
 def _last_box(text: str, options: Mapping[str, str]) -> str | None:
@@ -286,141 +273,14 @@ def _last_box(text: str, options: Mapping[str, str]) -> str | None:
     for brace in _BRACE.finditer(inside):
         depth += 1 if brace[0] == "{" else -1
         if depth == 0:
-            return read(inside[: brace.start()], options)
+            return choice_letter.read(inside[: brace.start()], options)
     return None
 
 
 def _next_line(text: str, options: Mapping[str, str]) -> str | None:
     """The letter of the first line with text, if it does not open a list of the options."""
     lines = [line for line in text.split("\n") if line.strip()][:2]
-    letter = read(lines[0], options) if lines else None
+    letter = choice_letter.read(lines[0], options) if lines else None
     if letter and len(lines) > 1 and (listed := _FIRST.match(lines[1])) and listed[1] != letter:
         return None
     return letter
-
-
-def read(text: str, options: Mapping[str, str], *, labels: bool = True) -> str | None:
-    """The one letter that a text answers, or None.
-
-    Args:
-        options: letter -> text as `_plain` leaves it; may be empty.
-        labels: `B. any text` is an answer. A response that begins so may be a discussion of the
-            options that was cut; then only the option's own text may stand behind the letter.
-    """
-    text = _unwrapped(text).strip()
-    text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text
-    forms = [text]
-    for _ in range(3):
-        if not (match := _PHRASE.match(text.lstrip(" *_"))):
-            break
-        text = text.lstrip(" *_")[match.end() :].strip()
-        if text.rstrip(".") == "a" and "is" in match[0].split():
-            return None  # An article whose noun is missing.
-        forms.append(text)
-    for form in forms:
-        if (match := _LABELLED.match(form)) and _own(match[1].upper(), match[2], options):
-            return match[1].upper()
-    if letter := _one_letter(text):
-        return letter
-    for form in forms:
-        if letters := _letters(form, options):
-            return letters[0] if len({options[c] for c in letters}) == 1 else None
-    pieces = [p.strip(_EDGES) for p in _SEPARATORS.split(text)]
-    pieces = [p.upper() for p in pieces if p]
-    if pieces and all(len(p) == 1 and p in string.ascii_uppercase for p in pieces):
-        return pieces[0] if len(set(pieces)) == 1 else None
-    if match := _LABELLED.match(text) or _BECAUSE.match(text):
-        letter = match[1].upper()
-        if _PRONOUN.match(text) or _begins_as_another(text, options):
-            return None  # `C. elegans` may be the text of B.
-        return letter if labels and not _retracts(letter, match[2], options) else None
-    if match := _BARE_PREFIX.match(text):
-        rest = match[2].rstrip("*_`. ")
-        bracketed = rest[1:-1] if rest[:1] + rest[-1:] in ("()", "[]") else ""
-        if any(_own(match[1].upper(), t, options) for t in (match[2], bracketed) if t):
-            return match[1].upper()
-    if (match := _LETTER_LAST.search(text)) and _own(match[1], text[: match.start()], options):
-        return match[1]
-    return None
-
-
-def _begins_as_another(text: str, options: Mapping[str, str]) -> bool:
-    """Whether a text begins with that of an option which itself looks like a label."""
-    start = _plain(text).casefold()
-    labels = (option.casefold() for option in options.values() if _LABELLED.match(option))
-    return any(start.startswith(label) for label in labels)
-
-
-def _one_letter(text: str) -> str:
-    """The letter that a text is but for marks round it, else ""."""
-    core = text.strip(_EDGES).upper()
-    return core if len(core) == 1 and core in string.ascii_uppercase else ""
-
-
-def _own(letter: str, rest: str, options: Mapping[str, str]) -> bool:
-    """Whether the text behind a label is that of its option."""
-    if letter in _letters(rest, options):
-        return True
-    joint = _JOINT.match(rest)
-    return bool(joint) and letter in _letters(rest[joint.end() :], options)
-
-
-def _retracts(letter: str, rest: str, options: Mapping[str, str]) -> bool:
-    """Whether the text behind a labelled letter, not its option's own, speaks against it."""
-    if _letters(rest, options):
-        return True
-    own = r"\s+".join(map(re.escape, options.get(letter, "").split()))
-    if own and (match := re.match(rf"[*_`\s]*{own}(?!\w)", rest)):
-        rest = rest[match.end() :]
-    others = {*(options or "ABCDEFGH")} - {letter}
-    if (only := _one_letter(rest)) and only != letter:
-        return True
-    flat = " ".join(rest.split())
-    shown = _plain(rest).casefold()
-    for c in others & options.keys():
-        if any(f" {c.lower()}{mark} {options[c].casefold()}" in f" {shown}" for mark in ".):"):
-            return True
-    if _DENIED.match(flat.lstrip(_EDGES)) and not _DENIED.match(options.get(letter, "")):
-        return True
-    named = ("".join(groups) for groups in _NAMED.findall(rest))
-    return any(c in others for c in named) or any(c in others for c in _POINTED.findall(flat))
-
-
-def _letters(text: str, options: Mapping[str, str]) -> list[str]:
-    """The options that have this text; those that differ in case only where no other does."""
-    if not options:
-        return []
-    text = _plain(text)
-    same = [letter for letter, option in options.items() if option == text]
-    return same or [letter for letter, option in options.items() if _same_words(option, text)]
-
-
-def _same_words(a: str, b: str) -> bool:
-    """Whether two texts differ in the case of words only, and not in that of symbols: mV is
-    not MV, nor c1ccccc1 C1CCCCC1."""
-    if a.casefold() != b.casefold():
-        return False
-    pairs = [(x, y) for x, y in zip(a.split(), b.split(), strict=True) if x != y]
-    return all(_is_word(x) and (len(x) > 3 or x[1:] == y[1:]) for x, y in pairs)
-
-
-def _is_word(text: str) -> bool:
-    core = text.strip(",;:.!?()'\"").replace("-", "")
-    return core.isalpha() and (len(core) > 3 or core[1:].islower() or core in "aA")
-
-
-def _unwrapped(text: str) -> str:
-    """Without LaTeX commands that say nothing; full-width letters and brackets made plain."""
-    text = _RAISED.sub(r"^\g<0>", text)  # Else 10 to the 2nd would become 102.
-    text = _MATH.sub("$", unicodedata.normalize("NFKC", text).translate(_CORNERS))
-    for _ in range(_NESTED):
-        text, found = _WRAPPER.subn(r" \1 ", text)
-        if not found:
-            break
-    return text
-
-
-def _plain(text: str) -> str:
-    """An option's text for comparison: no wrappers, emphasis, outer marks or extra space."""
-    text = " ".join(_unwrapped(text).split())
-    return " ".join(text.lstrip("*_` ").rstrip("*_`. ").split()) or text

@@ -42,12 +42,13 @@ from mopd_jax.records import Problem, Verdict
 from mopd_jax.thinking import answer_part
 
 _LABEL = re.compile(
-    r"^[ \t>*_#-]*(?:\d{1,3}[.)][ *_]*)?"
-    r"action(?P<input>[ _]input)?(?: ?\d{1,3})?[*_ \t]*:[ \t*]*",
+    r"^[ \t>*_#-]*(?P<item>\d{1,3}[.)][ *_]*)?"
+    r"action(?P<input>[ _]input)?(?P<number> ?\d{1,3})?[*_ \t]*:[ \t*]*",
     re.IGNORECASE | re.MULTILINE,
 )
 _INPUT = re.compile(r"\baction[ _]input(?: ?\d{1,3})?[*_ \t]*:[ \t*]*", re.IGNORECASE)
 _FENCE = re.compile(r"\A\s*`{1,3}(?:json)?", re.IGNORECASE)
+_FENCED = re.compile(r"[\s*]*(?:`{1,3}(?:json)?[\s*]*){0,2}\{", re.IGNORECASE)
 _DEEPEST = 64
 _SHOWN = 8  # Calls that feedback speaks of one by one.
 
@@ -90,7 +91,7 @@ def calls(response: str) -> list[Call]:
     text = answer_part(response)
     found: list[Call] = []
     waits = False  # Whether an Action has no input yet.
-    labels = list(_LABEL.finditer(text))
+    labels = _labels(text)
     # No label stands inside of JSON, whose strings cannot hold a line's end.
     ends = [label.start() for label in labels[1:]] + [len(text)]
     for i, label in enumerate(labels):
@@ -114,6 +115,20 @@ def calls(response: str) -> list[Call]:
         name = _name(head)
         found.append(Call(name, arguments, problem if name else "its Action has no name"))
     return found
+
+
+def _labels(text: str) -> list[re.Match[str]]:
+    """The labels of calls; those of a numbered plan are none, if no number has an input."""
+    labels = list(_LABEL.finditer(text))
+    numbered = [m for m in labels if (m["item"] or m["number"]) and not m["input"]]
+    if len(numbered) == sum(not m["input"] for m in labels):
+        return labels
+    behind = dict(zip(labels, [*labels[1:], None], strict=True))
+    for label in numbered:
+        line = text[label.end() :].partition("\n")[0]
+        if _INPUT.search(line) or (behind[label] and behind[label]["input"]):
+            return labels
+    return [label for label in labels if label not in numbered]
 
 
 def answer(problem: Problem, response: str) -> str:
@@ -219,7 +234,7 @@ def _read(text: str) -> tuple[Canonical | None, str]:
     except ValueError as error:
         return None, f"its Action Input is not readable JSON ({error})"
     rest, _, behind = text[end:].partition("\n")
-    if rest.strip(" \t\r*`") or behind.lstrip(" \t\r\n*`").startswith("{"):
+    if rest.strip(" \t\r*`") or _FENCED.match(behind):
         return None, "text stands behind the JSON of its Action Input"
     return arguments, ""
 
