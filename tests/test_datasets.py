@@ -213,7 +213,11 @@ def test_a_test_file_alone_is_the_test_split(tmp_path):
         ("x/train.jsonl", "biology", ""),
         ("geophysics/train.jsonl", "biology", ""),
         ("study_materials/train.jsonl", "physics", ""),
-        ("sciknoweval_material/train.jsonl", "physics", "the folder sciknoweval_material is of"),
+        (
+            "sciknoweval_material/train.jsonl",
+            "physics",
+            "the folder sciknoweval_material is of",
+        ),
     ],
 )
 def test_built_rows_of_another_domain_are_refused(tmp_path, path, domain, said):

@@ -247,6 +247,27 @@ EQUAL += [
     (r"\text{DNE}", r"\text{does not exist}"),
     (r"\text{no solution}", r"\text{no solutions}"),
     ("B", r"\textbf{(B) }42"),
+    (r"\text{(B)}", r"\textbf{(B) }42"),
+    ("x", r"\textbf{(B) }x"),
+    ("N", r"\textbf{(C) }N"),
+    ("30", r"30\text{ sec}"),
+    ("3 sec", "3"),
+    (r"\sec x", "sec x"),
+    (r"x \ne 2", r"x \not= 2"),
+    (r"\bar{x}", r"\bar x"),
+    (r"30\text{ sec}", "30"),
+    (r"10\text{ ft/sec}", r"10\text{ ft}/\text{sec}"),
+    (r"\sec x", r"\operatorname{sec} x"),
+    (r"(0,100\pi)", r"(0, 100\pi)"),
+    (r"\langle 3,100\rangle", "(3,100)"),
+    ("nRT", "nTR"),
+    ("qvB", "q B v"),
+    ("A > B > C", r"\text{A} > \text{B} > \text{C}"),
+    (r"\frac12<a<\frac32", r"\frac32>a>\frac12"),
+    (r"\frac{f^\prime}{g}", r"\frac{f^{\prime}}{g}"),
+    (r"\log_{e^2} x", r"\frac{\ln x}{2}"),
+    ("e^{0.1t}", "e^{t/10}"),
+    ("Circle", r"\text{a circle}"),
 ]
 DIFFERENT = [
     ("1/3", "0.33"),
@@ -378,6 +399,19 @@ DIFFERENT = [
     ("5", r"5\text{ mn}"),
     ("5", r"5\text{ doubled}"),
     ("B", r"\textbf{(C) }42"),
+    ("B", r"\text{(B) or (C)}"),
+    ("B", r"\text{(B) is wrong}"),
+    (r"\textbf{(B)}", r"\textbf{(A) }B"),
+    # Letters that are no articles, and primes in their places.
+    ("x", "a x"),
+    ("b", r"a\,b"),
+    ("A'B+C", "AB'+C"),
+    ("f'(x)+g(x)", "f(x)+g'(x)"),
+    # Commas of pairs.
+    (r"(0,100\pi)", r"100\pi"),
+    (r"10200\sqrt3", r"(10,200\sqrt3)"),
+    (r"\langle 3,100\rangle", "3100"),
+    ("500x", "0,500x"),
     (r"2\sqrt2", "2^{1.6}"),
 ]
 
@@ -529,6 +563,9 @@ def test_a_gold_that_cannot_be_read_is_unusable(gold):
         "5 " + "~" * 1900 + "!",
         "(" + r"\," * 900 + "x",
         "(" * 1900,
+        r"\text{" + "1, and " * 250 + "x}",
+        r"\text{" + "1,234, or " * 180 + "x}",
+        r"\text{" + "1, and 11 and " * 120 + "x}",
     ],
 )
 def test_no_text_takes_long_in_this_process(text, monkeypatch):

@@ -107,6 +107,7 @@ _MAY_BE_MANY = re.compile(
 )
 # Equal to no gold answer, so that a formula has to be read.
 _NO_ANSWER = r"\sqrt{2}+x^{17}"
+_PRIMED = re.compile(r"([A-Za-z0-9)}]?) ?('+)")
 _SPEAKS_OF_PERCENT = re.compile(r"percent|%|\bpct\b", re.IGNORECASE)
 
 
@@ -139,16 +140,18 @@ def verify(problem: Problem, response: str) -> Verdict:
         return Verdict(0.0, feedback=LONG_BOX, format_ok=False)
     if not (answer := math_spelling.clean(box.content)):
         return Verdict(0.0, feedback=EMPTY_BOX, format_ok=False)
-    letter, _ = math_words.words(gold) or ("", False)
-    if len(letter) == 1 and (option := math_forms.label(box.content)):
-        return Verdict(float(option == letter), format_ok=box.plain)
+    letter, bracketed = math_forms.option(gold)
+    label = math_forms.label(box.content) if letter else ""
+    if label and (bracketed or label == letter):
+        return Verdict(float(label == letter), format_ok=box.plain)
     try:
         right = same(gold, answer, percent=_percent(problem))
     except Undecided as error:
-        if not isinstance(error, OverLimit) or _over_limit(gold) or not _over_limit(answer):
-            return Verdict(0.0, error=str(error), format_ok=box.plain)
-        # No answer by itself; else a tower of powers would keep a row out of the statistics.
+        # An answer that has no end by itself is none: no tower of powers keeps a row out of
+        # the statistics.
         right = False
+        if not isinstance(error, OverLimit) or not _over_limit(answer) or _over_limit(gold):
+            return Verdict(0.0, error=str(error), format_ok=box.plain)
     return Verdict(float(right), format_ok=box.plain)
 
 
@@ -156,10 +159,8 @@ def _over_limit(text: str) -> bool:
     """Whether a text by itself meets the limit."""
     try:
         _alone(text)
-    except OverLimit:
-        return True
-    except Undecided:
-        return False
+    except Undecided as error:
+        return isinstance(error, OverLimit)
     return False
 
 
@@ -364,7 +365,7 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
     if math_spelling.squash(gold) == math_spelling.squash(answer):
         return True
     gold, answer = _values(gold, answer)
-    if gold.count("'") != answer.count("'"):
+    if sorted(_PRIMED.findall(gold)) != sorted(_PRIMED.findall(answer)):
         return False  # A derivative, minutes or feet, which the worker would not see.
     (gold_time, gold_half), (answer_time, answer_half) = map(
         math_forms.time_of_day, (gold, answer)

@@ -16,8 +16,13 @@ _TIME = re.compile(
 )
 _LABEL = re.compile(rf"{TEXT} ?\{{ ?\([A-Z]\) ?\}} ?(?=[-+0-9.$(A-Za-z\\])(?!\\cdot|\\times)")
 _LABEL_INSIDE = re.compile(rf"({TEXT} ?\{{) ?\([A-Z]\) (?=[^{{}}]*\}}$)")
-_FIGURE = r"[-+]?(?:\\?\$ ?)?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:[:/][0-9]+)*(?: ?\\?%)?"
-# Only a comma with a space parts two of them, so that no text can be read in many ways.
+_NO_LABEL = re.compile(r"\) *(?:is|wrong|not|no|or|and)\b")
+_OPTION = re.compile(rf"(?:{TEXT} ?\{{ ?)?(\()?([A-Z])\)?(?: ?\}})?")
+_FIGURE = (
+    r"[-+]?(?:\\?\$ ?)?(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?:[:/][0-9]+)*(?: ?\\?%)?"
+)
+# A figure ends in no comma, and a comma with a space parts two of them, so that no text can be
+# read in many ways.
 _FIGURES = re.compile(
     rf"{TEXT} ?\{{ ?({_FIGURE}(?:(?:, (?:and |or )?| and | or ){_FIGURE})*)\.? ?\}}"
 )
@@ -163,7 +168,8 @@ def _interval(text: str) -> tuple[str, str] | None:
         if first in (">", r"\ge"):
             low, first, second, high = high, _TURNED[second], _TURNED[first], low
         rises = {first, second} <= {"<", r"\le"}
-        if not rises or len(name) != 1 or not name.isalpha() or name in low + high:
+        bounds = re.sub(r"\\[A-Za-z]+", "", low + high)
+        if not rises or len(name) != 1 or not name.isalpha() or re.search("[A-Za-z]", bounds):
             return None
         start, stop = "(" if first == "<" else "[", ")" if second == "<" else "]"
         return name, f"{start}{low},{high}{stop}"
@@ -174,8 +180,16 @@ def _interval(text: str) -> tuple[str, str] | None:
 
 def label(text: str) -> str:
     r"""The letter of an option in front of a value, of `\textbf{(B) }42` or `\text{(B) 42}`."""
+    letters = set(re.findall(r"\(([A-Z])\)", text))
     match = _LABEL.match(text) or _LABEL_INSIDE.match(text)
-    return re.search(r"\(([A-Z])\)", match[0])[1] if match else ""
+    return letters.pop() if match and len(letters) == 1 and not _NO_LABEL.search(text) else ""
+
+
+def option(text: str) -> tuple[str, bool]:
+    """(letter, whether in brackets) of a gold answer that is the letter of an option, or may
+    be; ("", False) of all else."""
+    match = _OPTION.fullmatch(text)
+    return (match[2], match[1] is not None) if match else ("", False)
 
 
 def _ray(text: str) -> _Ray | None:
@@ -186,6 +200,6 @@ def _ray(text: str) -> _Ray | None:
     if not (len(left) == 1 and left.isalpha()):
         left, right = right, left
         sign = _TURNED[sign]
-    if not (len(left) == 1 and left.isalpha()) or left in right:
+    if not (len(left) == 1 and left.isalpha()) or left in re.sub(r"\\[A-Za-z]+", "", right):
         return None
     return _Ray(left, sign, right)

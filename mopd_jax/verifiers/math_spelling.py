@@ -59,7 +59,10 @@ _NOISE = re.compile(
 # A thin space or a braced comma between digits sets off thousands.
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\!|\\[,;:]|~)(?=[0-9]{3}(?![0-9]))")
 # Digits with commas in front of letters or a command: 1,000\pi.
-_THOUSANDS_OF = re.compile(r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?= ?(?:\\(?!\})|[A-Za-z]))")
+_THOUSANDS_OF = re.compile(
+    r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+"
+    r"(?= ?(?:\\(?!\}|rbrace|rangle)|(?!(?:and|or)\b)[A-Za-z]))"
+)
 # Runs of blanks are one, else much below would be slow on them.
 _SPACE = re.compile(r"(?:(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s)+")
 _SYNONYMS = (
@@ -69,12 +72,14 @@ _SYNONYMS = (
     (re.compile(r"\\(?:mathrm|text) ?\{ ?([eid]) ?\}"), r"\1"),
     (
         re.compile(
-            r"\\(?:operatorname\*?|mathrm|text) ?\{ ?(arcsin|arccos|arctan|sinh|cosh|tanh|sin"
-            r"|cos|tan|cot|sec|csc|ln|log|exp|gcd|lcm) ?\}"
+            r"\\(?:operatorname\*?|mathrm|text) ?\{ ?(?:(arcsin|arccos|arctan|sinh|cosh|tanh"
+            r"|sin|cos|tan|cot|csc|ln|log|exp|gcd|lcm) ?\}"
+            # Seconds, unless an argument follows.
+            r"|(sec) ?\}(?= ?(?:\^ ?\{?-?[0-9]\}? ?)?[(\\A-Za-z]))"
         ),
-        r"\\\1 ",
+        lambda match: rf"\{match[1] or match[2]} ",
     ),
-    (re.compile(r"\\log ?_ ?\{? ?e(?![A-Za-z]) ?\}?"), r"\\ln "),
+    (re.compile(r"\\log ?_ ?(?:\{ ?e ?\}|e)(?![A-Za-z])"), r"\\ln "),
     (
         re.compile(r"\\([lr])brace(?![A-Za-z])"),
         lambda match: r"\{" if match[1] == "l" else r"\}",
@@ -83,11 +88,16 @@ _SYNONYMS = (
     (re.compile(r"(?<=[0-9.])\\(?:bar|dot) ?(?:([0-9])|\{([0-9]+)\})"), r"\\overline{\1\2}"),
     (re.compile(r"(?<=[0-9])\{:\}(?=[0-9])"), ":"),
     (re.compile(rf"{_TEXT} ?\{{ ?\^\\circ ?\}}"), r"^\\circ"),
-    (re.compile(r"\^ ?\{? ?(\\prime(?: ?\\prime)*) ?\}?"), lambda m: "'" * m[1].count("prime")),
+    (
+        re.compile(r"\^ ?(?:\{ ?(?:\\prime ?)+\}|\\prime(?: ?\\prime)*(?![A-Za-z]))"),
+        lambda match: "'" * match[0].count("prime"),
+    ),
     (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
     (re.compile(r"\\leq(?:slant)?(?![A-Za-z])"), r"\\le"),
     (re.compile(r"\\geq(?:slant)?(?![A-Za-z])"), r"\\ge"),
-    (re.compile(r"\\neq(?![A-Za-z])"), r"\\ne"),
+    (re.compile(r"\\neq(?![A-Za-z])|\\not ?="), r"\\ne "),
+    (re.compile(r"\\not ?\\in(?![A-Za-z])"), r"\\notin "),
+    (re.compile(r"\\(bar|hat|dot|vec|tilde|overline) ?([A-Za-z])"), r"\\\1{\2}"),
     (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\langle(?![A-Za-z])"), "("),
     (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
@@ -103,8 +113,8 @@ _JOINTS = (
     (re.compile(r", *, *"), ", "),
 )
 _FUNCTIONS = re.compile(
-    r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|ln|log|exp|"
-    r"sqrt|pi|infinity|infty)(?![A-Za-z])"
+    r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec(?= ?[(^\\]| [A-Za-z])|csc|ln|log|"
+    r"exp|sqrt|pi|infinity|infty)(?![A-Za-z])"
 )
 WRAPPED = re.compile(rf"{_TEXT} ?\{{([^{{}}]*)\}}")
 
@@ -118,8 +128,7 @@ def clean(text: str) -> str:
     text = _DELIMITER.sub(" ", text)
     text = _NOISE.sub(" ", text)
     text = _THOUSANDS.sub("", text)
-    if len(of := _THOUSANDS_OF.findall(text)) == 1 and of[0].count(",") == text.count(","):
-        text = text.replace(of[0], of[0].replace(",", ""))
+    text = _without_commas(text)
     text = math_forms.without_text(_SPACE.sub(" ", text))
     for pattern, synonym in (*_SYNONYMS, *_JOINTS):
         if pattern is _JOINTS[0][0]:
@@ -133,6 +142,18 @@ def clean(text: str) -> str:
     while text.startswith("{") and closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip(" ")
     return text
+
+
+def _without_commas(text: str) -> str:
+    """`1000\\pi` of `1,000\\pi`: one number with commas, and in no bracket."""
+    found = list(_THOUSANDS_OF.finditer(text))
+    if len(found) != 1 or found[0][0].count(",") != text.count(","):
+        return text
+    head, tail = text[: found[0].start()], text[found[0].end() :]
+    is_open = sum(map(head.count, "([")) > sum(map(head.count, ")]"))
+    if is_open or r"\{" in head or r"\langle" in head or r"\lbrace" in head:
+        return text
+    return head + found[0][0].replace(",", "") + tail
 
 
 def _grouped(text: str, command: str) -> str:

@@ -51,11 +51,12 @@ def same(gold: str, answer: str) -> bool | None:
         first_only = len(a_text) > 3 and a_text[1:] == b_text[1:]
         spelled = not (a_bare and b_bare) or first_only
         return spelled or _WORDS.fullmatch(a_text.casefold()) is not None
-    if _plain(a_text) == _plain(b_text):
+    several = " " in a_text or " " in b_text
+    if several and _plain(a_text) == _plain(b_text):
         return True
     a_letters, b_letters = (text.replace(" ", "") for text in (a_text, b_text))
     # A product of variables; many capitals are an order or a word.
-    product = max(len(a_letters), 1) < 3 or a_letters.islower()
+    product = len(a_letters) < 3 or not a_letters.isupper()
     if not (a_bare and b_bare and product) or {a_text, b_text} & {"no", "on"}:
         return False
     return sorted(a_letters) == sorted(b_letters)
@@ -65,6 +66,6 @@ def _plain(text: str) -> str:
     """Several words without case, an article or the plural of a solution; DNE written out."""
     if text.casefold() == "dne":
         return "does not exist"
-    if " " not in text:
-        return text
+    if all(len(word) == 1 for word in text.split(" ")):
+        return text  # A product of letters: the a of `a x` is no article.
     return re.sub(r"(?<= solution)s$", "", re.sub(r"^(?:an?|the) ", "", text.casefold()))

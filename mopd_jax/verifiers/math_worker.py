@@ -169,11 +169,18 @@ def _parse(text: str, real: bool | None):
         parsed = parsed.subs(sympy.Symbol("i"), sympy.I)
     if not isinstance(parsed, (sympy.Basic, sympy.MatrixBase)):
         raise ValueError("not one formula")
-    # The exponent of 2^{1.5} is exact.
+    # The exponents of 2^{1.5} and e^{0.1t} are exact.
     return parsed.replace(
-        lambda e: isinstance(e, sympy.Pow) and e.exp.is_Float,
-        lambda e: e.base ** sympy.Rational(str(e.exp)),
+        lambda e: isinstance(e, (sympy.Pow, sympy.exp)) and e.exp.has(sympy.Float),
+        lambda e: e.func(*e.args[:-1], _exact(e.args[-1])),
     )
+
+
+def _exact(expression):
+    """With fractions for decimals."""
+    import sympy
+
+    return expression.replace(lambda e: e.is_Float, lambda e: sympy.Rational(str(e)))
 
 
 def _same(gold, answer) -> bool:
