@@ -113,8 +113,8 @@ _JOINTS = (
     (re.compile(r", *, *"), ", "),
 )
 _FUNCTIONS = re.compile(
-    r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec(?= ?[(^\\]| [A-Za-z])|csc|ln|log|"
-    r"exp|sqrt|pi|infinity|infty)(?![A-Za-z])"
+    r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp|"
+    r"sec(?= ?[(^\\]| [A-Za-z])|sqrt|pi|infinity|infty)(?![A-Za-z])"
 )
 WRAPPED = re.compile(rf"{_TEXT} ?\{{([^{{}}]*)\}}")
 
