@@ -278,8 +278,8 @@ SURVIVORS = [
     ),
     Hostile(
         "exit_call_that_never_ends",
-        "import atexit\natexit.register(lambda: [0 for _ in iter(int, 1)])",
-        ("cpu", "memory"),
+        "import atexit\ndef f():\n  while True: pass\natexit.register(f)",
+        ("cpu",),
     ),
     Hostile(
         "finaliser_that_never_ends",

@@ -42,7 +42,7 @@ class Yard:
 
     def __init__(self, box):
         self.box = box
-        self.uid = box._layout.uid(0)
+        self.uid = box._free.queue[-1].uid
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="yard-"))
         self.outside = self.folder / "outside"
         self.outside.mkdir()

@@ -307,7 +307,11 @@ def test_extraction_takes_linear_time():
         ("1 2", "1\n2", False),
         ("1  2", "1 2", True),
         ("a  b", "a b", False),
-        (" a", "a", False),
+        (" a", "a", True),
+        ("  *\n ***\n*****\n", "*\n ***\n*****", True),
+        ("*\n ***", "\n\n  *\n ***", True),
+        ("  *\n***", "  *\n ***", False),
+        ("*\n  ***", "*\n ***", False),
         ("a ", "a", True),
         ("Yes", "YES", False),
         ("-", "-", True),
@@ -527,8 +531,13 @@ def test_references_pass_and_spoiled_ones_fail(any_box, task):
 @pytest.mark.parametrize(
     ("printed", "instead"),
     [
-        ("9", "0"),
-        ("a -3.5e4", "a -4.5e4"),
+        ("9", "30"),
+        ("a -3.5e4", "a 105003.0"),
+        ("0.01", "3.0300000000000002"),
+        ("1e-09", "3.0000000030000002"),
+        ("0.0", "3.0"),
+        ("12:30", "22:30"),
+        ("nan", "nan0"),
         ("yes", "yes0"),
         ("1\n2 NO\n\n", "1\n2 NO0"),
         ("", "0"),
@@ -537,7 +546,7 @@ def test_references_pass_and_spoiled_ones_fail(any_box, task):
 def test_one_value_of_an_output_is_changed(any_box, printed, instead):
     source = f"import sys\nsys.stdout.write({printed!r})\nsys.stdout.buffer.flush()"
     task = problem(("", printed), solution=source)
-    _, other, _ = code.mutated(task)
+    _, other, *_ = code.mutated(task)
     outcome = any_box.run(Program(programs.extract(other).source))
     assert (outcome.kind, outcome.stdout.decode()) == ("ok", f"{instead}\n")
 
@@ -545,10 +554,11 @@ def test_one_value_of_an_output_is_changed(any_box, printed, instead):
 @pytest.mark.parametrize(
     ("value", "instead"),
     [
-        ("1", 2),
-        ("-0.5", 2.0),
-        ("-1.0", 3.0),
-        ("2e300", 0.0),
+        ("1", 6),
+        ("-0.5", 4.5),
+        ("-1.0", 6.0),
+        ("2e300", 0),
+        ("10 ** 400", 0),
         ("True", False),
         ("None", True),
         ("'a'", "ax"),
@@ -654,8 +664,8 @@ def test_a_program_that_loops_is_given_up_after_two_tests(any_box):
     assert (verdict.test_fraction, verdict.tests_skipped) == (0.5, 0)
 
 
-@pytest.mark.parametrize("kind", ["cpu", "idle", "error", "memory"])
-def test_only_time_limits_give_a_program_up(kind):
+@pytest.mark.parametrize("kind", ["cpu", "idle", "hostile", "disk", "error", "memory"])
+def test_only_what_costs_much_gives_a_program_up(kind):
     class Box:
         output_kb, slow_tests = 1, 1
 
@@ -664,7 +674,7 @@ def test_only_time_limits_give_a_program_up(kind):
 
     task = problem(("1", "1"), ("0", "1"), ("1", "1"), ("1", "1"))
     verdict = verifiers.verify(task, fenced("x"), sandbox=Box())
-    slow = kind in ("cpu", "idle")
+    slow = kind in ("cpu", "idle", "hostile", "disk")
     assert (verdict.test_fraction, verdict.tests_skipped) == ((0.25, 2) if slow else (0.75, 0))
 
 

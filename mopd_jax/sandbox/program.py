@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -18,7 +19,7 @@ import threading
 import traceback
 import types
 
-# Judges of function tests import these names themselves, so solutions leave their imports out.
+# LiveCodeBench's judge imports all names of these, so solutions leave their imports out.
 PRELUDE = "string re datetime collections heapq bisect copy math random statistics itertools"
 PRELUDE = (PRELUDE + " functools operator io sys json typing").split()
 _RECURSION = 50_000  # Of function tests, whose judges raise it too.
@@ -46,8 +47,9 @@ def run_program(job: dict) -> None:
     importlib.import_module("random").seed(0)
     code = 0
     try:
+        provide()
         if call is not None:
-            prepare(module)
+            sys.setrecursionlimit(_RECURSION)
         exec(compile(job["source"], _FILE, "exec", dont_inherit=True), module.__dict__)
         if call is not None:
             respond(module, call, json.loads(job["arguments"]))
@@ -59,6 +61,9 @@ def run_program(job: dict) -> None:
         code = 1
     quietly(threads)
     quietly(endings)
+    # As the interpreter does: a stream of the program's own needs its module to flush.
+    for name in ("stdout", "stderr"):
+        quietly(lambda name=name: getattr(sys, name).flush())
     for key in list(module.__dict__):
         module.__dict__[key] = None
     quietly(gc.collect)
@@ -93,21 +98,28 @@ def wrap_streams() -> tuple:
     return sys.stdout, sys.stderr
 
 
-def prepare(module: types.ModuleType) -> None:
-    """The names and the recursion limit that judges of function tests provide.
-
-    The names stand among the builtins and not in the module: a function that is asked for must
-    be one that the program defines or imports, and not `gcd` or `add` of this list.
-    """
+@functools.cache
+def prelude() -> dict[str, object]:
+    """The names of the modules of PRELUDE, and those modules; none that Python has built in."""
     builtin = vars(importlib.import_module("builtins"))
     names = {}
     for source in PRELUDE:
         loaded = importlib.import_module(source)
         public = getattr(loaded, "__all__", None) or [n for n in vars(loaded) if n[0] != "_"]
         names.update((n, getattr(loaded, n)) for n in public if n not in builtin)
-    names.update((source, importlib.import_module(source)) for source in PRELUDE)
-    builtin.update(names)
-    sys.setrecursionlimit(_RECURSION)
+    return names | {source: importlib.import_module(source) for source in PRELUDE}
+
+
+def provide() -> None:
+    """Adds the names that judges provide to the builtins.
+
+    Not to the module: a function that is asked for must be one that the program defines or
+    imports, and not `gcd` or `add` of this list.
+    """
+    builtin = vars(importlib.import_module("builtins"))
+    builtin.update(prelude())
+    # These have changed since the list was made, which is before the fork.
+    builtin.update((name, getattr(sys, name)) for name in ("argv", "stdin", "stdout", "stderr"))
 
 
 def respond(module: types.ModuleType, name: str, arguments: list) -> None:
