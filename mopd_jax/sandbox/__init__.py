@@ -122,7 +122,7 @@ class Sandbox:
                 killed += outcome.killed
                 if broken == 3 or killed == 2 or not (outcome.killed or worker is None):
                     return outcome
-        except SandboxError as error:
+        except (SandboxError, OSError) as error:  # No descriptor is left for its end, or so.
             return Outcome("broken", detail=str(error))
         finally:
             self._free.put(worker)
