@@ -325,6 +325,15 @@ def test_a_host_without_descriptors_blames_nobody_and_loses_none(level, monkeypa
             assert box.run(Program("print(1)")).stdout == b"1\n"
             running = box._free.queue[-1]
             assert len(os.listdir("/proc/self/fd")) == before
+        right = worker._sealed
+
+        def scarce_for_one(content):
+            if content == b"x":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return right(content)
+
+        monkeypatch.setattr(worker, "_sealed", scarce_for_one)
+        assert box.run(Program("print(1)", stdin="x")).kind == "broken"
 
 
 def test_a_pause_of_the_machine_is_no_sleep_of_the_program(level, monkeypatch):
@@ -371,7 +380,10 @@ def test_uids_that_are_all_taken_are_an_error(monkeypatch):
     said = "all 2 uids of sandbox workers .61184 to 61185. are taken"
     with layout.User(True), layout.User(True), pytest.raises(SandboxError, match=said):
         layout.User(True)
-    layout.User(True).close()
+    made = layout.User(True)
+    with layout.User(True):
+        made.close()
+        assert layout.User(True).uid == made.uid
 
 
 def test_clearing_lists_every_folder_once(tmp_path, monkeypatch):
