@@ -40,11 +40,11 @@ def main(control: int, settings: dict) -> None:
         importlib.import_module(name)
     sys.path[:] = [path for path in sys.path if path]
     site.setquit()  # `exit` and `quit`, which -S leaves out.
-    program.prelude()  # Made once, kept by every fork.
+    program.provide()  # Once, for every fork.
     rules = None
     if settings["isolated"]:
         confine.enter_user_namespace()
-        confine.filter_code(isolated=True, pid=0, landlock=0)  # The same.
+        confine.filter_code(isolated=True, pid=0, landlock=0)  # Made once, kept by every fork.
     else:
         confine.adopt_orphans()
         if settings["landlock"]:

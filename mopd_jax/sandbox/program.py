@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import gc
 import importlib
 import json
@@ -47,7 +46,7 @@ def run_program(job: dict) -> None:
     importlib.import_module("random").seed(0)
     code = 0
     try:
-        provide()
+        provide_streams()
         if call is not None:
             sys.setrecursionlimit(_RECURSION)
         exec(compile(job["source"], _FILE, "exec", dont_inherit=True), module.__dict__)
@@ -98,27 +97,26 @@ def wrap_streams() -> tuple:
     return sys.stdout, sys.stderr
 
 
-@functools.cache
-def prelude() -> dict[str, object]:
-    """The names of the modules of PRELUDE, and those modules; none that Python has built in."""
+def provide() -> None:
+    """Adds the names that judges provide to the builtins: of the modules of PRELUDE, and those.
+
+    Not to the program's module: a function that is asked for must be one that it defines or
+    imports, and not `gcd` or `add` of this list. Called before the fork, for a later reference
+    to each of these objects would copy the memory that it is in.
+    """
     builtin = vars(importlib.import_module("builtins"))
     names = {}
     for source in PRELUDE:
         loaded = importlib.import_module(source)
         public = getattr(loaded, "__all__", None) or [n for n in vars(loaded) if n[0] != "_"]
         names.update((n, getattr(loaded, n)) for n in public if n not in builtin)
-    return names | {source: importlib.import_module(source) for source in PRELUDE}
+    names.update((source, importlib.import_module(source)) for source in PRELUDE)
+    builtin.update(names)
 
 
-def provide() -> None:
-    """Adds the names that judges provide to the builtins.
-
-    Not to the module: a function that is asked for must be one that the program defines or
-    imports, and not `gcd` or `add` of this list.
-    """
+def provide_streams() -> None:
+    """The same of what is the program's own."""
     builtin = vars(importlib.import_module("builtins"))
-    builtin.update(prelude())
-    # These have changed since the list was made, which is before the fork.
     builtin.update((name, getattr(sys, name)) for name in ("argv", "stdin", "stdout", "stderr"))
 
 
