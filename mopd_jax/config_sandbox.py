@@ -21,9 +21,10 @@ class SandboxConfig:
     wall_seconds: after which a program that the machine has starved of CPU time is given up, as
         an error and not as a failure.
     idle_seconds: that a program may sleep or wait for nothing; more is a failure.
-    slow_tests: tests of one program that may end at `cpu_seconds` or `idle_seconds`. After that
-        many the rest are not run, count as failed, and are counted (`tests_skipped`): a program
-        that loops would cost its limit once a test. None: all are run.
+    slow_tests: tests of one program that may end at `cpu_seconds`, `idle_seconds` or `file_mb`,
+        or break the sandbox. After that many the rest are not run, count as failed, and are
+        counted (`tests_skipped`): a program that loops would cost its limit once a test. None:
+        all are run.
     memory_mb: of one test, all of its processes together. A process may also not reserve more.
     processes: and threads of one test, at one time.
     file_mb: of one test on its private disk, which is memory.

@@ -116,8 +116,8 @@ class Verdict:
     error: why no verdict was possible; such a row is neither success nor failure.
     format_ok: the answer stands where and how it was asked for; None: there is no such format.
     truncated: the response was cut before it ended.
-    tests_skipped: tests that were not run since enough had run into a time limit; they count
-        as failed in `test_fraction`.
+    tests_skipped: tests that were not run since enough had cost too much; they count as failed
+        in `test_fraction`.
     """
 
     reward: float

@@ -2,9 +2,9 @@
 
 A program prints BREACH if one of its attacks worked. The names in capitals are replaced: OUTSIDE
 is a folder that everyone may write, SECRET a file that everyone may read, PARENT and SIBLING are
-pids, PORT, DGRAM, LOCAL and ABSTRACT lead to servers that listen. After every program it is
-checked that nothing stands in OUTSIDE, nobody called a server, the text of SECRET is in no
-output, parent and sibling live, no process is left, and an honest program passes.
+pids, PORT, UDP, LOCAL, ABSTRACT, MAILBOX and UNNAMED lead to servers that listen, OWNED is a file
+of the worker's user. After every program it is checked that nothing stands in OUTSIDE, OWNED is
+as it was, nobody called a server, the text of SECRET is in no output, parent and sibling live, no process is left, and an honest program passes.
 """
 
 from typing import NamedTuple
@@ -139,6 +139,19 @@ RESOURCES = [
         "many_empty_files",
         "i = 0\nwhile True:\n  open(f'f{i}', 'w').close(); i += 1",
         ("error", "disk", "cpu"),
+    ),
+    Hostile(
+        "files_without_names",
+        """
+        kept = []
+        for _ in range(60):
+            kept.append(open("f", "wb"))
+            os.unlink("f")
+            kept[-1].write(bytes(1 << 20)); kept[-1].flush()
+        time.sleep(0.3)
+        print("BREACH", sum(os.fstat(f.fileno()).st_blocks for f in kept))
+     """,
+        ("error", "disk"),
     ),
     Hostile(
         "sparse_file", "f = open('f', 'wb')\nattempt('sparse', lambda: f.truncate(1 << 40))"
@@ -278,8 +291,8 @@ SURVIVORS = [
     ),
     Hostile(
         "exit_call_that_never_ends",
-        "import atexit\natexit.register(lambda: [0 for _ in iter(int, 1)])",
-        ("cpu", "memory"),
+        "import atexit\ndef f():\n  while True: pass\natexit.register(f)",
+        ("cpu",),
     ),
     Hostile(
         "finaliser_that_never_ends",
@@ -424,6 +437,19 @@ WRITING = [
      """,
     ),
     Hostile(
+        "owners_calls",
+        """
+        import fcntl
+        attempt("chmod", lambda: os.chmod("OWNED", 0o777) or True)
+        attempt("utime", lambda: os.utime("OWNED", (1, 1)) or True)
+        attempt("truncate", lambda: os.truncate("OWNED", 0) or True)
+        attempt("opens", lambda: os.open("OWNED", os.O_RDONLY | os.O_TRUNC))
+        attempt("chown", lambda: os.chown("OWNED", -1, -1) or True)
+        attempt("attribute", lambda: os.setxattr("OWNED", "user.a", b"b") or True)
+        attempt("standard library", lambda: os.chmod(os.__file__, 0o777) or True)
+     """,
+    ),
+    Hostile(
         "writes_to_proc",
         """
         for name, text in (("oom_score_adj", "-1000"), ("uid_map", "0 0 1"), ("setgroups", "allow")):
@@ -495,7 +521,7 @@ NETWORK = [
     ),
     Hostile(
         "udp",
-        "attempt('udp', lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', DGRAM)))",
+        "attempt('udp', lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', UDP)))",
     ),
     Hostile(
         "metadata_server",
@@ -519,6 +545,21 @@ NETWORK = [
         def call():
             s = socket.socket(socket.AF_UNIX); s.connect("\\0ABSTRACT"); return True
         attempt("abstract", call)
+     """,
+    ),
+    Hostile(
+        "datagrams_of_a_pair",
+        """
+        for address in ("MAILBOX", "\\0UNNAMED"):
+            def send():
+                a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+                return a.sendto(b"x", address)
+            attempt("datagram", send)
+            def connect():
+                a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+                a.connect(address)
+                return a.send(b"x")
+            attempt("datagram", connect)
      """,
     ),
     Hostile(
@@ -638,6 +679,24 @@ KERNEL = [
         except BaseException: pass
      """,
         ANY,
+    ),
+    Hostile(
+        "signals_by_a_descriptor",
+        """
+        import fcntl
+        a, b = socket.socketpair()
+        for pid in (PARENT, SIBLING, os.getppid()):
+            for command, value in ((15, b"\\1" + bytes(3) + pid.to_bytes(4, "little")), (8, pid), (10, 9)):
+                if LIMITS: attempt(f"fcntl {command}", lambda: fcntl.fcntl(a, command, value) or True)
+            try: fcntl.fcntl(a, 8, pid); fcntl.fcntl(a, 10, 9)
+            except OSError: pass
+            fcntl.fcntl(a, fcntl.F_SETFL, fcntl.fcntl(a, fcntl.F_GETFL) | os.O_ASYNC)
+            b.send(b"x")
+        # What else it is for works.
+        fcntl.fcntl(a, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        with open("f", "w") as file: fcntl.lockf(file, fcntl.LOCK_EX); fcntl.flock(file, fcntl.LOCK_UN)
+     """,
+        ("ok",),
     ),
     Hostile(
         "limits_of_the_supervisor",

@@ -229,6 +229,36 @@ SCRIPTS = {
         "",
         "9543",
     ),
+    "stream_that_flushes_at_the_end": (
+        "import sys\nclass Out:\n def __init__(s): s.kept = []\n def write(s, t): s.kept.append(t)\n def flush(s):\n  sys.__stdout__.write(''.join(s.kept)); s.kept = []\nsys.stdout = Out()\nprint(5)",
+        "",
+        "5",
+    ),
+    "fast_output_class": (
+        "import os, sys\nfrom io import BytesIO, IOBase\nclass F(IOBase):\n def __init__(s, f): s.fd = f.fileno(); s.b = BytesIO(); s.write = s.b.write\n def flush(s): os.write(s.fd, s.b.getvalue()); s.b.truncate(0); s.b.seek(0)\nclass W(IOBase):\n def __init__(s, f): s.b = F(f); s.flush = s.b.flush; s.write = lambda t: s.b.write(t.encode())\nsys.stdout = W(sys.stdout)\nprint(6)",
+        "",
+        "6",
+    ),
+    "stream_that_cannot_flush": (
+        "import sys\nprint(7)\nkept, sys.stdout = sys.stdout, None\nkept.flush()",
+        "",
+        "7",
+    ),
+    "writes_to_dev_null": (
+        "import os, subprocess, sys\nsys.stderr = open(os.devnull, 'w')\nprint('x', file=sys.stderr, flush=True)\nsubprocess.run([sys.executable, '-c', 'print(2)'], stdout=subprocess.DEVNULL, check=True)\nprint(1)",
+        "",
+        "1",
+    ),
+    "imports_left_out": (
+        "a: List[int] = sorted(map(int, sys.stdin.read().split()))\nprint(gcd(*a), bisect_left(a, 2), heapq.nsmallest(1, a), stdout is sys.stdout)",
+        "4 6",
+        "2 0 [4] True",
+    ),
+    "left_out_imports_shadow_nothing": (
+        "import builtins, io\nprint(pow(2, 3), open is io.open, sum is builtins.sum, sys.getrecursionlimit(), 'gcd' in vars())",
+        "",
+        "8 True True 1000 False",
+    ),
     "closes_stdout": ("import sys\nprint(1)\nsys.stdout.close()", "", "1"),
 }
 

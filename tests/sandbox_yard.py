@@ -42,12 +42,16 @@ class Yard:
 
     def __init__(self, box):
         self.box = box
-        self.uid = box._layout.uid(0)
+        self.uid = box._free.queue[-1].uid
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="yard-"))
         self.outside = self.folder / "outside"
         self.outside.mkdir()
         secret = self.folder / "secret"
         secret.write_text(SECRET)
+        self.owned = self.folder / "owned"
+        self.owned.write_text("as it was")
+        if os.getuid() == 0:
+            os.chown(self.owned, self.uid, self.uid)
         for path, mode in ((self.folder, 0o755), (self.outside, 0o777), (secret, 0o644)):
             path.chmod(mode)
         self.servers = []
@@ -57,6 +61,10 @@ class Yard:
         self._listen(socket.socket(socket.AF_UNIX), local)
         os.chmod(local, 0o777)
         self._listen(socket.socket(socket.AF_UNIX), f"\0{abstract}")
+        mailbox = str(self.folder / "mailbox")
+        self._listen(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), mailbox)
+        os.chmod(mailbox, 0o777)
+        self._listen(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), f"\0un{abstract}")
         user = {"user": self.uid, "group": self.uid} if os.getuid() == 0 else {}
         self.sibling = subprocess.Popen(["sleep", "1000"], cwd="/", **user)
         self.words = {
@@ -65,12 +73,21 @@ class Yard:
             "PARENT": os.getpid(),
             "SIBLING": self.sibling.pid,
             "PORT": tcp.getsockname()[1],
-            "DGRAM": udp.getsockname()[1],
+            "UDP": udp.getsockname()[1],
+            "MAILBOX": mailbox,
+            "UNNAMED": f"un{abstract}",
+            "OWNED": self.owned,
             "LOCAL": local,
             "ABSTRACT": abstract,
             "LIMITS": box.level == "limits",
         }
         self.processes = self.count()
+        self.state = self.look()
+
+    def look(self):
+        """Of the file that the workers' user owns."""
+        info = self.owned.stat()
+        return info.st_mode, info.st_mtime_ns, self.owned.read_text()
 
     def _listen(self, server, address):
         server.bind(address)
@@ -117,6 +134,8 @@ class Yard:
                 found.append(f"{server} was called")
             except BlockingIOError:
                 pass
+        if self.look() != self.state:
+            found.append(f"the owned file is {self.look()}")
         if self.sibling.poll() is not None:
             found.append("the sibling died")
         end = time.monotonic() + 5

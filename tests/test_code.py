@@ -267,6 +267,7 @@ def test_what_the_machine_did_is_an_error(kind):
         ("```python\n```\n```python\na\n```\n```python\n \n```", "a", True),
         ("1. so\n   ```python\n   if a:\n       b\n   ```", "if a:\n    b", True),
         ("```python\r\na\r\nb\r\n```\r\n", "a\nb", True),
+        ("```python\n\ufeffa = '\ufeff'\n```", "a = '\ufeff'", True),
         ("```python\nx = '''\n```'''\n```", "x = '''\n```'''", True),
         ("use `x` or ```inline``` here", None, False),
         ("```python a``` b", None, False),
@@ -307,7 +308,11 @@ def test_extraction_takes_linear_time():
         ("1 2", "1\n2", False),
         ("1  2", "1 2", True),
         ("a  b", "a b", False),
-        (" a", "a", False),
+        (" a", "a", True),
+        ("  *\n ***\n*****\n", "*\n ***\n*****", True),
+        ("*\n ***", "\n\n  *\n ***", True),
+        ("  *\n***", "  *\n ***", False),
+        ("*\n  ***", "*\n ***", False),
         ("a ", "a", True),
         ("Yes", "YES", False),
         ("-", "-", True),
@@ -527,8 +532,13 @@ def test_references_pass_and_spoiled_ones_fail(any_box, task):
 @pytest.mark.parametrize(
     ("printed", "instead"),
     [
-        ("9", "0"),
-        ("a -3.5e4", "a -4.5e4"),
+        ("9", "30"),
+        ("a -3.5e4", "a 105003.0"),
+        ("0.01", "3.0300000000000002"),
+        ("1e-09", "3.0000000030000002"),
+        ("0.0", "3.0"),
+        ("12:30", "22:30"),
+        ("nan", "nan0"),
         ("yes", "yes0"),
         ("1\n2 NO\n\n", "1\n2 NO0"),
         ("", "0"),
@@ -537,7 +547,7 @@ def test_references_pass_and_spoiled_ones_fail(any_box, task):
 def test_one_value_of_an_output_is_changed(any_box, printed, instead):
     source = f"import sys\nsys.stdout.write({printed!r})\nsys.stdout.buffer.flush()"
     task = problem(("", printed), solution=source)
-    _, other, _ = code.mutated(task)
+    _, other, *_ = code.mutated(task)
     outcome = any_box.run(Program(programs.extract(other).source))
     assert (outcome.kind, outcome.stdout.decode()) == ("ok", f"{instead}\n")
 
@@ -545,10 +555,11 @@ def test_one_value_of_an_output_is_changed(any_box, printed, instead):
 @pytest.mark.parametrize(
     ("value", "instead"),
     [
-        ("1", 2),
-        ("-0.5", 2.0),
-        ("-1.0", 3.0),
-        ("2e300", 0.0),
+        ("1", 6),
+        ("-0.5", 4.5),
+        ("-1.0", 6.0),
+        ("2e300", 0),
+        ("10 ** 400", 0),
         ("True", False),
         ("None", True),
         ("'a'", "ax"),
@@ -614,7 +625,16 @@ SOUND = {
     "class": ("3", "4", "class Solution:\n @classmethod\n def f(cls, n): return n + 1"),
     "inherited": ("3", "4", "class A:\n def f(self, n): return n + 1\nclass Solution(A): pass"),
     "itself": ("3", "6", "class Solution:\n def f(self, n): return n and n + self.f(n - 1)"),
+    "whole for a large float": ("1", "5000000.0", "def f(x): return 5000000"),
+    "whole for zero": ("1", "0.0", "def f(x): return 0"),
     "small": ("", "1e-07", "print(1e-7)"),
+    "smaller": ("", "1e-09", "print(1e-9)"),
+    "large text": ("", "5000000.0", "print(5e6)"),
+    "nothing printed": ("0", "\n", "for i in range(int(input())): print(i)"),
+    "file of its own": ("", "9", "open(1, 'w').write('9')"),
+    "file that ends late": ("", "0", "out = open(1, 'w')\nout.write('0')"),
+    "exit of its own": ("", "9", "import os\nos.write(1, b'9')\nos._exit(0)"),
+    "wide tolerance": ("", "3.5", "print(3.5)"),
     "small decimal": ("", "0.0000000", "print('0.0000000')"),
     "negative": ("", "-0.05", "print(-0.05)"),
     "futures": (
@@ -629,12 +649,19 @@ SOUND = {
 def test_sound_items_pass_their_self_test(any_box, name):
     given, output, source = SOUND[name]
     functional = {"fn_name": "f"} if "def f" in source else {}
-    task = problem((given, output), solution=source, **functional)
+    wide = {"float_tolerance": 100} if "wide" in name else {}
+    task = problem((given, output), solution=source, **functional, **wide)
     found = selftest.selftest([task], policy="error", sandbox=any_box)
     assert (found.tested, found.ceiling) == (1, 1.0)
     # What is wrong is what they answer, and not that they cannot run.
     for wrong in code.mutated(task)[:2]:
         assert "wrong answer" in verifiers.verify(task, wrong, sandbox=any_box).feedback
+
+
+def test_a_program_that_does_nothing_is_wrong_unless_nothing_is_right():
+    source = "n = int(input())\nif n: print(n)"
+    assert len(code.mutated(problem(("0", "\n"), solution=source))) == 2
+    assert len(code.mutated(problem(("0", "\n"), ("1", "1"), solution=source))) == 3
 
 
 def test_a_program_that_loops_is_given_up_after_two_tests(any_box):
@@ -654,8 +681,8 @@ def test_a_program_that_loops_is_given_up_after_two_tests(any_box):
     assert (verdict.test_fraction, verdict.tests_skipped) == (0.5, 0)
 
 
-@pytest.mark.parametrize("kind", ["cpu", "idle", "error", "memory"])
-def test_only_time_limits_give_a_program_up(kind):
+@pytest.mark.parametrize("kind", ["cpu", "idle", "hostile", "disk", "error", "memory"])
+def test_only_what_costs_much_gives_a_program_up(kind):
     class Box:
         output_kb, slow_tests = 1, 1
 
@@ -664,7 +691,7 @@ def test_only_time_limits_give_a_program_up(kind):
 
     task = problem(("1", "1"), ("0", "1"), ("1", "1"), ("1", "1"))
     verdict = verifiers.verify(task, fenced("x"), sandbox=Box())
-    slow = kind in ("cpu", "idle")
+    slow = kind in ("cpu", "idle", "hostile", "disk")
     assert (verdict.test_fraction, verdict.tests_skipped) == ((0.25, 2) if slow else (0.75, 0))
 
 

@@ -5,6 +5,7 @@
 
 import concurrent.futures
 import dataclasses
+import errno
 import os
 import pathlib
 import platform
@@ -22,7 +23,16 @@ import pytest
 import sandbox_yard
 
 from mopd_jax.config import ConfigError, SandboxConfig
-from mopd_jax.sandbox import Outcome, Program, Sandbox, SandboxError, confine, layout, worker
+from mopd_jax.sandbox import (
+    Outcome,
+    Program,
+    Sandbox,
+    SandboxError,
+    confine,
+    layout,
+    watch,
+    worker,
+)
 
 HERE = pathlib.Path(__file__).parent
 LEVELS = ("namespaces", "limits")
@@ -123,14 +133,21 @@ time.sleep(0.5)
 print(sorted(os.listdir(".")), [p for p in os.listdir("/proc") if p.isdigit()], os.getpid())
 """
 HOLD = """
-import os, sys, threading
+import os, sys, threading, time
 sys.path.insert(0, sys.argv[1])
 import sandbox_yard
-from mopd_jax.sandbox import Program, Sandbox
+from mopd_jax.sandbox import Program, Sandbox, worker
+uids, run = set(), worker.Worker.run
+def recorded(self, program):
+    uids.add(self.uid)
+    return run(self, program)
+worker.Worker.run = recorded
 box = Sandbox(sandbox_yard.config(sys.argv[2], workers=2, idle_seconds=20.0))
 for _ in range(2):
     threading.Thread(target=box.run, args=[Program("import time\\ntime.sleep(1000)")]).start()
-print(box._layout.uid(0), flush=True)
+while len(uids) < 2:
+    time.sleep(0.01)
+print(*uids, flush=True)
 """
 
 
@@ -153,17 +170,17 @@ def test_all_ends_when_the_host_is_killed(level):
         stdout=subprocess.PIPE,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
-    uid = int(host.stdout.readline())
+    uids = tuple(map(int, host.stdout.readline().split()))
     deadline = time.monotonic() + 60
-    while len(of_user(uid, uid + 1)) < 6 and time.monotonic() < deadline:
+    while len(found := of_user(*uids)) < 6 and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(of_user(uid, uid + 1)) >= 6
+    assert len(found) >= 6
     host.send_signal(signal.SIGKILL)
     host.wait()
     host.stdout.close()
-    while of_user(uid, uid + 1) and time.monotonic() < deadline:
+    while of_user(*uids) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not of_user(uid, uid + 1)
+    assert not of_user(*uids)
 
 
 def test_it_outlives_the_thread_that_opened_it(level):
@@ -191,7 +208,7 @@ def test_no_more_run_at_a_time_than_there_are_workers(level):
 
 def test_a_worker_that_is_killed_is_replaced(level):
     with open_or_skip(level) as box:
-        (_, running), *_ = box._free.queue
+        running, *_ = box._free.queue
         running._process.kill()
         assert box.run(Program("print(1)")).stdout == b"1\n"
 
@@ -212,6 +229,176 @@ def test_who_breaks_a_worker_twice_is_to_blame(level, monkeypatch):
         assert box.run(Program("x")).kind == "hostile"
         broken_by("x", "print(1)")
         assert box.run(Program("x")).kind == "broken"
+
+
+SPIN = "import time\nwhile time.process_time() < 0.6: pass\nprint(input())"
+
+
+def meddled(box, monkeypatch, act, source=SPIN):
+    """The outcome of a program while `act(worker, number of the run)` meddles with each run."""
+    right, program, count = worker.Worker.run, Program(source, stdin="7"), []
+
+    def run(self, job):
+        if job is program:
+            count.append(self)
+            threading.Timer(0.2, act, [self, len(count)]).start()
+        return right(self, job)
+
+    monkeypatch.setattr(worker.Worker, "run", run)
+    return box.run(program), len(count)
+
+
+def kill_the_program(of, *_):
+    """It is the leaf of its worker's tree; the kernel's choice when memory runs out."""
+    os.kill(min(watch.below(of._process.pid), key=lambda pid: len(watch.below(pid))), 9)
+
+
+def test_a_program_that_the_machine_kills_runs_again(level, monkeypatch):
+    with open_or_skip(level) as box:
+
+        def once(of, number):
+            if number == 1:
+                kill_the_program(of)
+
+        outcome, runs = meddled(box, monkeypatch, once)
+        assert (outcome.kind, outcome.stdout, runs) == ("ok", b"7\n", 2)
+        outcome, runs = meddled(box, monkeypatch, kill_the_program)
+        assert (outcome.kind, outcome.detail, runs) == ("signal", "SIGKILL", 2)
+        itself = "import os\nos.kill(os.getpid(), 9)"
+        outcome, runs = meddled(box, monkeypatch, lambda *_: None, itself)
+        assert (outcome.kind, outcome.detail, runs) == ("signal", "SIGKILL", 2)
+        outcome, runs = meddled(box, monkeypatch, lambda *_: None, "import os\nos.abort()")
+        assert (outcome.kind, runs) == ("signal", 1)
+
+
+def test_a_worker_that_the_machine_kills_is_no_programs_doing(level, monkeypatch):
+    with open_or_skip(level) as box:
+
+        def twice(of, number):
+            if number < 3:
+                of._process.kill()
+
+        outcome, runs = meddled(box, monkeypatch, twice)
+        # Without namespaces the program's supervisor outlives its worker.
+        assert (outcome.kind, runs) == ("ok", 3 if level == "namespaces" else 1)
+        if level == "namespaces":
+            outcome, runs = meddled(box, monkeypatch, lambda of, _: of._process.kill())
+            assert (outcome.kind, runs) == ("broken", 3)
+        assert box.run(Program("print(1)")).stdout == b"1\n"
+
+
+def test_a_supervisor_that_breaks_is_its_programs_doing(level, monkeypatch):
+    def break_it(of, _):
+        """The last but the program's own in its worker's tree."""
+        pids = watch.below(of._process.pid)
+        os.kill(next(pid for pid in pids if len(watch.below(pid)) == 1), 9)
+
+    with open_or_skip(level) as box:
+        outcome, runs = meddled(box, monkeypatch, break_it)
+        assert (outcome.kind, runs) == ("hostile", 2)
+
+
+def test_a_host_without_descriptors_blames_nobody_and_loses_none(level, monkeypatch):
+    with open_or_skip(level) as box:
+        box.run(Program(""))
+        before = len(os.listdir("/proc/self/fd"))
+        running = box._free.queue[-1]
+        for name, module in (("memfd_create", os), ("pipe", os), ("send_fds", worker.socket)):
+            right, left = getattr(module, name), [1]
+
+            def scarce(*args, right=right, left=left):
+                if not left:
+                    raise OSError(errno.EMFILE, "Too many open files")
+                left.pop()
+                return right(*args)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(module, name, scarce)
+                for _ in range(2):
+                    outcome = running.run(Program("print(1)"))
+                assert (outcome.kind, outcome.started) == ("broken", False)
+                if name == "memfd_create":
+                    with pytest.raises(SandboxError, match="Too many open files.*ulimit -n"):
+                        worker.Worker(box._layout, box._cfg, box._starter.call)
+                outcome = box.run(Program("print(1)"))
+                assert outcome.kind == "broken" and "Too many open files" in outcome.detail
+            assert box.run(Program("print(1)")).stdout == b"1\n"
+            running = box._free.queue[-1]
+            assert len(os.listdir("/proc/self/fd")) == before
+        right = worker._sealed
+
+        def scarce_for_one(content):
+            if content == b"x":
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return right(content)
+
+        monkeypatch.setattr(worker, "_sealed", scarce_for_one)
+        assert box.run(Program("print(1)", stdin="x")).kind == "broken"
+
+
+def test_a_pause_of_the_machine_is_no_sleep_of_the_program(level, monkeypatch):
+    def pause(of, _):
+        every = [of._process.pid, *watch.below(of._process.pid)]
+        for pid in every:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        for pid in reversed(every):
+            os.kill(pid, signal.SIGCONT)
+
+    source = "import time\nfor _ in range(5): time.sleep(0.1)\nprint(input())"
+    with open_or_skip(level, idle_seconds=1.2) as box:
+        outcome, _ = meddled(box, monkeypatch, pause, source)
+        assert (outcome.kind, outcome.stdout) == ("ok", b"7\n")
+        assert outcome.wall > 2
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="an unprivileged host has one uid")
+def test_no_two_workers_share_a_uid(level, monkeypatch):
+    monkeypatch.setattr(os, "urandom", bytes)  # Every search begins at the same number.
+    with open_or_skip(level, workers=2) as one, open_or_skip(level) as other:
+        outcomes = []
+        thread = threading.Thread(target=lambda: outcomes.append(one.run(Program(SPIN, "7"))))
+        second = worker.Worker(one._layout, one._cfg, one._starter.call)
+        uids = [one._free.queue[-1].uid, other._free.queue[-1].uid, second.uid]
+        assert len(set(uids)) == 3
+        thread.start()
+        time.sleep(0.2)
+        other.close()
+        second.close()
+        thread.join()
+        assert outcomes[0].stdout == b"7\n"
+        # In another process, and free again once it is closed.
+        code = "import os\nos.urandom = bytes\nfrom mopd_jax.sandbox import layout\n"
+        code += "print(layout.User(True).uid)"
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+        assert int(said.stdout) not in (uids[0], os.getuid())
+        assert int(said.stdout) == min(uids[1:])
+
+
+def test_uids_that_are_all_taken_are_an_error(monkeypatch):
+    monkeypatch.setattr(layout, "_UIDS", range(61184, 61186))
+    said = "all 2 uids of sandbox workers .61184 to 61185. are taken"
+    with layout.User(True), layout.User(True), pytest.raises(SandboxError, match=said):
+        layout.User(True)
+    made = layout.User(True)
+    with layout.User(True):
+        made.close()
+        assert layout.User(True).uid == made.uid
+
+
+def test_clearing_lists_every_folder_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    listed, right = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or right(path))
+    for i in range(300):
+        (tmp_path / f"empty{i}").mkdir()
+    for i in range(50):
+        (tmp_path / f"full{i}" / "deeper").mkdir(parents=True)
+        (tmp_path / f"full{i}" / "file").touch()
+        (tmp_path / f"full{i}").chmod(0)
+    watch.clear(str(tmp_path))
+    assert not os.listdir(tmp_path)
+    assert len(listed) == 51
 
 
 def test_limits_are_of_all_processes_together(level):
@@ -295,11 +482,30 @@ def test_without_seccomp_there_are_no_namespaces(monkeypatch):
 @pytest.mark.parametrize("missing", ["seccomp_known", "landlock_version"])
 def test_the_weaker_level_says_what_it_lacks(monkeypatch, missing):
     monkeypatch.setattr(confine, missing, lambda: 0)
+    if os.getuid():
+        with pytest.raises(SandboxError, match="Start it as root"):
+            Sandbox(sandbox_yard.config("limits"))
+        return
     with Sandbox(sandbox_yard.config("limits")) as box:
         assert "NO " in box.description
         assert box.run(Program("print(1)")).stdout == b"1\n"
         assert box.run(Program("while True: pass")).kind == "cpu"
         assert box.run(Program("import os\nwhile True: os.fork()")).kind == "error"
+
+
+@pytest.mark.parametrize("missing", ["seccomp_known", "landlock_version"])
+def test_an_unprivileged_host_is_not_left_without_them(monkeypatch, missing):
+    monkeypatch.setattr(confine, missing, lambda: 0)
+    monkeypatch.setattr(os, "getuid", lambda: 65534)
+    name = missing.partition("_")[0]
+    with pytest.raises(SandboxError, match=f"(?i)needs {name} where .* not root.*namespaces"):
+        layout.find(sandbox_yard.config("limits"))
+
+
+def test_a_temporary_folder_that_cannot_be_used_is_named(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/no/such/folder")
+    with pytest.raises(SandboxError, match="/no/such/folder/mopd-sandbox-.*TMPDIR"):
+        Sandbox(sandbox_yard.config("limits"))
 
 
 def test_what_starts_and_does_not_run_is_refused(level, monkeypatch):
@@ -394,15 +600,17 @@ def decide(rules, number, *args, architecture=0xC000003E):
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-@pytest.mark.parametrize("isolated", [True, False])
-def test_every_call_is_decided_as_the_tables_say(machine, isolated):
-    rules = confine.filter_rules(machine, isolated=isolated, pid=77)
+@pytest.mark.parametrize(("isolated", "landlock"), [(True, 0), (False, 2), (False, 3)])
+def test_every_call_is_decided_as_the_tables_say(machine, isolated, landlock):
+    rules = confine.filter_rules(machine, isolated=isolated, pid=77, landlock=landlock)
     architecture = confine._MACHINES[machine][0]
-    allowed = set(confine.numbers(confine.ALLOWED, machine).values())
+    by_name = confine.numbers(confine.ALLOWED, machine)
+    allowed = set(by_name.values())
     checked = confine.numbers(confine.CHECKED, machine)
-    special = set(checked.values()) | (
-        {confine.numbers(confine.ALLOWED, machine)["tgkill"]} if not isolated else set()
-    )
+    shared = {"tgkill", "chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat"}
+    shared |= {"futimesat"} | ({"truncate", "open", "openat"} if landlock < 3 else set())
+    shared = set() if isolated else shared & by_name.keys()
+    special = set(checked.values()) | {by_name[name] for name in shared}
 
     def ask(number, *args):
         return decide(rules, number, *args, architecture=architecture)
@@ -413,7 +621,23 @@ def test_every_call_is_decided_as_the_tables_say(machine, isolated):
             assert ask(number, 1, 1) == want, number
     refused, allow = 0x00050001, 0x7FFF0000
     assert ask(checked["clone"], 17) == allow and ask(checked["clone"], 0x10000011) == refused
-    assert ask(checked["socketpair"], 1) == allow and ask(checked["socketpair"], 2) == refused
+    assert ask(checked["socketpair"], 1, 1) == allow
+    assert ask(checked["socketpair"], 1, 5 | 0x80000) == allow
+    assert ask(checked["socketpair"], 2, 1) == refused
+    # A pair of datagram sockets can write to any other.
+    for flags in (0, 0x800, 0x80000, 0x80800):
+        assert ask(checked["socketpair"], 1, 2 | flags) == (allow if isolated else refused)
+    for command in (8, 10, 15):  # Who gets a signal, and which.
+        assert ask(checked["fcntl"], 0, command) == (allow if isolated else refused)
+    for command in (0, 1, 2, 3, 4, 6, 1030, 1031):
+        assert ask(checked["fcntl"], 0, command) == allow
+    for name in shared - {"open", "openat", "tgkill"}:
+        assert ask(by_name[name]) == refused
+    # To read and to empty; to write and to empty; to read; to make.
+    for name, before in (("open", (0,)), ("openat", (0, 0))):
+        for flags in (0x200, 0x201, 0, 0x40) if name in by_name else ():
+            held = flags == 0x200 and not isolated and landlock < 3
+            assert ask(by_name[name], *before, flags) == (refused if held else allow)
     assert ask(checked["socket"], 2) == refused
     assert ask(checked["socket"], 1) == (allow if isolated else refused)
     assert ask(checked["kill"], 77) == allow

@@ -65,16 +65,16 @@ class Sandbox:
         self._layout = layout.find(cfg)
         self.workers = cfg.workers or len(os.sched_getaffinity(0))
         self._starter = _Starter()
-        self._free: queue.LifoQueue[tuple[int, Worker | None]] = queue.LifoQueue()
+        self._free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         self._closed = False
         try:
-            first = self._start(0)
+            first = self._start()
         except BaseException:
             self._starter.close()
             raise
-        for slot in range(1, self.workers):
-            self._free.put((slot, None))
-        self._free.put((0, first))
+        for _ in range(1, self.workers):
+            self._free.put(None)  # Started when it is needed.
+        self._free.put(first)
 
     @property
     def level(self) -> str:
@@ -88,7 +88,7 @@ class Sandbox:
 
     @property
     def slow_tests(self) -> int | None:
-        """After how many tests at a time limit a program's others are not run."""
+        """After how many tests that cost much a program's others are not run."""
         return self._cfg.slow_tests
 
     @property
@@ -99,29 +99,37 @@ class Sandbox:
     def run(self, program: Program) -> Outcome:
         """Runs one program to its end; waits for a free worker. Threads may call it together.
 
-        A worker that breaks is replaced, and the program tried once more. If it breaks the new
-        one too, which has run an honest program meanwhile, the program is to blame.
+        A worker that breaks is replaced, and the program tried again. If it breaks two that
+        have run an honest program before, it is to blame; but a worker in namespaces that is
+        itself dead was none of its doing, for no program can reach it there. A program that a
+        SIGKILL of nobody's ended is tried once more, too: the kernel picks one when the machine
+        is out of memory.
         """
-        slot, worker = self._free.get()
+        worker = self._free.get()
         try:
             if self._closed:
                 return Outcome("broken", detail="the sandbox is closed")
-            for _ in range(2):
-                worker = worker or self._start(slot)
+            broken = blamed = killed = 0
+            while True:
+                worker = worker or self._start()
                 outcome = worker.run(program)
-                if outcome.kind != "broken":
+                if outcome.kind == "broken":
+                    lived = worker.close() or self.level != "namespaces"
+                    worker = None
+                    broken, blamed = broken + 1, blamed + (outcome.started and lived)
+                    if blamed == 2:
+                        return Outcome("hostile", detail=outcome.detail)
+                killed += outcome.killed
+                if broken == 3 or killed == 2 or not (outcome.killed or worker is None):
                     return outcome
-                worker.close()
-                worker = None
-            return Outcome("hostile", detail=outcome.detail)
-        except SandboxError as error:
+        except (SandboxError, OSError) as error:  # No descriptor is left for its end, or so.
             return Outcome("broken", detail=str(error))
         finally:
-            self._free.put((slot, worker))
+            self._free.put(worker)
 
-    def _start(self, slot: int) -> Worker:
+    def _start(self) -> Worker:
         """A worker that has run an honest program."""
-        worker = Worker(self._layout, self._cfg, slot, self._starter.call)
+        worker = Worker(self._layout, self._cfg, self._starter.call)
         tried = worker.run(Program("print(1)"))
         if tried.stdout != b"1\n":
             worker.close()
@@ -137,11 +145,10 @@ class Sandbox:
         if self._closed:
             return
         self._closed = True
-        slots = [self._free.get() for _ in range(self.workers)]
-        for slot, worker in slots:
+        for worker in [self._free.get() for _ in range(self.workers)]:
             if worker is not None:
                 worker.close()
-            self._free.put((slot, None))  # Whoever still waits gets it, and is turned away.
+            self._free.put(None)  # Whoever still waits gets it, and is turned away.
         self._starter.close()
 
     def __enter__(self) -> Sandbox:

@@ -34,7 +34,7 @@ faccessat 269 48; faccessat2 439 439; pipe 22 -; pipe2 293 59; select 23 -; psel
 sched_yield 24 124; dup 32 23; dup2 33 -; dup3 292 24; pause 34 -; nanosleep 35 101;
 clock_nanosleep 230 115; getitimer 36 102; setitimer 38 103; alarm 37 -; getpid 39 172;
 gettid 186 178; getppid 110 173; fork 57 -; vfork 58 -; execve 59 221; exit 60 93;
-exit_group 231 94; wait4 61 260; waitid 247 95; tgkill 234 131; uname 63 160; fcntl 72 25;
+exit_group 231 94; wait4 61 260; waitid 247 95; tgkill 234 131; uname 63 160;
 flock 73 32; fsync 74 82; fdatasync 75 83; truncate 76 45; ftruncate 77 46; getdents 78 -;
 getdents64 217 61; getcwd 79 17; chdir 80 49; fchdir 81 50; rename 82 -; renameat 264 38;
 renameat2 316 276; mkdir 83 -; mkdirat 258 34; rmdir 84 -; creat 85 -; link 86 -;
@@ -59,13 +59,21 @@ fallocate 285 47; fadvise64 221 223
 # Calls that are allowed with some arguments only; `filter_rules` says which.
 CHECKED = """
 clone 56 220; kill 62 129; socket 41 198; socketpair 53 199; prctl 157 167; ioctl 16 29;
-prlimit64 302 261; sched_setaffinity 203 122
+prlimit64 302 261; sched_setaffinity 203 122; fcntl 72 25
 """
+# What an owner may do to a file by its name, and no Landlock refuses: without namespaces, and
+# with a host that is not root, it would reach every file of the user.
+_OF_OWNERS = ("chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat", "futimesat")
 _MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _EQUAL, _GREATER_EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x25, 0x45, 0x06
-_FIRST, _SECOND = 16, 24  # Offsets of the low words of a call's first two arguments.
+_FIRST, _SECOND, _THIRD = 16, 24, 32  # Offsets of the low words of a call's arguments.
 _AF_UNIX = 1
+# Streams and sequences of packets, whose ends are fixed, not to block or to end at exec.
+_PAIRS = tuple(kind | flags for kind in (1, 5) for flags in (0, 0x800, 0x80000, 0x80800))
+_ACCESS, _TRUNCATE = 0x3, 0x200  # Of the flags of `open`: not reading only; empties the file.
+# Descriptors, flags, locks, pipe sizes and seals, but nobody to be sent a signal.
+_FCNTL = (*range(8), 9, *range(36, 39), *range(1030, 1035))
 # Names of threads; terminal questions that isatty asks, bytes waiting, window size, flags.
 _PRCTL = (15, 16)
 _IOCTL = (0x5401, 0x541B, 0x5413, 0x5421, 0x5451, 0x5450)
@@ -189,13 +197,37 @@ def _either(offset: int, values: tuple[int, ...], otherwise: int) -> list[tuple]
     return [*block, (_RETURN, 0, 0, _ERRNO | otherwise)]
 
 
-def filter_rules(machine: str, *, isolated: bool, pid: int) -> list[tuple]:
+def _shared_rules(pid: int, landlock: int) -> dict[str, list[tuple]]:
+    """Instructions of the calls that would reach what a process without namespaces shares."""
+    refuse = [(_RETURN, 0, 0, _ERRNO | errno.EPERM)]
+    # Datagrams could be sent from a pair to any socket of the host.
+    pairs = [(_LOAD, 0, 0, _FIRST), (_EQUAL, 1, 0, _AF_UNIX), *refuse]
+    rules = {
+        "kill": _either(_FIRST, (0, pid, -pid), errno.EPERM),
+        "tgkill": _either(_FIRST, (pid,), errno.EPERM),
+        "socket": refuse,
+        "socketpair": [*pairs, *_either(_SECOND, _PAIRS, errno.EPERM)],
+        "fcntl": _either(_SECOND, _FCNTL, errno.EPERM),
+        **dict.fromkeys(_OF_OWNERS, refuse),
+    }
+    if landlock < 3:
+        # To open a file for reading may empty it.
+        spare = [(_ANY_BIT, 2, 0, _ACCESS), (_ANY_BIT, 0, 1, _TRUNCATE), *refuse]
+        spare += [(_RETURN, 0, 0, _ALLOW)]
+        rules["truncate"] = refuse
+        rules["open"] = [(_LOAD, 0, 0, _SECOND), *spare]
+        rules["openat"] = [(_LOAD, 0, 0, _THIRD), *spare]
+    return rules
+
+
+def filter_rules(machine: str, *, isolated: bool, pid: int, landlock: int) -> list[tuple]:
     """The seccomp program as (code, jump if true, jump if false, value).
 
     Args:
         isolated: the process lives in namespaces of its own, so that local sockets and signals
             reach nobody else; without them it gets neither, but for signals to itself.
         pid: of the process that the filter is for.
+        landlock: version of the rules that this process has, 0 without.
     """
     architecture = _MACHINES[machine][0]
     local = _either(_FIRST, (_AF_UNIX,), errno.EPERM)
@@ -206,24 +238,25 @@ def filter_rules(machine: str, *, isolated: bool, pid: int) -> list[tuple]:
             (_RETURN, 0, 0, _ERRNO | errno.EPERM),
             (_RETURN, 0, 0, _ALLOW),
         ],
-        "kill": [(_RETURN, 0, 0, _ALLOW)]
-        if isolated
-        else _either(_FIRST, (0, pid, -pid), errno.EPERM),
-        "socket": local if isolated else [(_RETURN, 0, 0, _ERRNO | errno.EPERM)],
+        "kill": [(_RETURN, 0, 0, _ALLOW)],
+        "socket": local,
         "socketpair": local,
+        "fcntl": [(_RETURN, 0, 0, _ALLOW)],
         "prctl": _either(_FIRST, _PRCTL, errno.EPERM),
         "ioctl": _either(_SECOND, _IOCTL, errno.ENOTTY),
         "prlimit64": _either(_FIRST, (0,), errno.EPERM),
         "sched_setaffinity": _either(_FIRST, (0,), errno.EPERM),
     }
     allowed = numbers(ALLOWED, machine)
+    every = {**allowed, **numbers(CHECKED, machine)}
     if not isolated:
-        checked["tgkill"] = _either(_FIRST, (pid,), errno.EPERM)
+        checked |= _shared_rules(pid, landlock)
     rules = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
     # Other conventions of the same machine (x32) have numbers of their own.
     rules += [(_LOAD, 0, 0, 0), (_GREATER_EQUAL, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]
-    every = {**allowed, **numbers(CHECKED, machine)}
     for name, block in checked.items():
+        if name not in every:  # aarch64 has the newer forms only.
+            continue
         rules += [(_EQUAL, 0, len(block), every[name]), *block]
         allowed.pop(name, None)
     for low, high in _ranges(sorted(allowed.values())):
@@ -242,19 +275,20 @@ def _ranges(values: list[int]) -> list[tuple[int, int]]:
 
 
 @functools.cache
-def filter_code(*, isolated: bool, pid: int) -> bytes:
+def filter_code(*, isolated: bool, pid: int, landlock: int) -> bytes:
     """The filter of this machine as the kernel reads it, eight bytes an instruction."""
-    rules = filter_rules(platform.machine(), isolated=isolated, pid=pid)
+    rules = filter_rules(platform.machine(), isolated=isolated, pid=pid, landlock=landlock)
     return b"".join(struct.pack("=HBBI", *rule) for rule in rules)
 
 
-def restrict_calls(*, isolated: bool) -> None:
+def restrict_calls(*, isolated: bool, landlock: int) -> None:
     """Puts the filter on this process and all it will start; raises OSError.
 
     A forked child keeps the filter of its parent: without `isolated` it may signal that parent
     and not itself.
     """
-    code = filter_code(isolated=isolated, pid=0 if isolated else os.getpid())
+    pid = 0 if isolated else os.getpid()
+    code = filter_code(isolated=isolated, pid=pid, landlock=landlock)
     kept = ctypes.create_string_buffer(code, len(code))
     program = struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(kept))
     pointer = ctypes.create_string_buffer(program, len(program))

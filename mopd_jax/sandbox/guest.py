@@ -40,14 +40,15 @@ def main(control: int, settings: dict) -> None:
         importlib.import_module(name)
     sys.path[:] = [path for path in sys.path if path]
     site.setquit()  # `exit` and `quit`, which -S leaves out.
+    program.provide()  # Once, for every fork.
     rules = None
     if settings["isolated"]:
         confine.enter_user_namespace()
-        confine.filter_code(isolated=True, pid=0)  # Made once, kept by every fork.
+        confine.filter_code(isolated=True, pid=0, landlock=0)  # Made once, kept by every fork.
     else:
         confine.adopt_orphans()
         if settings["landlock"]:
-            rules = confine.landlock_rules(settings["readable"], [settings["scratch"]])
+            rules = confine.landlock_rules(settings["readable"], settings["writable"])
     confine.set_dumpable(False)  # After the maps of the namespace are written, which needs it.
     gc.collect()
     gc.freeze()
@@ -190,4 +191,4 @@ def confine_program(job, streams, home, settings, rules) -> None:
         os.close(rules)
     confine.no_new_privileges()
     if settings["seccomp"]:
-        confine.restrict_calls(isolated=settings["isolated"])
+        confine.restrict_calls(isolated=settings["isolated"], landlock=settings["landlock"])

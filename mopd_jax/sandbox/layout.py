@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import shutil
+import socket
 import subprocess
 import sys
 
@@ -74,7 +75,7 @@ class Layout:
     level: as asked for.
     parts: what it consists of here, for people and records.
     interpreter: the answers of the interpreter that programs run with.
-    other_user: this process is root, so that workers get a uid of their own each.
+    other_user: this process is root, so that workers get a uid of their own each (`User`).
     bwrap: path of bubblewrap, for namespaces.
     """
 
@@ -84,18 +85,54 @@ class Layout:
     other_user: bool
     bwrap: str = ""
 
-    def uid(self, slot: int) -> int:
-        """Of worker `slot`; two runs on a machine rarely share one."""
-        if not self.other_user:
-            return os.getuid()
-        return _UIDS[(os.getpid() * 37 + slot) % len(_UIDS)]
 
-    def popen_user(self, slot: int) -> dict:
-        """Options of `subprocess.Popen` that make it that user."""
-        if not self.other_user:
-            return {}
-        uid = self.uid(slot)
-        return {"user": uid, "group": uid, "extra_groups": []}
+class User:
+    """Whom a worker runs as: this process's user, or one that is nobody else's until closed.
+
+    A worker kills all processes of its uid at its end, and the kernel may count them together.
+    So a uid is reserved by the name of an abstract socket, which ends with its process. Such
+    names are of a network namespace: containers that have networks of their own and pids in
+    common could still meet, which a number by chance makes unlikely.
+    """
+
+    def __init__(self, other: bool):
+        """Reserves a uid where `other`.
+
+        Raises:
+            SandboxError: if all are taken.
+        """
+        self.uid = os.getuid()
+        self.options: dict = {}  # Of `subprocess.Popen`.
+        self._name: socket.socket | None = None
+        if not other:
+            return
+        first = int.from_bytes(os.urandom(4), "big")
+        for step in range(len(_UIDS)):
+            uid = _UIDS[(first + step) % len(_UIDS)]
+            name = socket.socket(socket.AF_UNIX)
+            try:
+                name.bind(f"\0mopd-sandbox-uid-{uid}")
+            except OSError:  # Another worker has it, of this process or of another.
+                name.close()
+                continue
+            self.uid, self._name = uid, name
+            self.options = {"user": uid, "group": uid, "extra_groups": []}
+            return
+        raise SandboxError(
+            f"all {len(_UIDS)} uids of sandbox workers ({_UIDS[0]} to {_UIDS[-1]}) are taken "
+            "on this machine; end other runs, or lower sandbox.workers"
+        )
+
+    def close(self) -> None:
+        """Gives the uid back."""
+        if self._name is not None:
+            self._name.close()
+
+    def __enter__(self) -> User:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
 
 
 def find(cfg: SandboxConfig) -> Layout:
@@ -122,12 +159,31 @@ def find(cfg: SandboxConfig) -> Layout:
             )
         parts += ["user, pid, mount, network and ipc namespaces", "seccomp"]
     else:
-        version = confine.landlock_version()
-        parts += [f"Landlock {version}" if version else "NO Landlock: files can be read"]
-        parts += ["seccomp" if confine.seccomp_known() else "NO seccomp: the network is open"]
+        parts += _weaker_parts(root=first.other_user)
     if first.other_user:
         parts += ["uids of its own"]
     return Layout(cfg.level, tuple(parts), interpreter, first.other_user, bwrap)
+
+
+def _weaker_parts(*, root: bool) -> list[str]:
+    """What holds programs at the level `limits`, or that this is too little."""
+    landlock, seccomp = confine.landlock_version(), confine.seccomp_known()
+    if not root and not (landlock and seccomp):
+        lacking = " and ".join(
+            name for name, known in (("Landlock", landlock), ("seccomp", seccomp)) if not known
+        )
+        raise SandboxError(
+            f"sandbox.level='limits' needs {lacking} where this process is not root, and the "
+            "kernel does not have it: programs would run as this user, and could read and "
+            "change its files and this process. Start it as root, so that programs get uids of "
+            "their own; or use sandbox.level='namespaces'; or a kernel with both (Landlock: "
+            "Linux 5.13 or later, `landlock` in its list of security modules)"
+        )
+    open_files = "NO Landlock: files can be read and written as far as any user may"
+    return [
+        f"Landlock {landlock}" if landlock else open_files,
+        "seccomp" if seccomp else "NO seccomp: the network is open",
+    ]
 
 
 def _weaker() -> str:
@@ -152,16 +208,17 @@ def _interpreter(cfg: SandboxConfig, layout: Layout) -> dict:
     tried = []
     for path in [cfg.python] if cfg.python else candidates:
         try:
-            done = subprocess.run(
-                [path, "-I", "-S", "-B", "-c", _PROBE],
-                capture_output=True,
-                text=True,
-                timeout=120,
-                check=True,
-                cwd="/",
-                env=_ENVIRONMENT,
-                **layout.popen_user(0),
-            )
+            with User(layout.other_user) as user:
+                done = subprocess.run(
+                    [path, "-I", "-S", "-B", "-c", _PROBE],
+                    capture_output=True,
+                    text=True,
+                    timeout=120,
+                    check=True,
+                    cwd="/",
+                    env=_ENVIRONMENT,
+                    **user.options,
+                )
             found = json.loads(done.stdout)
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             tried.append(f"{path}: {type(error).__name__}")
@@ -210,16 +267,19 @@ def command(
     """
     isolated = layout.level == "namespaces"
     shown, hidden = visible(layout.interpreter)
-    readable = []
-    if not isolated and confine.landlock_version():
-        readable = _without(shown, hidden) + ["/dev/null", "/dev/zero", "/dev/urandom"]
+    home, readable, writable = "/tmp" if isolated else scratch, [], []
+    version = 0 if isolated else confine.landlock_version()
+    if version:
+        writable = [home, "/dev/null"]
+        readable = _without(shown, hidden) + ["/dev/zero", "/dev/urandom"]
         readable += [p for p in ("/etc/ld.so.cache",) if os.path.exists(p)]
     settings = {
         "isolated": isolated,
-        "landlock": bool(readable),
+        "landlock": version,
         "seccomp": confine.seccomp_known(),
         "readable": readable,
-        "scratch": "/tmp" if isolated else scratch,
+        "writable": writable,
+        "scratch": home,
     }
     texts = [pathlib.Path(__file__).with_name(f"{name}.py").read_text() for name in GUEST]
     # Not -I: it ignores the hash seed. The environment is ours and the folder is empty.

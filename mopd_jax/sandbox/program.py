@@ -18,7 +18,7 @@ import threading
 import traceback
 import types
 
-# Judges of function tests import these names themselves, so solutions leave their imports out.
+# LiveCodeBench's judge imports all names of these, so solutions leave their imports out.
 PRELUDE = "string re datetime collections heapq bisect copy math random statistics itertools"
 PRELUDE = (PRELUDE + " functools operator io sys json typing").split()
 _RECURSION = 50_000  # Of function tests, whose judges raise it too.
@@ -46,8 +46,9 @@ def run_program(job: dict) -> None:
     importlib.import_module("random").seed(0)
     code = 0
     try:
+        provide_streams()
         if call is not None:
-            prepare(module)
+            sys.setrecursionlimit(_RECURSION)
         exec(compile(job["source"], _FILE, "exec", dont_inherit=True), module.__dict__)
         if call is not None:
             respond(module, call, json.loads(job["arguments"]))
@@ -59,6 +60,9 @@ def run_program(job: dict) -> None:
         code = 1
     quietly(threads)
     quietly(endings)
+    # As the interpreter does: a stream of the program's own needs its module to flush.
+    for name in ("stdout", "stderr"):
+        quietly(lambda name=name: getattr(sys, name).flush())
     for key in list(module.__dict__):
         module.__dict__[key] = None
     quietly(gc.collect)
@@ -93,11 +97,12 @@ def wrap_streams() -> tuple:
     return sys.stdout, sys.stderr
 
 
-def prepare(module: types.ModuleType) -> None:
-    """The names and the recursion limit that judges of function tests provide.
+def provide() -> None:
+    """Adds the names that judges provide to the builtins: of the modules of PRELUDE, and those.
 
-    The names stand among the builtins and not in the module: a function that is asked for must
-    be one that the program defines or imports, and not `gcd` or `add` of this list.
+    Not to the program's module: a function that is asked for must be one that it defines or
+    imports, and not `gcd` or `add` of this list. Called before the fork, for a later reference
+    to each of these objects would copy the memory that it is in.
     """
     builtin = vars(importlib.import_module("builtins"))
     names = {}
@@ -107,7 +112,12 @@ def prepare(module: types.ModuleType) -> None:
         names.update((n, getattr(loaded, n)) for n in public if n not in builtin)
     names.update((source, importlib.import_module(source)) for source in PRELUDE)
     builtin.update(names)
-    sys.setrecursionlimit(_RECURSION)
+
+
+def provide_streams() -> None:
+    """The same of what is the program's own."""
+    builtin = vars(importlib.import_module("builtins"))
+    builtin.update((name, getattr(sys, name)) for name in ("argv", "stdin", "stdout", "stderr"))
 
 
 def respond(module: types.ModuleType, name: str, arguments: list) -> None:

@@ -16,6 +16,7 @@ import stat
 import time
 
 TICK = 0.05  # Seconds between two looks at a running program.
+_LONGEST_LOOK = 4 * TICK  # More was a pause of the machine and no sleep of a program.
 _PAGE, _CLOCK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 _NAMES = 4096  # Files and folders a program may make.
 
@@ -42,11 +43,12 @@ def watch(pid: int, job: dict, channel: socket.socket, settings: dict) -> dict:
         if any(fd != handle for fd, _ in ready):
             reason = "asked"  # To end it, by a word of the host or by its death.
             break
-        look = snapshot(processes(settings), seen)
+        pids = processes(settings)
+        look = snapshot(pids, seen)
         now = time.monotonic()
         spent = look["cpu"] + look["waited"]
         if look["asleep"]:
-            idle += max(0.0, now - last - max(0.0, spent - busy))
+            idle += max(0.0, min(now - last, _LONGEST_LOOK) - max(0.0, spent - busy))
         busy, last, peak = max(busy, spent), now, max(peak, look["memory"])
         if look["cpu"] > job["cpu"]:
             reason = "cpu"
@@ -56,7 +58,7 @@ def watch(pid: int, job: dict, channel: socket.socket, settings: dict) -> dict:
             reason = "idle"
         elif now - begun > job["wall"]:
             reason = "starved"
-        elif not settings["isolated"] and too_much(settings["scratch"], job["file"]):
+        elif not settings["isolated"] and too_much(settings["scratch"], job["file"], pids):
             reason = "disk"
     ended = end_all(pid, settings)
     cpu = max(buried(), sum(seen.values()))
@@ -188,15 +190,20 @@ def sweep() -> None:
     end_all(-1, {"isolated": False})
 
 
-def too_much(folder: str, limit: int) -> bool:
-    """Whether a folder holds more bytes or names than it may, or hides how much it holds."""
+def too_much(folder: str, limit: int, pids: list[int]) -> bool:
+    """Whether a folder holds more bytes or names than it may, or hides how much it holds.
+
+    Files without a name count where one of the processes has them open. One that is only
+    mapped, or under way in a message between processes, is not seen.
+    """
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError):
             raise error
 
-    total = names = 0
+    names = 0
     try:
+        total = nameless(pids)
         for _, _, files, place in os.fwalk(folder, onerror=refuse):
             for name in files:
                 with contextlib.suppress(FileNotFoundError):
@@ -209,26 +216,58 @@ def too_much(folder: str, limit: int) -> bool:
     return False
 
 
+def nameless(pids: list[int]) -> int:
+    """Bytes of files that have no name left and that processes have open."""
+    found = {}
+    for pid in pids:
+        with contextlib.suppress(OSError):  # It ended meanwhile.
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    path = f"/proc/{pid}/fd/{fd}"
+                    info = os.stat(path)
+                    if info.st_nlink or not stat.S_ISREG(info.st_mode):
+                        continue
+                    # Its input is memory, and the host's.
+                    if not os.readlink(path).startswith("/memfd:"):
+                        found[info.st_dev, info.st_ino] = info.st_blocks * 512
+    return sum(found.values())
+
+
 def clear(folder: str) -> None:
     """Empties a folder, also of what its owner is locked out of or what no path can reach.
 
-    Goes there: only for processes that have nothing else to do with their working folder.
+    Goes there: only for processes that have nothing else to do with their working folder. One
+    listing a folder, for a program may make many.
     """
     os.chdir(folder)
     inside: list[str] = []
+    left = [emptied()]
     while True:
-        deeper = None
-        for entry in list(os.scandir(".")):
-            if entry.is_dir(follow_symlinks=False):
-                deeper = entry.name
-                break
-            os.unlink(entry.name)
-        if deeper is not None:
+        if left[-1]:
+            deeper = left[-1].pop()
             os.chmod(deeper, stat.S_IRWXU)
             os.chdir(deeper)
             inside.append(deeper)
+            left.append(emptied())
         elif inside:
+            left.pop()
             os.chdir("..")
             os.rmdir(inside.pop())
         else:
             return
+
+
+def emptied() -> list[str]:
+    """Empties the working folder but for the folders, named here, that are not empty."""
+    left = []
+    with os.scandir(".") as entries:
+        found = list(entries)
+    for entry in found:
+        if not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.name)
+            continue
+        try:
+            os.rmdir(entry.name)
+        except OSError:
+            left.append(entry.name)
+    return left

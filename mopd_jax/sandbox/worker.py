@@ -63,6 +63,7 @@ class Outcome:
     cpu, wall: seconds of all its processes together, and of the clock.
     memory: the most bytes that were seen in use.
     detail: what broke, or the signal or exit status.
+    started: the program may have run; a worker that broke before was not broken by it.
     """
 
     kind: Kind
@@ -73,6 +74,12 @@ class Outcome:
     wall: float = 0.0
     memory: int = 0
     detail: str = ""
+    started: bool = True
+
+    @property
+    def killed(self) -> bool:
+        """Ended by a SIGKILL that was not the sandbox's: its own, or the machine's."""
+        return self.kind == "signal" and self.detail == "SIGKILL"
 
 
 def make_job(program: Program, cfg: SandboxConfig, *, others: int = 0) -> dict:
@@ -104,7 +111,6 @@ class Worker:
         self,
         found: layout.Layout,
         cfg: SandboxConfig,
-        slot: int,
         start: Callable[[Callable[[], subprocess.Popen]], subprocess.Popen],
     ):
         """Starts the worker and waits until it is ready.
@@ -117,22 +123,45 @@ class Worker:
             SandboxError: if it does not come up, with what it said.
         """
         self._cfg = cfg
-        self._scratch, self._uid = "", None
-        if found.level == "limits":
-            self._scratch = tempfile.mkdtemp(prefix="mopd-sandbox-")
-            if found.other_user:
-                self._uid = found.uid(slot)
-                os.chown(self._scratch, self._uid, self._uid)
         self._others = 0
         if not found.other_user and (found.level == "limits" or _old_kernel()):
             self._others = _tasks_of(os.getuid())
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        said = os.memfd_create("said")
-        argv, environment = layout.command(
-            found, cfg, control=theirs.fileno(), scratch=self._scratch
-        )
-        options = found.popen_user(slot)
+        self._ended_well = False
+        self._held = contextlib.ExitStack()  # Given back in the opposite order, at its end.
         try:
+            said = self._launch(found, start)
+        except BaseException as error:
+            self._held.close()
+            if not isinstance(error, OSError | subprocess.SubprocessError | ValueError):
+                raise
+            raise layout.SandboxError(
+                f"a sandbox worker could not be started: {type(error).__name__}: {error}. It "
+                "needs a temporary folder (TMPDIR) at the level 'limits', descriptors (ulimit "
+                "-n) and processes (ulimit -u)"
+            ) from error
+        self._wait_until_ready(said, found.level)
+
+    def _launch(self, found: layout.Layout, start: Callable) -> int:
+        """Starts the process; a descriptor of what it says. Raises OSError and others."""
+        held = self._held
+        user = held.enter_context(layout.User(found.other_user))
+        self.uid, scratch = user.uid, ""
+        if found.level == "limits":
+            scratch = tempfile.mkdtemp(prefix="mopd-sandbox-")
+            held.callback(_remove, scratch)
+            if found.other_user:
+                os.chown(scratch, user.uid, user.uid)
+                held.callback(_kill_all, user)
+        with contextlib.ExitStack() as starting:
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            held.enter_context(self._control)
+            starting.enter_context(theirs)
+            said = os.memfd_create("said")
+            on_failure = starting.enter_context(contextlib.ExitStack())
+            on_failure.callback(os.close, said)
+            argv, environment = layout.command(
+                found, self._cfg, control=theirs.fileno(), scratch=scratch
+            )
             self._process = start(
                 lambda: subprocess.Popen(
                     argv,
@@ -143,20 +172,12 @@ class Worker:
                     cwd="/",
                     env=environment,
                     start_new_session=True,
-                    **options,
+                    **user.options,
                 )
             )
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
-            self._control.close()
-            os.close(said)
-            if self._scratch:
-                os.rmdir(self._scratch)
-            raise layout.SandboxError(
-                f"a sandbox worker could not be started: {type(error).__name__}: {error}"
-            ) from error
-        finally:
-            theirs.close()
-        self._wait_until_ready(said, found.level)
+            on_failure.pop_all()
+        held.callback(self._end)
+        return said
 
     def _wait_until_ready(self, said: int, level: str) -> None:
         self._control.settimeout(_READY)
@@ -178,48 +199,74 @@ class Worker:
     def run(self, program: Program) -> Outcome:
         """Runs one program to its end. A kind of `broken` says that the worker is of no use."""
         job = make_job(program, self._cfg, others=self._others)
-        payload = json.dumps(job).encode()
-        stdin = _sealed(program.stdin.encode("utf-8", "surrogateescape"))
-        ours, theirs = socket.socketpair()
-        pipes = [os.pipe() for _ in range(2 if program.call is None else 3)]
-        given = [theirs.fileno(), stdin, *(end for _, end in pipes)]
+        started = False
         try:
-            try:
-                socket.send_fds(self._control, [b"job"], given)
-            finally:
-                theirs.close()
-                for fd in given[1:]:
-                    os.close(fd)
-            ours.settimeout(_READY)
-            ours.sendall(struct.pack("=Q", len(payload)) + payload)
-            patience = job["wall"] + _READY
-            return _collect(ours, [end for end, _ in pipes], job["output"], patience)
+            with contextlib.ExitStack() as kept:
+                channel, streams = self._hand_in(program, job, kept)
+                started = True
+                return _collect(channel, streams, job["output"], job["wall"] + _READY)
         except OSError as error:
-            return Outcome("broken", detail=f"{type(error).__name__}: {error}")
-        finally:
-            ours.close()
-            for end, _ in pipes:
-                os.close(end)
+            detail = f"{type(error).__name__}: {error}"
+            return Outcome("broken", detail=detail, started=started)
 
-    def close(self) -> None:
-        """Ends the worker and everything in it; the call returns when they are gone."""
+    def _hand_in(
+        self, program: Program, job: dict, kept: contextlib.ExitStack
+    ) -> tuple[socket.socket, list[int]]:
+        """Gives the worker a job; the channel of its report, and the program's streams.
+
+        Args:
+            kept: closes what is returned.
+        """
+        payload = json.dumps(job).encode()
+        with contextlib.ExitStack() as given:
+            ours, theirs = socket.socketpair()
+            kept.enter_context(ours)
+            given.enter_context(theirs)
+            stdin = _sealed(program.stdin.encode("utf-8", "surrogateescape"))
+            given.callback(os.close, stdin)
+            streams, ends = [], []
+            for _ in range(2 if program.call is None else 3):
+                reading, writing = os.pipe()
+                kept.callback(os.close, reading)
+                given.callback(os.close, writing)
+                streams.append(reading)
+                ends.append(writing)
+            socket.send_fds(self._control, [b"job"], [theirs.fileno(), stdin, *ends])
+        ours.settimeout(_READY)
+        ours.sendall(struct.pack("=Q", len(payload)) + payload)
+        return ours, streams
+
+    def close(self) -> bool:
+        """Ends the worker and everything in it; the call returns when they are gone.
+
+        Returns:
+            Whether it lived until now and ended as it was told to.
+        """
+        self._held.close()
+        return self._ended_well
+
+    def _end(self) -> None:
         self._control.close()
         try:
-            self._process.wait(timeout=2)
+            self._ended_well = self._process.wait(timeout=2) == 0
         except subprocess.TimeoutExpired:
-            # Of a session of its own, so nothing else is in the group.
+            # It lived, held up by a program. Of a session of its own: nobody else is in it.
+            self._ended_well = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        if self._uid is not None:
-            # No namespace ends what is left, but it has a uid that nothing else has.
-            end = ["/bin/sh", "-c", "kill -9 -1"]
-            options = {"user": self._uid, "group": self._uid, "extra_groups": []}
-            subprocess.run(end, capture_output=True, check=False, **options)
-        if self._scratch:
-            # Not shutil's: a program can nest folders deeper than Python can follow.
-            remove = ["/bin/sh", "-c", 'chmod -R u+rwx -- "$1"; rm -rf -- "$1"', "sh"]
-            subprocess.run([*remove, self._scratch], capture_output=True, check=False)
+
+
+def _kill_all(user: layout.User) -> None:
+    """No namespace ends what is left, but it has a uid that nothing else has."""
+    end = ["/bin/sh", "-c", "kill -9 -1"]
+    subprocess.run(end, capture_output=True, check=False, **user.options)
+
+
+def _remove(folder: str) -> None:
+    """Not shutil's: a program can nest folders deeper than Python can follow."""
+    remove = ["/bin/sh", "-c", 'chmod -R u+rwx -- "$1"; rm -rf -- "$1"', "sh", folder]
+    subprocess.run(remove, capture_output=True, check=False)
 
 
 def _collect(channel: socket.socket, streams: list[int], cap: int, patience: float) -> Outcome:
@@ -300,12 +347,15 @@ def _signal_name(number: int) -> str:
 def _sealed(content: bytes) -> int:
     """A file in memory that nobody can change any more; its descriptor stands at the start."""
     fd = os.memfd_create("stdin", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(os.close, fd)
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        on_failure.pop_all()
     return fd
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -41,7 +42,8 @@ _WHAT = {
     "hostile": "it broke the process that runs it",
 }
 _NO_VERDICT = ("starved", "broken")
-_SLOW = ("cpu", "idle")
+# A test that ends so costs seconds, and so would the others: two workers, or a full disk.
+_SLOW = ("cpu", "idle", "hostile", "disk")
 # Names that a program cannot make of what it reads.
 _ERRORS = frozenset(
     name
@@ -177,7 +179,8 @@ def verify(
     """1 if the response's program passes every test, else 0.
 
     All tests are run, so that `test_fraction` is of all; but after `sandbox.slow_tests` that
-    ended at a time limit, the rest are not, and count as failed (`Verdict.tests_skipped`).
+    ended at a limit of time or disk, or broke the sandbox, the rest are not, and count as
+    failed (`Verdict.tests_skipped`).
 
     Args:
         sandbox: to run it in; None opens one with default settings for this call alone.
@@ -252,7 +255,7 @@ def _feedback(results: list[Result], source: str, *, skipped: int, with_gold: bo
     number, result = next((f for f in failed if f[1].outcome.kind != "ok"), failed[0])
     lines = [f"Passed {len(results) - len(failed)} of {len(results) + skipped} tests."]
     if skipped:
-        lines = [f"{lines[0]} {skipped} were not run, since the program took too long."]
+        lines = [f"{lines[0]} {skipped} were not run, since each would take long."]
     lines.append(f"Test {number}: {_how(result, source, told=with_gold)}.")
     if with_gold:
         test = result.test
@@ -307,60 +310,80 @@ def gold_response(problem: Problem) -> str | None:
 
 def mutated(problem: Problem) -> tuple[str, ...]:
     """Responses that must score 0: the reference solution with more output than is right, the
-    same with one value of its output changed, and a program that does nothing.
+    same with one value of its output changed, and a program that does nothing, unless nothing
+    is what is right.
 
     None where there is no such solution.
+
+    Raises:
+        ValueError: if the problem's tests cannot be used.
     """
     gold = gold_response(problem)
     if gold is None:
         return ()
+    task = task_of(problem)
     source = programs.extract(gold).source
-    name = problem.meta.get("fn_name")
-    if name:
-        tail = _WRAP.replace("NAME", name)
-        spoiled = [f"{source}\n{change}{tail}" for change in (_MORE_VALUE, _OTHER_VALUE)]
+    # Of numbers, so that none of them stays within a tolerance.
+    factor = str(2 + math.ceil(task.tolerance))
+    if task.call:
+        tail = _WRAP.replace("NAME", task.call)
+        other = _OTHER_VALUE.replace("FACTOR", factor)
+        spoiled = [f"{source}\n{change}{tail}" for change in (_MORE_VALUE, other)]
     else:
         # A module's imports from the future stand first.
         future = list(re.finditer(r"^from __future__ import .*\n", source, re.MULTILINE))
         cut = future[-1].end() if future else 0
-        spoiled = [source[:cut] + head + source[cut:] for head in (_MORE_TEXT, _OTHER_TEXT)]
-    return tuple(f"```python\n{text}\n```\n" for text in (*spoiled, "pass"))
+        other = _OTHER_TEXT.replace("FACTOR", factor)
+        spoiled = [source[:cut] + head + source[cut:] for head in (_MORE_TEXT, other)]
+    silent = all(
+        test.arguments is None and programs.same_output("", test.expected)
+        for test in task.tests
+    )
+    spoiled += [] if silent else ["pass"]
+    return tuple(f"```python\n{text}\n```\n" for text in spoiled)
 
 
 _MORE_TEXT = "print('spoiled', flush=True)\n"
-# The first digit of the last word becomes the next one, or, of a small number, which may be
-# within a tolerance, nine times that; a word without a digit gets one.
+# The rest is a child whose output is read, however it writes. The last word is changed: a
+# number by more than any tolerance; else its first digit, or it gets one.
 _OTHER_TEXT = r"""
-import atexit as _a, io as _i, re as _r, sys as _s
-_out, _s.stdout = _s.stdout, _i.TextIOWrapper(_i.BytesIO(), "utf-8", write_through=True)
-def _spoil(caught=_s.stdout):
-    text = caught.buffer.getvalue().decode("utf-8", "replace").rstrip()
+def _spoil():
+    import math, os, re
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writing, 1)
+        os.close(reading)
+        os.close(writing)
+        return
+    os.close(writing)
+    with open(reading, encoding="utf-8", errors="replace") as file:
+        text = file.read().rstrip()
+    status = os.waitpid(child, 0)[1]
     head, last = text[: -len(text.split()[-1])] if text else "", (text.split() or [""])[-1]
-    digit = _r.search("[0-9]", last)
+    digit = re.search("[0-9]", last)
     try:
-        small = abs(float(last)) < 0.1
+        value = float(last) if re.search("[.eE]", last) else int(last)
     except ValueError:
-        small = False
-    if small:
-        last = "9" + last.lstrip("+-").lstrip("0") if float(last) else "1"
+        value = math.nan
+    if isinstance(value, int) or math.isfinite(value):
+        last = str((abs(value) + 1) * FACTOR)
     elif digit:
         i = digit.start()
         last = last[:i] + str((int(last[i]) + 1) % 10) + last[i + 1 :]
     else:
         last += "0"
-    _out.write(head + last + "\n")
-    _out.flush()
-_a.register(_spoil)
+    print(head + last, flush=True)
+    os._exit(1 if status else 0)
+_spoil()
 """
 _MORE_VALUE = "_spoil = lambda v: ['spoiled', v]\n"
 _OTHER_VALUE = """
 def _spoil(v):
     if v is None or isinstance(v, bool):
         return not v
-    if isinstance(v, int):
-        return v + 1
-    if isinstance(v, float):  # By more than any tolerance.
-        return 2 * abs(v) + 1 if abs(v) < 1e300 else 0.0
+    if isinstance(v, (int, float)):  # By more than any tolerance.
+        return (abs(v) + 1) * FACTOR if abs(v) < 1e300 else 0
     if isinstance(v, str):
         return v + "x"
     return [*v, None] if isinstance(v, (list, tuple)) else [v]

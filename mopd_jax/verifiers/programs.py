@@ -60,6 +60,7 @@ def extract(response: str) -> Extracted:
             at += 1
         body = lines[first : at - 1 if closed else at]
         text = "\n".join(_outdented(line.removesuffix("\r"), opening.indent) for line in body)
+        text = text.removeprefix("\ufeff")  # A mark of the byte order is no program text.
         tag = opening.tag
         word = re.split(r"[\s,:]", tag.strip("{}. \t").lower(), maxsplit=1)[0]
         if text.strip() and _PYTHON.fullmatch(word):
@@ -99,7 +100,9 @@ def _outdented(line: str, most: int) -> str:
 def same_output(found: str, expected: str, *, tolerance: float = TOLERANCE) -> bool:
     """Whether what a program printed is right, line by line.
 
-    Blank lines at both ends and blanks at line ends do not count, nor how lines end. A line
+    Blank lines at both ends and blanks at line ends do not count, nor how lines end, nor
+    blanks that the first line begins with: data sets strip expected outputs as a whole. Blanks
+    that other lines begin with do count. A line
     with a number that is not equal as text is right if it has as many words as expected and
     each is equal as text or as a number (`same_word`).
 
@@ -118,7 +121,7 @@ def _lines(text: str) -> list[str]:
     while lines and not lines[-1]:
         lines.pop()
     first = next((i for i, line in enumerate(lines) if line), 0)
-    return lines[first:]
+    return [line.lstrip() if i == first else line for i, line in enumerate(lines)][first:]
 
 
 def same_words(found: str, expected: str, *, tolerance: float) -> bool:
