@@ -444,6 +444,7 @@ WRITING = [
         attempt("utime", lambda: os.utime("OWNED", (1, 1)) or True)
         attempt("truncate", lambda: os.truncate("OWNED", 0) or True)
         attempt("opens", lambda: os.open("OWNED", os.O_RDONLY | os.O_TRUNC))
+        attempt("opens for nothing", lambda: os.open("OWNED", 3 | os.O_TRUNC))
         attempt("chown", lambda: os.chown("OWNED", -1, -1) or True)
         attempt("attribute", lambda: os.setxattr("OWNED", "user.a", b"b") or True)
         attempt("standard library", lambda: os.chmod(os.__file__, 0o777) or True)

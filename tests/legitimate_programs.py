@@ -239,6 +239,17 @@ SCRIPTS = {
         "",
         "6",
     ),
+    "stream_that_flushes_twice_the_same": (
+        "import sys\nclass Out:\n def __init__(s, real): s.real, s.parts = real, []\n def write(s, t): s.parts.append(t)\n def flush(s): s.real.write(''.join(s.parts))\nsys.stdout = Out(sys.stdout)\nprint(1)",
+        "",
+        "1",
+    ),
+    "stream_that_writes_when_it_goes": (
+        "import sys\nclass Out:\n def __init__(s, real): s.real, s.parts = real, []\n def write(s, t): s.parts.append(t)\n def flush(s): pass\n def __del__(s): s.real.write(''.join(s.parts))\nsys.stdout = Out(sys.stdout)\nprint(1)",
+        "",
+        "1",
+    ),
+    "deletes_its_stream": ("import sys\nprint(1)\ndel sys.stdout", "", "1"),
     "stream_that_cannot_flush": (
         "import sys\nprint(7)\nkept, sys.stdout = sys.stdout, None\nkept.flush()",
         "",

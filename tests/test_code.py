@@ -681,17 +681,22 @@ def test_a_program_that_loops_is_given_up_after_two_tests(any_box):
     assert (verdict.test_fraction, verdict.tests_skipped) == (0.5, 0)
 
 
-@pytest.mark.parametrize("kind", ["cpu", "idle", "hostile", "disk", "error", "memory"])
+@pytest.mark.parametrize(
+    "kind",
+    ["cpu", "idle", "hostile", "disk", "error", "memory", "signal SIGKILL", "signal SIGSEGV"],
+)
 def test_only_what_costs_much_gives_a_program_up(kind):
     class Box:
         output_kb, slow_tests = 1, 1
 
         def run(self, program):
-            return Outcome(kind) if program.stdin == "0" else Outcome("ok", b"1\n")
+            name, _, detail = kind.partition(" ")
+            bad = Outcome(name, detail=detail)
+            return bad if program.stdin == "0" else Outcome("ok", b"1\n")
 
     task = problem(("1", "1"), ("0", "1"), ("1", "1"), ("1", "1"))
     verdict = verifiers.verify(task, fenced("x"), sandbox=Box())
-    slow = kind in ("cpu", "idle", "hostile", "disk")
+    slow = kind in ("cpu", "idle", "hostile", "disk", "signal SIGKILL")
     assert (verdict.test_fraction, verdict.tests_skipped) == ((0.25, 2) if slow else (0.75, 0))
 
 

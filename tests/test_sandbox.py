@@ -599,6 +599,18 @@ def decide(rules, number, *args, architecture=0xC000003E):
             at += true if test[code] else false
 
 
+def test_no_uid_left_says_so(monkeypatch):
+    if os.getuid():
+        pytest.skip("only root gives programs uids of their own")
+    monkeypatch.setattr(layout, "_UIDS", range(61_000, 61_001))
+    said = "^all 1 uids of sandbox workers"
+    with layout.User(True), pytest.raises(SandboxError, match=said):
+        Sandbox(SandboxConfig(level="limits", workers=1))
+    found = layout.find(SandboxConfig(level="limits"))
+    with layout.User(True), pytest.raises(SandboxError, match=said):
+        worker.Worker(found, SandboxConfig(level="limits"), lambda start: start())
+
+
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize(("isolated", "landlock"), [(True, 0), (False, 2), (False, 3)])
 def test_every_call_is_decided_as_the_tables_say(machine, isolated, landlock):
@@ -608,6 +620,7 @@ def test_every_call_is_decided_as_the_tables_say(machine, isolated, landlock):
     allowed = set(by_name.values())
     checked = confine.numbers(confine.CHECKED, machine)
     shared = {"tgkill", "chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat"}
+    shared |= {"bind", "connect", "listen", "accept", "accept4"}
     shared |= {"futimesat"} | ({"truncate", "open", "openat"} if landlock < 3 else set())
     shared = set() if isolated else shared & by_name.keys()
     special = set(checked.values()) | {by_name[name] for name in shared}
@@ -633,10 +646,10 @@ def test_every_call_is_decided_as_the_tables_say(machine, isolated, landlock):
         assert ask(checked["fcntl"], 0, command) == allow
     for name in shared - {"open", "openat", "tgkill"}:
         assert ask(by_name[name]) == refused
-    # To read and to empty; to write and to empty; to read; to make.
+    # To read and to empty, as mode 3; to write and to empty; to read; to make.
     for name, before in (("open", (0,)), ("openat", (0, 0))):
-        for flags in (0x200, 0x201, 0, 0x40) if name in by_name else ():
-            held = flags == 0x200 and not isolated and landlock < 3
+        for flags in (0x200, 0x203, 0x201, 0x202, 0, 3, 0x40) if name in by_name else ():
+            held = flags in (0x200, 0x203) and not isolated and landlock < 3
             assert ask(by_name[name], *before, flags) == (refused if held else allow)
     assert ask(checked["socket"], 2) == refused
     assert ask(checked["socket"], 1) == (allow if isolated else refused)

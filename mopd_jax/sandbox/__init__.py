@@ -8,6 +8,7 @@ out bytes. Expected outputs stay with the host.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -147,7 +148,8 @@ class Sandbox:
         self._closed = True
         for worker in [self._free.get() for _ in range(self.workers)]:
             if worker is not None:
-                worker.close()
+                with contextlib.suppress(OSError):  # The others are to be ended all the same.
+                    worker.close()
             self._free.put(None)  # Whoever still waits gets it, and is turned away.
         self._starter.close()
 

@@ -71,7 +71,9 @@ _FIRST, _SECOND, _THIRD = 16, 24, 32  # Offsets of the low words of a call's arg
 _AF_UNIX = 1
 # Streams and sequences of packets, whose ends are fixed, not to block or to end at exec.
 _PAIRS = tuple(kind | flags for kind in (1, 5) for flags in (0, 0x800, 0x80000, 0x80800))
-_ACCESS, _TRUNCATE = 0x3, 0x200  # Of the flags of `open`: not reading only; empties the file.
+_TRUNCATE = 0x200  # Of the flags of `open`: empties the file.
+# Ends of a pair can take a name that others on the host look for, and need no such call.
+_OF_NAMES = ("bind", "connect", "listen", "accept", "accept4")
 # Descriptors, flags, locks, pipe sizes and seals, but nobody to be sent a signal.
 _FCNTL = (*range(8), 9, *range(36, 39), *range(1030, 1035))
 # Names of threads; terminal questions that isatty asks, bytes waiting, window size, flags.
@@ -208,12 +210,13 @@ def _shared_rules(pid: int, landlock: int) -> dict[str, list[tuple]]:
         "socket": refuse,
         "socketpair": [*pairs, *_either(_SECOND, _PAIRS, errno.EPERM)],
         "fcntl": _either(_SECOND, _FCNTL, errno.EPERM),
-        **dict.fromkeys(_OF_OWNERS, refuse),
+        **dict.fromkeys((*_OF_OWNERS, *_OF_NAMES), refuse),
     }
     if landlock < 3:
-        # To open a file for reading may empty it.
-        spare = [(_ANY_BIT, 2, 0, _ACCESS), (_ANY_BIT, 0, 1, _TRUNCATE), *refuse]
-        spare += [(_RETURN, 0, 0, _ALLOW)]
+        # To open a file may empty it, also for reading (0) and for neither reading nor writing
+        # (3), which Landlock does not know as writing.
+        spare = [(_ANY_BIT, 0, 4, _TRUNCATE), (_ANY_BIT, 0, 1, 1), (_ANY_BIT, 1, 2, 2)]
+        spare += [(_ANY_BIT, 1, 0, 2), *refuse, (_RETURN, 0, 0, _ALLOW)]
         rules["truncate"] = refuse
         rules["open"] = [(_LOAD, 0, 0, _SECOND), *spare]
         rules["openat"] = [(_LOAD, 0, 0, _THIRD), *spare]

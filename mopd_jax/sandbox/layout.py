@@ -220,6 +220,8 @@ def _interpreter(cfg: SandboxConfig, layout: Layout) -> dict:
                     **user.options,
                 )
             found = json.loads(done.stdout)
+        except SandboxError:
+            raise
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             tried.append(f"{path}: {type(error).__name__}")
             continue

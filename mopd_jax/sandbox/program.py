@@ -63,10 +63,11 @@ def run_program(job: dict) -> None:
     # As the interpreter does: a stream of the program's own needs its module to flush.
     for name in ("stdout", "stderr"):
         quietly(lambda name=name: getattr(sys, name).flush())
+    sys.stdout, sys.stderr = streams  # So that none of its own is flushed twice.
     for key in list(module.__dict__):
         module.__dict__[key] = None
     quietly(gc.collect)
-    for stream in (sys.stdout, sys.stderr, *streams):
+    for stream in streams:
         quietly(lambda stream=stream: stream.flush())
     leave(code)
 

@@ -132,7 +132,8 @@ class Worker:
             said = self._launch(found, start)
         except BaseException as error:
             self._held.close()
-            if not isinstance(error, OSError | subprocess.SubprocessError | ValueError):
+            known = isinstance(error, OSError | subprocess.SubprocessError | ValueError)
+            if not known or isinstance(error, layout.SandboxError):
                 raise
             raise layout.SandboxError(
                 f"a sandbox worker could not be started: {type(error).__name__}: {error}. It "
