@@ -22,6 +22,7 @@ from mopd_jax import codebook
 from mopd_jax.config import ConfigError, DataConfig, unknown
 from mopd_jax.datasets import files, jsonl, store, usable
 from mopd_jax.datasets.rows import DataError
+from mopd_jax.lazy import LazyProblems
 from mopd_jax.records import Problem
 
 _EPOCH_ORDER = 0xDA7A  # Separates this use of the seed from others.
@@ -81,7 +82,7 @@ class ProblemStream:
         return [self._problems[i] for i in chosen], uids.astype(np.uint32)
 
 
-class _Instructed(Sequence[Problem]):
+class _Instructed(LazyProblems):
     """Problems with an instruction at their end, made when they are asked for."""
 
     def __init__(self, problems: Sequence[Problem], instruction: str):
@@ -90,9 +91,7 @@ class _Instructed(Sequence[Problem]):
     def __len__(self) -> int:
         return len(self._problems)
 
-    def __getitem__(self, place):
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
+    def problem(self, place: int) -> Problem:
         return _instructed(self._problems[place], self._instruction)
 
 

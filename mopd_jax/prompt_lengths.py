@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from mopd_jax.context import PromptTooLong
+from mopd_jax.lazy import LazyProblems
 from mopd_jax.records import Problem, Tokenizer
 
 log = logging.getLogger("mopd")
@@ -46,7 +47,7 @@ def fitting(
     return _Chosen(problems, [i for i, n in enumerate(lengths) if n <= limit]), len(places)
 
 
-class _Chosen(Sequence[Problem]):
+class _Chosen(LazyProblems):
     """Some of the problems, read when they are asked for."""
 
     def __init__(self, problems: Sequence[Problem], places: list[int]):
@@ -55,7 +56,5 @@ class _Chosen(Sequence[Problem]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, place):
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
+    def problem(self, place: int) -> Problem:
         return self._problems[self._places[place]]

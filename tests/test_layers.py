@@ -26,6 +26,7 @@ LEVELS = {
     "selfcheck.result": 1,
     "evaluate": 2,
     "overlap": 0,
+    "lazy": 1,
     "statistics": 1,
     "kernels": 1,
     "metrics": 1,

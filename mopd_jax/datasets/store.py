@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mopd_jax.datasets.rows import DataError
+from mopd_jax.lazy import LazyProblems
 from mopd_jax.logbook import write_text
 from mopd_jax.records import Problem
 
@@ -212,7 +213,7 @@ def excluded(manifest: Mapping[str, Any], split: str) -> list[int]:
     return manifest.get("check", {}).get("excluded", {}).get(split, [])
 
 
-class Stored(Sequence[Problem]):
+class Stored(LazyProblems):
     """The problems of one split, read from disk when they are asked for."""
 
     def __init__(
@@ -246,9 +247,7 @@ class Stored(Sequence[Problem]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def __getitem__(self, place):
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
+    def problem(self, place: int) -> Problem:
         row = self._places[place]
         with self._whole():
             return _decoded(self._rows[row])

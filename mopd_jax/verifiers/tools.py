@@ -125,10 +125,12 @@ def _labels(text: str) -> list[re.Match[str]]:
         return labels
     behind = dict(zip(labels, [*labels[1:], None], strict=True))
     for label in numbered:
-        line = text[label.end() :].partition("\n")[0]
-        if _INPUT.search(line) or (behind[label] and behind[label]["input"]):
+        end = text.find("\n", label.end()) % (len(text) + 1)  # Of the line, or of all.
+        same_line = _INPUT.search(text, label.end(), end)
+        if same_line or (behind[label] and behind[label]["input"]):
             return labels
-    return [label for label in labels if label not in numbered]
+    plan = set(numbered)
+    return [label for label in labels if label not in plan]
 
 
 def answer(problem: Problem, response: str) -> str:
