@@ -1,9 +1,8 @@
-"""Packaging. `kernels/ops` installs as `mopd_jax.kernels`; `kernels/` itself is no package,
-because a top-level import name `kernels` would shadow the distribution of that name."""
+"""Packaging. `mopd_jax/kernels` is a symbolic link to `kernels/ops`, so that one path serves the
+checkout, an editable install and the wheel; `kernels/` itself has no `__init__.py`, because a
+top-level import name `kernels` would shadow the distribution of that name."""
 
 from setuptools import find_packages, setup
-
-KERNELS = ["mopd_jax.kernels"] + [f"mopd_jax.kernels.{p}" for p in find_packages("kernels/ops")]
 
 EXTRAS = {
     "tpu": ["jax[tpu]"],
@@ -42,8 +41,8 @@ setup(
     description="Multi-Rollout On-Policy Distillation (arXiv 2605.12652) in JAX",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["mopd_jax", "mopd_jax.*"]) + KERNELS,
-    package_dir={"mopd_jax": "mopd_jax", "mopd_jax.kernels": "kernels/ops"},
+    packages=find_packages(include=["mopd_jax", "mopd_jax.*"]),
+    package_dir={"": "."},
     package_data={"mopd_jax": ["assets/*/*"]},
     install_requires=[
         "jax>=0.10",
