@@ -44,6 +44,7 @@ def rope_frequencies(head_size: int, *, theta: float, scaling: RopeScaling | Non
 
 def rope(positions, frequencies):
     """(cos, sin), each f32[..., 1, C / 2]: the 1 is for the head axis."""
+    frequencies = jnp.expand_dims(frequencies, range(positions.ndim + 1))
     angle = positions.astype(jnp.float32)[..., None, None] * frequencies
     return jnp.cos(angle), jnp.sin(angle)
 
