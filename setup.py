@@ -1,4 +1,4 @@
-"""Packaging. `mopd_jax/kernels` is a symbolic link to `kernels/ops`, so that one path serves the
+"""Packaging. `mopd_jax/kernels` is a symbolic link to `kernels/ops`: one path serves the
 checkout, an editable install and the wheel; `kernels/` itself has no `__init__.py`, because a
 top-level import name `kernels` would shadow the distribution of that name."""
 

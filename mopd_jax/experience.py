@@ -11,11 +11,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from mopd_jax import context, controls, groups, peers, sharding, steps, verifiers
+from mopd_jax import verifiers
 from mopd_jax.config import Config, ContextConfig
+from mopd_jax.contexts import controls, peers, render
+from mopd_jax.models import sharding
 from mopd_jax.overlap import overlapped
 from mopd_jax.records import Batch, Message, Problem, TeacherInputs, TrainState, Verdict
-from mopd_jax.run import Run, Student
+from mopd_jax.run.record import Run, Student
+from mopd_jax.update import advantages, reasoning_steps
 
 # Purposes of random keys, folded into the root key before the step.
 TRAIN, EVALUATE = 1, 2
@@ -53,7 +56,7 @@ def sample(
         sampler: `run.sample` or `run.sample_eval`.
         uids: u32[P], numbers of the prompts; with purpose and step they key the randomness.
     """
-    prompt, mask = context.student_prompts(
+    prompt, mask = render.student_prompts(
         problems, run.tokenizer, length=run.cfg.rollout.prompt_length
     )
     folds = np.array([purpose, step], np.uint32)
@@ -132,7 +135,7 @@ class Rendered:
     """What the teachers of all N rows read. Lists are [N]."""
 
     inputs: TeacherInputs
-    records: list[context.ContextRecord]
+    records: list[render.ContextRecord]
     chats: list[list[Message]]
     withheld: int  # Feedback that may contain gold and was not shown.
 
@@ -155,14 +158,14 @@ def outcomes(verdicts, cfg: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """rewards f64[P, G], which rows have a verdict bool[P, G], successes bool[P, G]."""
     rewards = np.array([[v.reward for v in row] for row in verdicts])
     valid = np.array([[not v.error for v in row] for row in verdicts])
-    return rewards, valid, valid & groups.successes(rewards, threshold=cfg.peers.threshold)
+    return rewards, valid, valid & advantages.successes(rewards, threshold=cfg.peers.threshold)
 
 
 def choose_peers(run: Run, sampled: Sampled, success, valid, step: int) -> Chosen:
     """Who sees whom. Labels are the verifier's; truncation decides who may be shown at all."""
     cfg = run.cfg
     usage = peers.usage(success, valid, cfg.peers)
-    texts = context.shown_texts(sampled.texts, run.tokenizer, cfg.context)
+    texts = render.shown_texts(sampled.texts, run.tokenizer, cfg.context)
     readable = np.array([[text != "" for text in row] for row in texts])
     eligible = valid & (sampled.stopped | (cfg.peers.truncated == "outcome"))
     without_text = int((eligible & ~readable).sum())
@@ -179,20 +182,20 @@ def choose_peers(run: Run, sampled: Sampled, success, valid, step: int) -> Chose
     plan, match = controls.choose(
         *given,
         **keys,
-        tokens=context.block_tokens(texts, run.tokenizer, cfg.context),
+        tokens=render.block_tokens(texts, run.tokenizer, cfg.context),
         questions=[str(problem.messages) for problem in sampled.problems],
     )
     return Chosen(plan, usage, match, texts, without_text)
 
 
-def render(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Rendered:
+def render_contexts(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Rendered:
     """What the teachers read. Feedback is on the target itself, and only where it failed."""
     cfg = run.cfg.context
     reads = chosen.usage.taught
     if cfg.feedback == "no_success":
         reads = reads & ~(chosen.plan.success >= 0).any(axis=2)
     advice, withheld = own_feedback(verdicts, success, reads, cfg)
-    inputs, records, chats = context.teacher_inputs(
+    inputs, records, chats = render.teacher_inputs(
         sampled.problems,
         chosen.texts,
         chosen.plan,
@@ -247,10 +250,10 @@ def batch(
     if cfg.loss.method == "sft" and cfg.loss.sft_rows == "all":
         used = np.ones_like(used)
     elif cfg.loss.method == "sft":
-        success = groups.successes(rewards, threshold=cfg.peers.threshold)
+        success = advantages.successes(rewards, threshold=cfg.peers.threshold)
         used &= success.reshape(rows)[:, None]
     mask = sampled.mask.reshape(rows, length) & used
-    advantage = groups.advantages(rewards, valid, scale_by_std=cfg.loss.scale_by_std)
+    advantage = advantages.advantages(rewards, valid, scale_by_std=cfg.loss.scale_by_std)
     batch = Batch(
         prompt=np.repeat(sampled.prompt, group, axis=0),
         prompt_mask=np.repeat(sampled.prompt_mask, group, axis=0),
@@ -270,8 +273,8 @@ def _row_weight(rewards, valid, group, cfg: Config) -> np.ndarray | None:
     """f32[N] of `loss.row_weight`, or None where all rows weigh the same."""
     if cfg.loss.row_weight == "equal":
         return None
-    success = groups.successes(rewards, threshold=cfg.peers.threshold)
-    return np.repeat(groups.solve_variance(success, valid), group).astype(np.float32)
+    success = advantages.successes(rewards, threshold=cfg.peers.threshold)
+    return np.repeat(advantages.solve_variance(success, valid), group).astype(np.float32)
 
 
 def _step_ids(run: Run, sampled: Sampled, rows: int) -> np.ndarray | None:
@@ -280,95 +283,4 @@ def _step_ids(run: Run, sampled: Sampled, rows: int) -> np.ndarray | None:
     if loss.aggregation != "seq-mean-step-mean":
         return None
     ids, mask = (x.reshape(rows, -1) for x in (sampled.response, sampled.mask))
-    return steps.step_ids(ids, mask, run.tokenizer.decode, loss.step_separator)
-
-
-def group_metrics(sampled, rewards, valid, success, contexts) -> dict[str, float]:
-    """Metrics of a step that need no device. Rates are of all rows, truncated ones included."""
-    failed = valid & ~success
-    mixed = success.any(axis=1) & failed.any(axis=1)
-    lengths = sampled.mask.sum(axis=2)
-    prompt_tokens = [record.length for record in contexts]
-    return {
-        "solve_rate": float(success.mean()),
-        "reward": float(rewards[valid].mean()) if valid.any() else float("nan"),
-        "mixed_groups": float(mixed.mean()),
-        "all_failed_groups": float((valid.any(axis=1) & ~success.any(axis=1)).mean()),
-        "all_solved_groups": float((success.any(axis=1) & ~failed.any(axis=1)).mean()),
-        "one_success_groups": float((success.sum(axis=1) == 1).mean()),
-        "one_failure_groups": float((failed.sum(axis=1) == 1).mean()),
-        "verifier_errors": int((~valid).sum()),
-        "truncated": float((~sampled.stopped).mean()),
-        "response_tokens": float(lengths.mean()),
-        "response_tokens_max": int(lengths.max()),
-        "teacher_prompt_tokens": float(np.mean(prompt_tokens)),
-        "teacher_prompt_tokens_max": int(np.max(prompt_tokens)),
-        "contexts_clipped": float(
-            np.mean(
-                [sum(r.cut) + r.dropped + r.feedback_cut + r.gold_cut > 0 for r in contexts]
-            )
-        ),
-        "peer_tokens_cut": int(sum(sum(record.cut) for record in contexts)),
-        "peers_dropped": int(sum(record.dropped for record in contexts)),
-        **_shares(contexts),
-    }
-
-
-def _shares(contexts) -> dict[str, float]:
-    """Fractions of rows by what their contexts, as rendered, hold."""
-    good = np.array([any(record.succeeded) for record in contexts])
-    bad = np.array([not all(record.succeeded) for record in contexts])
-    return {
-        "informed": float(np.mean([record.informed for record in contexts])),
-        "shows_success": float(good.mean()),
-        "shows_failure": float(bad.mean()),
-        "shows_failures_only": float((bad & ~good).mean()),
-        "peers_per_row": float(np.mean([len(record.shown) for record in contexts])),
-    }
-
-
-def verdict_metrics(verdicts: list[list[Verdict]]) -> dict[str, float]:
-    """What verifiers say beside the reward, means over the rows of which they say it; and how
-    many tests were not run."""
-    every = [verdict for row in verdicts for verdict in row]
-    found = {}
-    for name in ("test_fraction", "format_ok"):
-        said = [v for v in (getattr(verdict, name) for verdict in every) if v is not None]
-        if said:
-            found[name] = float(np.mean(said))
-    if "test_fraction" in found:
-        found["tests_skipped"] = sum(verdict.tests_skipped for verdict in every)
-    return found
-
-
-def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
-    """How the rows are used, and all that was withheld, cut, replaced or left empty.
-
-    `own_text_shown` is the part of rows that were shown a peer whose text, as it is shown, is
-    the target's own (`peers.same_text`).
-    """
-    records, texts = rendered.records, chosen.texts
-    own = [text for row in texts for text in row]
-    copies = [
-        any(texts[q][i] == own[n] for q, i in zip(r.prompts, r.shown, strict=True))
-        for n, r in enumerate(records)
-    ]
-    found = {
-        "rows_left_out": float((chosen.usage.left_out != "").mean()),
-        "rows_plain": float(chosen.usage.plain.mean()),
-        "peers_without_text": chosen.without_text,
-        "own_text_shown": float(np.mean(copies)),
-        "shows_feedback": float(np.mean([r.feedback is not None for r in records])),
-        "feedback_tokens_cut": sum(r.feedback_cut for r in records),
-        "feedback_dropped": sum(r.feedback_dropped for r in records),
-        "feedback_withheld": rendered.withheld,
-        "shows_gold": float(np.mean([r.gold is not None for r in records])),
-        "gold_tokens_cut": sum(r.gold_cut for r in records),
-        "summaries": sum(kind.startswith("summary") for r in records for kind in r.kinds),
-        "summary_fallbacks": sum(r.fallbacks for r in records),
-    }
-    if chosen.match is None:
-        return found
-    # The match is that of the blocks as chosen; this much of them the prompt's limit took.
-    cut = int(chosen.match.given.sum()) - sum(sum(r.tokens) for r in records)
-    return found | chosen.match.metrics() | {"control_tokens_cut": cut}
+    return reasoning_steps.step_ids(ids, mask, run.tokenizer.decode, loss.step_separator)

@@ -22,23 +22,19 @@ import time
 
 import jax
 
-from mopd_jax import (
-    checkpoint,
-    console,
-    evaluate,
-    experience,
-    heldout,
-    inactive,
-    offline,
-    rollout_file,
-    selfcheck,
-    teacher,
-)
+from mopd_jax import experience, saved_rollouts, selfcheck, step_metrics
 from mopd_jax.config import Config
-from mopd_jax.data import ProblemStream
-from mopd_jax.logbook import ROLLOUTS, Logbook, dumps, write_text
+from mopd_jax.data.sources import ProblemStream
+from mopd_jax.evaluation import final_table, heldout, scores
+from mopd_jax.files import dumps, write_text
 from mopd_jax.records import TrainState
-from mopd_jax.run import Run, meta_of, open_run
+from mopd_jax.rollouts import storage
+from mopd_jax.run import alarms, checkpoint, console
+from mopd_jax.run.logbook import ROLLOUTS, Logbook
+from mopd_jax.run.opening import open_run
+from mopd_jax.run.record import Run
+from mopd_jax.run.state import checkpoint_meta
+from mopd_jax.update import teacher
 
 log = logging.getLogger("mopd")
 
@@ -78,7 +74,7 @@ def train(
                 rewards, valid, success = experience.outcomes(verdicts, cfg)
             with clock.phase("context"):
                 chosen = experience.choose_peers(run, sampled, success, valid, draw)
-                contexts = experience.render(run, sampled, chosen, verdicts, success)
+                contexts = experience.render_contexts(run, sampled, chosen, verdicts, success)
                 batch = experience.batch(
                     run, sampled, contexts.inputs, chosen.usage, rewards, valid
                 )
@@ -89,11 +85,11 @@ def train(
                 if cfg.teacher.drift_every and step % cfg.teacher.drift_every == 0:
                     logged |= run.drift(state, batch)
                 values = {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}
-            values |= experience.group_metrics(
+            values |= step_metrics.group_metrics(
                 sampled, rewards, valid, success, contexts.records
             )
-            values |= experience.choice_metrics(chosen, contexts)
-            values |= experience.verdict_metrics(verdicts)
+            values |= step_metrics.choice_metrics(chosen, contexts)
+            values |= step_metrics.verdict_metrics(verdicts)
             solved = solved.after([problem.id for problem in sampled.problems], success)
             values |= solved.metrics()
             if run.sandbox is not None:
@@ -104,17 +100,17 @@ def train(
             values["tokens_per_second"] = float(sampled.mask.sum()) / values["seconds"]
             book.scalars(step, "train", values)
             console.say(step, cfg, values)
-            inactive.warn(step, values, rewards, valid, success, cfg)
+            alarms.warn(step, values, rewards, valid, success, cfg)
             if step % cfg.dump_every == 0:
-                rollout_file.write(
+                storage.write(
                     workdir / ROLLOUTS / f"step_{step:06d}.jsonl",
-                    offline.header(run, steps=1, trained=step - 1),
-                    offline.rows(sampled, verdicts, chosen, contexts, step=draw),
+                    saved_rollouts.header(run, steps=1, trained=step - 1),
+                    saved_rollouts.rows(sampled, verdicts, chosen, contexts, step=draw),
                 )
             if step % cfg.eval.every == 0 or step == cfg.steps:
                 _evaluate(run, state, book)
             if step % cfg.checkpoint.every == 0 or step == cfg.steps:
-                meta = meta_of(run, stream.position, solved)
+                meta = checkpoint_meta(run, stream.position, solved)
                 checkpoint.save(
                     workdir / "checkpoints",
                     teacher.without_external(state, cfg),
@@ -122,7 +118,7 @@ def train(
                     keep=cfg.checkpoint.keep,
                 )
     book.close()
-    log.info("%s", console.final_table(workdir))
+    log.info("%s", final_table.final_table(workdir))
     return state
 
 
@@ -130,7 +126,7 @@ def _rollouts(run: Run, state: TrainState, stream: ProblemStream, step: int):
     """(Sampled, function that waits for its verdicts, number that keys the step's draws): of
     the student as it is, or from the file of the run."""
     if run.saved is not None:
-        sampled, verdicts, draw = offline.take(run, step)
+        sampled, verdicts, draw = saved_rollouts.take(run, step)
         return sampled, lambda: verdicts, draw
     problems, uids = stream.take(run.cfg.rollout.prompts)
     return *experience.sample_and_verify(run, state, problems, uids, step=step), step
@@ -141,7 +137,7 @@ def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
     cfg, step = run.cfg, int(state.step)
     begun = time.perf_counter()
     responses = heldout.respond(run, state)
-    result = evaluate.outcome(responses, threshold=cfg.peers.threshold)
+    result = scores.outcome(responses, threshold=cfg.peers.threshold)
     table = result.summary(cfg.eval.ks)
     table["seconds"] = time.perf_counter() - begun
     book.scalars(step, "eval", table)

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from mopd_jax import cli
-from mopd_jax.datasets import catalogue
-from mopd_jax.datasets.rows import Row
+from mopd_jax.data.prepared import catalogue
+from mopd_jax.data.prepared.rows import Row
 
 needs_tfds = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow_datasets") is None, reason="TFDS is not installed"

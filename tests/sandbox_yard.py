@@ -18,7 +18,7 @@ import time
 
 import hostile_programs
 
-from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.config.sandbox import SandboxConfig
 from mopd_jax.sandbox import Program, Sandbox
 
 SECRET = "the-text-of-the-secret"

@@ -9,19 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import (
-    cli,
-    config,
-    controls,
-    experience,
-    logbook,
-    methods,
-    offline,
-    peers,
-    rollout_rows,
-    sharding,
-    tokenizer,
-)
+from mopd_jax import cli, config, experience, files, saved_rollouts, step_metrics
 from mopd_jax.config import (
     Config,
     ContextConfig,
@@ -29,9 +17,13 @@ from mopd_jax.config import (
     MeshConfig,
     PeerConfig,
     TeacherConfig,
+    methods,
 )
-from mopd_jax.context import ContextRecord
+from mopd_jax.contexts import controls, peers
+from mopd_jax.contexts.render import ContextRecord
+from mopd_jax.models import sharding, tokenizer
 from mopd_jax.records import Verdict
+from mopd_jax.rollouts import schema
 
 
 def record(shown, succeeded, *, p=0, **fields):
@@ -66,9 +58,9 @@ def test_what_verifiers_say_beside_the_reward():
         [slow, Verdict(1.0, test_fraction=1.0)],
         [Verdict(0.0, error="crashed"), Verdict(0.0, format_ok=False)],
     ]
-    got = experience.verdict_metrics(verdicts)
+    got = step_metrics.verdict_metrics(verdicts)
     assert got == {"test_fraction": 0.75, "format_ok": 0.5, "tests_skipped": 3}
-    assert experience.verdict_metrics([[Verdict(1.0)]]) == {}
+    assert step_metrics.verdict_metrics([[Verdict(1.0)]]) == {}
 
 
 def test_groups_without_a_verdict_are_neither_mixed_nor_failed():
@@ -89,7 +81,7 @@ def test_groups_without_a_verdict_are_neither_mixed_nor_failed():
     contexts += [
         dataclasses.replace(record((), ()), **cut) for cut in ({"dropped": 1}, {"cut": (3,)})
     ]
-    got = experience.group_metrics(sampled, success * 1.0, valid, success, contexts)
+    got = step_metrics.group_metrics(sampled, success * 1.0, valid, success, contexts)
     assert got["contexts_clipped"] == 2 / 6
     assert got["mixed_groups"] == 1 / 3
     assert got["all_failed_groups"] == 0
@@ -169,7 +161,7 @@ def made(
     ]
     rewards, valid, success = experience.outcomes(verdicts, cfg)
     chosen = experience.choose_peers(run, sampled, success, valid, 1)
-    rendered = experience.render(run, sampled, chosen, verdicts, success)
+    rendered = experience.render_contexts(run, sampled, chosen, verdicts, success)
     batch = experience.batch(run, sampled, rendered.inputs, chosen.usage, rewards, valid)
     return run, sampled, verdicts, chosen, rendered, batch
 
@@ -203,7 +195,7 @@ def test_rows_that_are_trained(words, peers, rows, teacher):
     ):
         assert not (out and record.informed)
         assert not reason or record.reason == reason
-    got = experience.choice_metrics(chosen, rendered)
+    got = step_metrics.choice_metrics(chosen, rendered)
     assert got["rows_left_out"] == left_out.mean() == np.mean(np.array(rows) == 0)
     assert got["rows_plain"] == (1 / 3 if peers.get("all_success") == "plain_prompt" else 0)
 
@@ -238,7 +230,7 @@ def test_peers_are_chosen_by_the_text_that_is_shown(words, control):
     step = made(words, texts=texts, truncated="outcome", rule="first", control=control)
     chosen, rendered = step[3], step[4]
     assert chosen.texts[2] == ["r4", "r4", "", "r5"]
-    assert experience.choice_metrics(chosen, rendered)["peers_without_text"] == 1
+    assert step_metrics.choice_metrics(chosen, rendered)["peers_without_text"] == 1
     for record in rendered.records:
         shown = list(zip(record.prompts, record.shown, strict=True))
         assert len({chosen.texts[q][i] for q, i in shown}) == len(shown)
@@ -258,7 +250,7 @@ def test_the_targets_text_as_it_is_shown_is_counted_or_not_shown(words, same_tex
     step = made(words, texts=texts, successes=3, same_text=same_text)
     shown = [r.shown for r in step[4].records[8:]]
     assert [sorted(row) for row in shown[:2]] == ([[1, 2], [0, 2]] if same_text else [[2], [2]])
-    got = experience.choice_metrics(step[3], step[4])["own_text_shown"]
+    got = step_metrics.choice_metrics(step[3], step[4])["own_text_shown"]
     assert got == (2 / 12 if same_text else 0)
 
 
@@ -281,7 +273,7 @@ def test_feedback_is_of_the_own_failed_attempt(words):
         assert ["r7" in text for text in texts] == shown[mode].reshape(-1).tolist()
         # Rows that read nothing but feedback are trained on.
         assert (trained(step) == step[4].inputs.informed.reshape(3, 4)).all()
-        values = experience.choice_metrics(step[3], step[4])
+        values = step_metrics.choice_metrics(step[3], step[4])
         assert values["shows_feedback"] == shown[mode].mean()
     assert not shown["off"].any()
     failed = VALID & ~SUCCESS  # Not a row without a verdict either.
@@ -294,7 +286,7 @@ def test_feedback_with_gold_is_withheld_and_counted(words):
     options = {"feedback": "always"}
     step = made(words, gold=True, context=options)
     assert step[4].withheld == 5
-    assert experience.choice_metrics(step[3], step[4])["feedback_withheld"] == 5
+    assert step_metrics.choice_metrics(step[3], step[4])["feedback_withheld"] == 5
     assert not any("r7" in chat[-1]["content"] for chat in step[4].chats)
     step = made(words, gold=True, context={**options, "feedback_with_gold": True})
     assert step[4].withheld == 0
@@ -315,7 +307,7 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
     _, sampled, verdicts, chosen, rendered, _ = step
     if control not in ("unrelated", "success_only"):
         assert (trained(step) == trained(real)).all()
-    values = experience.choice_metrics(chosen, rendered)
+    values = step_metrics.choice_metrics(chosen, rendered)
     assert values["control_same_blocks"] == chosen.match.same.sum()
     assert values["control_tokens_cut"] == 0
     assert values["control_empty_slots"] == chosen.match.empty.sum()
@@ -324,9 +316,9 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
     wanted = sum(sum(r.tokens) for r in real[4].records)
     assert chosen.match.wanted.sum() == wanted
     assert chosen.match.given.sum() == sum(sum(r.tokens) for r in rendered.records)
-    rows = list(offline.rows(sampled, verdicts, chosen, rendered, step=1))
+    rows = list(saved_rollouts.rows(sampled, verdicts, chosen, rendered, step=1))
     for n, row in enumerate(rows):
-        row = json.loads(logbook.dumps(rollout_rows.row_fields(row)))
+        row = json.loads(files.dumps(schema.row_fields(row)))
         seen, p = row["context"], n // 4
         assert len(seen["shown"]) == len(seen["shown_uids"]) == len(seen["kinds"])
         assert (row["uid"], row["rollout"]) not in zip(
@@ -347,7 +339,7 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
 
 def test_what_the_limit_takes_of_a_control_is_counted(words):
     step = made(words, control="random", context={"teacher_prompt_length": 20})
-    taken = experience.choice_metrics(step[3], step[4])["control_tokens_cut"]
+    taken = step_metrics.choice_metrics(step[3], step[4])["control_tokens_cut"]
     assert taken > 0
     assert taken == step[3].match.given.sum() - sum(sum(r.tokens) for r in step[4].records)
 
@@ -367,7 +359,7 @@ def test_metrics_of_a_match_by_hand():
     seen = [record((1,), (True,), tokens=(n,)) for n in (100, 90, 0, 51)]
     rendered = experience.Rendered(None, seen, [], 0)
     chosen = experience.Chosen(None, usage, match, [[""] * 4], 0)
-    got = experience.choice_metrics(chosen, rendered)
+    got = step_metrics.choice_metrics(chosen, rendered)
     assert got["control_match_error"] == pytest.approx((0 + 0.03 + 0.02) / 3)
     assert got["control_match_error_max"] == pytest.approx(0.03)
     assert got["control_matched"] == pytest.approx(2 / 3)
@@ -418,7 +410,8 @@ def test_gold_that_a_teacher_read_is_not_in_the_file(words):
     def messages(records):
         made_of = dataclasses.replace(rendered, records=records)
         return [
-            r.teacher_message for r in offline.rows(sampled, verdicts, chosen, made_of, step=1)
+            r.teacher_message
+            for r in saved_rollouts.rows(sampled, verdicts, chosen, made_of, step=1)
         ]
 
     plain = messages(rendered.records)

@@ -22,7 +22,8 @@ import hostile_programs
 import pytest
 import sandbox_yard
 
-from mopd_jax.config import ConfigError, SandboxConfig
+from mopd_jax.config import SandboxConfig
+from mopd_jax.errors import ConfigError
 from mopd_jax.sandbox import (
     Outcome,
     Program,

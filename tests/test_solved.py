@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_jax.solved import Solved
+from mopd_jax.run.solved import Solved
 
 
 def test_by_hand():

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from mopd_jax import context, experience, verifiers
+from mopd_jax import experience, verifiers
+from mopd_jax.contexts import render
 from mopd_jax.experience import Sampled
 from mopd_jax.records import Message, Problem, Verdict
-from mopd_jax.run import Run
+from mopd_jax.run.record import Run
 from mopd_jax.sandbox import Sandbox
 from mopd_jax.selfcheck.result import Result, fail
 
@@ -30,11 +31,11 @@ def header(run: Run, problems: Sequence[Problem]) -> Result:
     verdicts, _ = _verdicts(sampled)
     _, chosen, rendered = _rendered(run, sampled, verdicts)
     longest = max(record.length for record in rendered.records)
-    least = max(len(words.chat(context.render(p, [], cfg, bare=True))) for p in problems)
+    least = max(len(words.chat(render.render(p, [], cfg, bare=True))) for p in problems)
     # Two thirds of the blocks fit; the question and the closing line always do.
     length = least + max(0, 2 * (longest - least) // 3)
     tight = dataclasses.replace(cfg, teacher_prompt_length=length)
-    short, records, _ = context.teacher_inputs(
+    short, records, _ = render.teacher_inputs(
         sampled.problems, sampled.texts, chosen.plan, words, cfg=tight
     )
     for whose, prompt in (
@@ -162,7 +163,7 @@ def pretended(run: Run, problems: Sequence[Problem]) -> Sampled:
 
     They repeat the question, since whatever encodes the problems can encode that.
     """
-    prompt, mask = context.student_prompts(
+    prompt, mask = render.student_prompts(
         problems, run.tokenizer, length=run.cfg.rollout.prompt_length
     )
     group, asked = 3, [problem.messages[-1]["content"][:400] for problem in problems]
@@ -203,4 +204,4 @@ def _rendered(run: Run, sampled: Sampled, verdicts):
     """Peers chosen and contexts rendered as in a step: (success, Chosen, Rendered)."""
     _, valid, success = experience.outcomes(verdicts, run.cfg)
     chosen = experience.choose_peers(run, sampled, success, valid, 0)
-    return success, chosen, experience.render(run, sampled, chosen, verdicts, success)
+    return success, chosen, experience.render_contexts(run, sampled, chosen, verdicts, success)
