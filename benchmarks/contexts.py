@@ -16,9 +16,10 @@ from typing import get_args
 
 import numpy as np
 
-from mopd_jax import context, controls, peers, tokenizer
 from mopd_jax.config import ContextConfig, PeerConfig
-from mopd_jax.config_contexts import Control, Match, Rule
+from mopd_jax.config.contexts import Control, Match, Rule
+from mopd_jax.contexts import controls, peers, render
+from mopd_jax.models import tokenizer
 from mopd_jax.records import Problem
 
 
@@ -67,15 +68,15 @@ def measure(prompts, group, length, *, ragged=False, seed=0, **options):
     keys = {"seed": seed, "step": 1, "cfg": chooser}
 
     begun = time.process_time()
-    texts = context.shown_texts(texts, words, cfg)
+    texts = render.shown_texts(texts, words, cfg)
     given = (success, np.ones_like(success), texts, lengths, range(prompts))
     if chooser.control == "off":
         plan = peers.choose(*given, **keys)
     else:
         asked = [str(problem.messages) for problem in problems]
-        tokens = context.block_tokens(texts, words, cfg)
+        tokens = render.block_tokens(texts, words, cfg)
         plan, _ = controls.choose(*given, **keys, tokens=tokens, questions=asked)
-    inputs, records, _ = context.teacher_inputs(problems, texts, plan, words, cfg=cfg)
+    inputs, records, _ = render.teacher_inputs(problems, texts, plan, words, cfg=cfg)
     total = time.process_time() - begun
     return {
         "rows": prompts * group,

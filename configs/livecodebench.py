@@ -15,7 +15,7 @@ of test fractions and their pass@8 a bootstrap; compare `test_fraction`, not `me
 there: 8 x H100. Nobody has run this file at that size yet. docs/reproduction.md has each row.
 """
 
-from mopd_jax import recipes
+from mopd_jax.config import recipes
 
 SPLITS = {
     "problem": {"name": "livecodebench", "held_out": True},

@@ -15,7 +15,7 @@ contest, as docs/reproduction.md does for each row. For `opsd`, which reads solu
 deepmath with --option.solutions=True.
 """
 
-from mopd_jax import recipes
+from mopd_jax.config import recipes
 
 
 def get_config(variant: str = "mopd"):

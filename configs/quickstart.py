@@ -10,7 +10,8 @@ start is part of the package. Two CPU cores, a few minutes, no download. benchma
 has the sweep of learning rates, the seeds and intervals.
 """
 
-from mopd_jax import config, methods
+from mopd_jax import config
+from mopd_jax.config import methods
 
 # The best of three rates for each of the methods in the sweep, all of them alike; the others
 # have not been swept.

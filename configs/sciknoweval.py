@@ -14,7 +14,7 @@ are for such a node. Nobody has run this file at that size yet. docs/reproductio
 rows.
 """
 
-from mopd_jax import recipes
+from mopd_jax.config import recipes
 
 DOMAINS = {"chemistry": {}, "biology": {}, "physics": {}, "material": {}}
 

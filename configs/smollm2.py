@@ -11,7 +11,8 @@ tokenizer, not a gain: a model this small copies its peers, the wrong ones too, 
 signal is weak. `rollouts/step_*.jsonl` in the run folder holds what each teacher saw.
 """
 
-from mopd_jax import config, methods
+from mopd_jax import config
+from mopd_jax.config import methods
 
 
 def get_config(variant: str = "mopd"):

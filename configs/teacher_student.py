@@ -13,7 +13,7 @@ and 61.92 / 67.35; OPD without peers 59.63 / 61.58 and 60.92 / 67.30; GKD 55.91 
 4B model. Hardware there: 2 nodes of 8 x H100. Nobody has run this file at that size yet.
 """
 
-from mopd_jax import recipes
+from mopd_jax.config import recipes
 
 TASKS = {
     "tooluse": {"name": "tooluse", "held_out": True, "steps": 250},

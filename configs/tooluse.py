@@ -11,7 +11,7 @@ rows. The train file (about 4046 rows) and the test file stand in the repository
 8 x H100 or 8 x A100. Nobody has run this file at that size yet.
 """
 
-from mopd_jax import recipes
+from mopd_jax.config import recipes
 
 
 def get_config(variant: str = "mopd"):

@@ -23,8 +23,8 @@ import numpy as np
 import optax
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from mopd_jax import codebook, scoring, weights
-from mopd_jax.models import decoder
+from mopd_jax import codebook
+from mopd_jax.models import decoder, scoring, weights
 
 MODEL = decoder.DecoderConfig(
     vocab_size=len(codebook.WORDS),

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from mopd_jax import config as configs
-from mopd_jax.config import Config, ConfigError
-from mopd_jax.config_dict import InputError
+from mopd_jax.config import Config
+from mopd_jax.errors import ConfigError, InputError
 
 # In a checkout a symbolic link to `configs/`.
 SHIPPED = pathlib.Path(__file__).parent / "assets/configs"
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(args: Sequence[str]) -> int:
     cfg, workdir = parse(args)
     # Imported here, so that a wrong flag is answered before the slow imports.
-    from mopd_jax import console, train
+    from mopd_jax import train
+    from mopd_jax.run import console
 
     console.setup_logging()
     print(f"run folder: {workdir}")
@@ -86,7 +87,8 @@ def _rollout(args: Sequence[str]) -> int:
         raise ConfigError("give --out=FILE, the file to write the rollouts to")
     start = pathlib.Path(_not_empty("from", flags["from"])) if "from" in flags else None
     cfg = configs.from_config_dict(Config, tree)
-    from mopd_jax import collect, console
+    from mopd_jax import collect
+    from mopd_jax.run import console
 
     console.setup_logging()
     collect.collect(cfg, pathlib.Path(flags["out"]), start=start)
@@ -101,7 +103,8 @@ def _show(args: Sequence[str]) -> int:
 
 def _eval(args: Sequence[str]) -> int:
     asked = parse_eval(args)
-    from mopd_jax import console, diversity, heldout
+    from mopd_jax.evaluation import diversity, heldout
+    from mopd_jax.run import console
 
     console.setup_logging()
     if asked.differ:
@@ -131,7 +134,7 @@ def _compare(args: Sequence[str]) -> int:
     if metrics is not None:  # What is not asked for is not computed.
         bleu = bleu and any("BLEU" in metric for metric in metrics)
     out = pathlib.Path(_not_empty("out", given["out"])) if "out" in given else None
-    from mopd_jax import diversity, responses, tables
+    from mopd_jax.evaluation import diversity, responses, tables
 
     saved = [responses.read(pathlib.Path(folder)) for folder in folders]
     result = tables.compare(
@@ -151,7 +154,7 @@ def _compare(args: Sequence[str]) -> int:
 def _data(args: Sequence[str]) -> int:
     words = [word for word in args if not word.startswith("--")]
     flags = [_flag(word) for word in args if word.startswith("--")]
-    from mopd_jax.datasets import commands
+    from mopd_jax.data.prepared import commands
 
     text, status = commands.run(words, flags)
     print(text)

@@ -10,11 +10,17 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from mopd_jax import console, data, experience, offline, rollout_file
-from mopd_jax.config import Config, ConfigError
+from mopd_jax import experience, saved_rollouts, step_metrics
+from mopd_jax.config import Config
+from mopd_jax.data import sources
+from mopd_jax.errors import ConfigError
 from mopd_jax.records import Problem, TrainState
-from mopd_jax.rollout_rows import RolloutFileError, Row
-from mopd_jax.run import Run, newest, policy, prepare
+from mopd_jax.rollouts import storage
+from mopd_jax.rollouts.schema import RolloutFileError, Row
+from mopd_jax.run import console
+from mopd_jax.run.opening import prepare
+from mopd_jax.run.record import Run
+from mopd_jax.run.state import latest_checkpoint, sampling_params
 
 log = logging.getLogger("mopd")
 
@@ -51,9 +57,9 @@ def collect(
         )
     if out.exists():
         raise ConfigError(f"{out} is there already; remove it, or choose another --out")
-    origin = None if start is None else newest(start, cfg)
+    origin = None if start is None else latest_checkpoint(start, cfg)
     run, problems, source = prepare(cfg, out.parent, devices=devices)
-    weights, zero = policy(run, source, origin), np.int32(0)
+    weights, zero = sampling_params(run, source, origin), np.int32(0)
     state = TrainState(
         params=weights,
         teacher=weights,  # Whoever samples, these are its weights.
@@ -64,9 +70,9 @@ def collect(
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     trained = 0 if origin is None else origin.step
-    header = offline.header(run, steps=cfg.steps, trained=trained)
+    header = saved_rollouts.header(run, steps=cfg.steps, trained=trained)
     with jax.set_mesh(run.mesh), run.sandbox or contextlib.nullcontext():
-        rollout_file.write(out, header, _rows(run, state, problems))
+        storage.write(out, header, _rows(run, state, problems))
     rows = cfg.steps * cfg.rollout.prompts * cfg.rollout.group
     log.info("%s: %d rollouts in %.1f MB", out, rows, out.stat().st_size / 1e6)
 
@@ -74,23 +80,15 @@ def collect(
 def _rows(run: Run, state: TrainState, problems: list[Problem]) -> Iterator[Row]:
     """The rows of all steps; a line is logged of each."""
     cfg = run.cfg
-    stream = data.ProblemStream(problems, seed=cfg.seed)
+    take = experience.sampler(run, sources.ProblemStream(problems, seed=cfg.seed))
     for step in range(1, cfg.steps + 1):
         clock = console.Clock(step, cfg.steps, phases=3)
-        with clock.phase("rollout"):
-            taken, uids = stream.take(cfg.rollout.prompts)
-            sampled, judged = experience.sample_and_verify(run, state, taken, uids, step=step)
-            if not np.isfinite(sampled.behaviour_logp).all():
-                raise RolloutFileError(
-                    f"step {step}: a log-prob of the student is not finite, so nothing can be "
-                    "trained from it; check the weights and model.compute_dtype"
-                )
-        with clock.phase("verify"):
-            verdicts = judged()
-            rewards, valid, success = experience.outcomes(verdicts, cfg)
-        with clock.phase("context"):
-            chosen = experience.choose_peers(run, sampled, success, valid, step)
-            rendered = experience.render(run, sampled, chosen, verdicts, success)
-        values = experience.group_metrics(sampled, rewards, valid, success, rendered.records)
+        gathered = experience.gather(run, take, state, step, clock)
+        if not np.isfinite(gathered.sampled.behaviour_logp).all():
+            raise RolloutFileError(
+                f"step {step}: a log-prob of the student is not finite, so nothing can be "
+                "trained from it; check the weights and model.compute_dtype"
+            )
+        values = step_metrics.of_rollouts(gathered)
         console.say_rollouts(step, cfg, values | clock.seconds())
-        yield from offline.rows(sampled, verdicts, chosen, rendered, step=step)
+        yield from saved_rollouts.rows(gathered)

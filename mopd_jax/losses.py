@@ -13,7 +13,7 @@ from typing import NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 
-from mopd_jax.config_update import Aggregation, Divergence
+from mopd_jax.config.update import Aggregation, Divergence
 from mopd_jax.kernels import (
     Blocks,
     HeadSharding,

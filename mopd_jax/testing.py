@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mopd_jax.evaluate import Response
+from mopd_jax.evaluation.scores import Response
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Batch
 

@@ -1,6 +1,5 @@
-"""How all tests run: on eight virtual CPU devices, set before jax is imported, with no broadcast
-between ranks, on the same examples every time. The last line counts what was skipped.
-"""
+"""How all tests run: on eight virtual CPU devices, set before jax is imported; without broadcasts
+between ranks; on the same examples every time. The last line counts what was skipped."""
 
 import atexit
 import gc

@@ -5,8 +5,8 @@ import json
 import wants
 
 from mopd_jax import cli
-from mopd_jax.datasets import catalogue
-from mopd_jax.datasets.rows import Row
+from mopd_jax.data.prepared import catalogue
+from mopd_jax.data.prepared.rows import Row
 
 needs_tfds = wants.module("tensorflow_datasets")
 

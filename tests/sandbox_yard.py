@@ -21,7 +21,7 @@ import hostile_programs
 import pytest
 import wants
 
-from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.config.sandbox import SandboxConfig
 from mopd_jax.sandbox import Program, Sandbox, SandboxError
 
 SECRET = "the-text-of-the-secret"

@@ -1,6 +1,6 @@
 """What a kill may leave of checkpoints is cleaned, and never taken for one."""
 
-from mopd_jax import checkpoint
+from mopd_jax.run import checkpoint
 
 
 def test_pruning(tmp_path):

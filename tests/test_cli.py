@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from mopd_jax import cli
-from mopd_jax.config import ConfigError
+from mopd_jax.errors import ConfigError
 
 QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs/quickstart.py")
 FLAG = f"--config={QUICKSTART}"

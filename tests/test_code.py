@@ -18,11 +18,12 @@ import sandbox_yard
 from hypothesis import strategies as st
 from sandbox_yard import open_or_skip
 
-from mopd_jax import config, experience, run, verifiers
+from mopd_jax import config, experience, verifiers
 from mopd_jax.config import Config
 from mopd_jax.records import Problem, Verdict
+from mopd_jax.run import opening
 from mopd_jax.sandbox import Outcome, Program
-from mopd_jax.verifiers import code, programs, selftest
+from mopd_jax.verifiers import code_tests, programs, selftest
 
 
 @pytest.fixture(scope="module", params=["namespaces", "limits"])
@@ -169,7 +170,7 @@ def test_a_problem_may_ask_for_the_disclosing_feedback(any_box, source, said):
     verdict = verifiers.verify(task, fenced(source), sandbox=any_box)
     assert verdict.feedback_has_gold
     assert said in verdict.feedback and verdict.feedback.endswith("THE-GOLD")
-    told = code.verify(task, fenced(source), sandbox=any_box, feedback="kind")
+    told = code_tests.verify(task, fenced(source), sandbox=any_box, feedback="kind")
     assert not told.feedback_has_gold and "THE-GOLD" not in told.feedback
     wrong = problem(("5", "7"), feedback="all")
     assert "'kind' or 'gold'" in verifiers.verify(wrong, "x", sandbox=any_box).error
@@ -180,9 +181,11 @@ def test_feedback_with_gold_is_asked_for_by_name_and_declared(any_box):
         (problem(("5", "THE-GOLD")), "THE-GOLD"),
         (problem(("5", '"THE-GOLD"'), fn_name="f"), '"THE-GOLD"'),
     ):
-        verdict = code.verify(task, fenced("x = 1"), sandbox=any_box, feedback="with_gold")
+        verdict = code_tests.verify(
+            task, fenced("x = 1"), sandbox=any_box, feedback="with_gold"
+        )
         assert verdict.feedback_has_gold and verdict.feedback.endswith(gold)
-    right = code.verify(
+    right = code_tests.verify(
         problem(("", "1")), fenced("print(1)"), sandbox=any_box, feedback="with_gold"
     )
     assert (right.feedback, right.feedback_has_gold) == ("", False)
@@ -518,10 +521,10 @@ REFERENCES = [
 
 @pytest.mark.parametrize("task", REFERENCES)
 def test_references_pass_and_spoiled_ones_fail(any_box, task):
-    gold = verifiers.verify(task, code.gold_response(task), sandbox=any_box)
+    gold = verifiers.verify(task, code_tests.gold_response(task), sandbox=any_box)
     assert gold.reward == 1.0
     more, other, nothing = (
-        verifiers.verify(task, wrong, sandbox=any_box) for wrong in code.mutated(task)
+        verifiers.verify(task, wrong, sandbox=any_box) for wrong in code_tests.mutated(task)
     )
     for spoiled in (more, other, nothing):
         assert (spoiled.reward, spoiled.error) == (0.0, "")
@@ -547,7 +550,7 @@ def test_references_pass_and_spoiled_ones_fail(any_box, task):
 def test_one_value_of_an_output_is_changed(any_box, printed, instead):
     source = f"import sys\nsys.stdout.write({printed!r})\nsys.stdout.buffer.flush()"
     task = problem(("", printed), solution=source)
-    _, other, *_ = code.mutated(task)
+    _, other, *_ = code_tests.mutated(task)
     outcome = any_box.run(Program(programs.extract(other).source))
     assert (outcome.kind, outcome.stdout.decode()) == ("ok", f"{instead}\n")
 
@@ -569,7 +572,7 @@ def test_one_value_of_an_output_is_changed(any_box, printed, instead):
 )
 def test_one_value_of_a_result_is_changed(any_box, value, instead):
     task = problem(("1", "1"), fn_name="f", solution=f"def f(x): return {value}")
-    _, other, _ = code.mutated(task)
+    _, other, _ = code_tests.mutated(task)
     program = Program(programs.extract(other).source, call="f", arguments="[1]")
     assert json.loads(any_box.run(program).result) == instead
 
@@ -654,14 +657,14 @@ def test_sound_items_pass_their_self_test(any_box, name):
     found = selftest.selftest([task], policy="error", sandbox=any_box)
     assert (found.tested, found.ceiling) == (1, 1.0)
     # What is wrong is what they answer, and not that they cannot run.
-    for wrong in code.mutated(task)[:2]:
+    for wrong in code_tests.mutated(task)[:2]:
         assert "wrong answer" in verifiers.verify(task, wrong, sandbox=any_box).feedback
 
 
 def test_a_program_that_does_nothing_is_wrong_unless_nothing_is_right():
     source = "n = int(input())\nif n: print(n)"
-    assert len(code.mutated(problem(("0", "\n"), solution=source))) == 2
-    assert len(code.mutated(problem(("0", "\n"), ("1", "1"), solution=source))) == 3
+    assert len(code_tests.mutated(problem(("0", "\n"), solution=source))) == 2
+    assert len(code_tests.mutated(problem(("0", "\n"), ("1", "1"), solution=source))) == 3
 
 
 def test_a_program_that_loops_is_given_up_after_two_tests(any_box):
@@ -748,10 +751,10 @@ def test_rows_with_workers_are_judged_together_and_counted_as_they_finish(monkey
 
 
 def test_without_a_reference_there_is_no_self_test():
-    assert code.gold_response(problem(("", ""))) is None
-    assert code.mutated(problem(("", ""))) == ()
+    assert code_tests.gold_response(problem(("", ""))) is None
+    assert code_tests.mutated(problem(("", ""))) == ()
     named = Problem("p", (), "", "code", {}, solution="print(1)")
-    assert programs.extract(code.gold_response(named)).source == "print(1)"
+    assert programs.extract(code_tests.gold_response(named)).source == "print(1)"
 
 
 def batch():
@@ -861,9 +864,9 @@ def test_legitimate_programs_pass_beside_hostile_ones_on_a_machine_at_twice_its_
 def test_a_run_opens_a_sandbox_only_where_its_data_needs_one(caplog):
     open_or_skip("namespaces").close()
     cfg = config.Config(sandbox=sandbox_yard.config("namespaces"))
-    assert run._sandbox(cfg, [Problem("e", (), "7", "exact")]) is None
+    assert opening._sandbox(cfg, [Problem("e", (), "7", "exact")]) is None
     caplog.set_level("INFO", "mopd")
-    with run._sandbox(cfg, [Problem("e", (), "7", "exact"), problem(("", ""))]) as box:
+    with opening._sandbox(cfg, [Problem("e", (), "7", "exact"), problem(("", ""))]) as box:
         assert f"sandbox level {box.description}" in caplog.text
         assert box.description.startswith("namespaces (Python 3.")
 

@@ -9,9 +9,11 @@ from typing import get_args
 
 import pytest
 
-from mopd_jax import cli, config, controls, methods
-from mopd_jax.config import Config, ConfigError
-from mopd_jax.config_update import Method
+from mopd_jax import cli, config
+from mopd_jax.config import Config, methods
+from mopd_jax.config.update import Method
+from mopd_jax.contexts import controls
+from mopd_jax.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_jax import context, peers
 from mopd_jax.config import ContextConfig, PeerConfig
-from mopd_jax.peers import PeerPlan
+from mopd_jax.contexts import peers, render
+from mopd_jax.contexts.peers import PeerPlan
 from mopd_jax.records import Problem
 
 CFG = ContextConfig(
@@ -61,8 +61,8 @@ def show(texts, shown, problem=PROBLEM, **changes):
     plan.success[0, 0, : len(good)] = good
     plan.failure[0, 0, : len(bad)] = bad
     words = Words()
-    inputs, records, chats = context.teacher_inputs(
-        [problem], context.shown_texts([texts], words, cfg), plan, words, cfg=cfg
+    inputs, records, chats = render.teacher_inputs(
+        [problem], render.shown_texts([texts], words, cfg), plan, words, cfg=cfg
     )
     assert inputs.prompt.shape == (len(texts), cfg.teacher_prompt_length)
     assert inputs.informed.tolist() == [bool(record.shown) for record in records]
@@ -195,20 +195,20 @@ def test_failures_are_dropped_before_successes():
 @pytest.mark.parametrize("shown", [[], [(1, True)]])
 def test_a_question_that_does_not_fit_is_an_error(shown):
     message = "'p' has 6 tokens before any peer is added, more than .*length=5; raise it"
-    with pytest.raises(context.PromptTooLong, match=message):
+    with pytest.raises(render.PromptTooLong, match=message):
         show(["target", "one"], shown, teacher_prompt_length=5)
 
 
 def test_a_student_prompt_that_does_not_fit_is_an_error():
     message = "'p' has a prompt of 6 tokens, more than rollout.prompt_length=5; raise it"
-    with pytest.raises(context.PromptTooLong, match=message):
-        context.student_prompts([PROBLEM], Words(), length=5)
+    with pytest.raises(render.PromptTooLong, match=message):
+        render.student_prompts([PROBLEM], Words(), length=5)
 
 
 def test_the_student_sees_the_problem_and_nothing_else():
     tokenizer = Words()
     other = Problem("q", (*PROBLEM.messages, {"role": "user", "content": "and"}), "GOLD", "x")
-    ids, mask = context.student_prompts([PROBLEM, other], tokenizer, length=12)
+    ids, mask = render.student_prompts([PROBLEM, other], tokenizer, length=12)
     assert ids.shape == mask.shape == (2, 12)
     assert (ids.dtype, mask.dtype) == (np.int32, bool)
     assert tokenizer.decode(ids[0]) == "<pad> " * 6 + "<user> what is it <end> <assistant>"
@@ -261,7 +261,7 @@ def test_thinking_is_removed(text, left):
     ],
 )
 def test_spans_of_thinking(text, left):
-    assert context.without_thinking(text) == left
+    assert render.without_thinking(text) == left
 
 
 PIECES = ["<think>", "</think>", "<th", "ink>", "</", "think>", " ", "a", "b\n", "c"]
@@ -279,7 +279,7 @@ def test_no_thought_and_no_tag_is_left(text):
             hidden[opened.pop() if opened else 0 : tag.end()] = True
     if opened:
         hidden[opened[0] :] = True
-    got = context.without_thinking(text)
+    got = render.without_thinking(text)
     assert "<think>" not in got
     assert "</think>" not in got
     outside = "".join(c for c, inside in zip(text, hidden, strict=True) if not inside)
@@ -289,7 +289,7 @@ def test_no_thought_and_no_tag_is_left(text):
 def test_spans_are_found_in_linear_time():
     """A million characters: seconds at most, of which a quadratic scan would take hours."""
     for text in ("<think>" * 140_000, "</think>" * 120_000, "<think>a</think>b" * 60_000):
-        got = context.without_thinking(text)
+        got = render.without_thinking(text)
         assert got == "b" * got.count("b")
 
 
@@ -335,7 +335,7 @@ def test_rows_of_a_group_and_of_several_problems_keep_their_order():
     plan = PeerPlan(np.array([[[1], [0]], [[-1], [0]]]), np.array([[[-1], [-1]], [[-1], [-1]]]))
     tokenizer = Words()
     second = Problem("q", ({"role": "user", "content": "why"},), "GOLD", "exact")
-    inputs, records, _ = context.teacher_inputs(
+    inputs, records, _ = render.teacher_inputs(
         [PROBLEM, second], [["a", "b"], ["c", "d"]], plan, tokenizer, cfg=CFG
     )
     prompts = zip(inputs.prompt, inputs.prompt_mask, strict=True)
@@ -395,18 +395,18 @@ def test_a_special_token_built_from_parts_is_removed_too():
 
 def test_texts_as_they_are_shown():
     texts = [["<think>a</think> 42 ", "42<|end|>", "<think>a"], ["<|end|>", " \n", ""]]
-    got = context.shown_texts(texts, Words(), CFG)
+    got = render.shown_texts(texts, Words(), CFG)
     assert got == [["42", "42", ""], ["", "", ""]]
     kept = ContextConfig(strip_thinking=False)
-    got = context.shown_texts(texts, Words(), kept)
+    got = render.shown_texts(texts, Words(), kept)
     assert got == [["<think>a</think> 42 ", "42", "<think>a"], ["", "", ""]]
 
 
 @given(st.lists(st.sampled_from([*PIECES, "<|end|>", "<|e", "nd|>"]), max_size=25))
 def test_what_is_shown_has_no_tag_and_no_special_token(pieces):
-    [[got]] = context.shown_texts([["".join(pieces)]], Words(), CFG)
+    [[got]] = render.shown_texts([["".join(pieces)]], Words(), CFG)
     assert not any(mark in got for mark in ("<think>", "</think>", "<|end|>"))
-    assert context.shown_texts([[got]], Words(), CFG) == [[got]]
+    assert render.shown_texts([[got]], Words(), CFG) == [[got]]
     assert got == got.strip()
 
 
@@ -440,9 +440,9 @@ def teach(
     )
     tokenizer = Words()
     cfg = ContextConfig(**{**CFG.__dict__, **changes})
-    inputs, records, _ = context.teacher_inputs(
+    inputs, records, _ = render.teacher_inputs(
         [problem],
-        context.shown_texts([texts], tokenizer, cfg),
+        render.shown_texts([texts], tokenizer, cfg),
         plan,
         tokenizer,
         cfg=cfg,
@@ -474,8 +474,8 @@ def test_golden_text_of_the_worked_example():
     )
     problem = Problem("p", ({"role": "user", "content": question},), "24", "exact")
     cfg = ContextConfig(teacher_prompt_length=400)
-    shown = context.shown_texts([texts], Words(), cfg)
-    _, records, chats = context.teacher_inputs([problem], shown, plan, Words(), cfg=cfg)
+    shown = render.shown_texts([texts], Words(), cfg)
+    _, records, chats = render.teacher_inputs([problem], shown, plan, Words(), cfg=cfg)
     assert chats[1] == [
         {
             "role": "user",
@@ -638,7 +638,7 @@ def test_the_same_rollout_in_full_and_in_brief():
         outcome=np.array([[False, True, False]]),
     )
     texts = ["t", "all of it <summary>part</summary>", "u"]
-    _, _, chats = context.teacher_inputs([PROBLEM], [texts], plan, Words(), cfg=CFG)
+    _, _, chats = render.teacher_inputs([PROBLEM], [texts], plan, Words(), cfg=CFG)
     assert chats[0][0]["content"].split(" | ")[1].endswith(": part")
     assert "right: all of it" in chats[2][0]["content"]
 
@@ -671,7 +671,7 @@ def test_a_peer_of_another_prompt():
         outcome=np.array([[False, False], [True, True]]),
     )
     second = Problem("q", ({"role": "user", "content": "why"},), "GOLD", "exact")
-    _, records, chats = context.teacher_inputs(
+    _, records, chats = render.teacher_inputs(
         [PROBLEM, second], [["a", "b"], ["c", "d"]], plan, Words(), cfg=CFG
     )
     want = "what is it | right: c | also right: d | solve it now"
@@ -697,7 +697,7 @@ def with_gold(asked, *, solution="by hand: GOLD", reasons=None, **changes):
         **{**CFG.__dict__, "gold": asked, "gold_block": "gold: {text}"} | changes
     )
     words = Words()
-    inputs, records, chats = context.teacher_inputs(
+    inputs, records, chats = render.teacher_inputs(
         [problem], [["one", "two"]], plan, words, cfg=cfg, reasons=reasons
     )
     pairs = zip(inputs.prompt, inputs.prompt_mask, strict=True)
@@ -741,14 +741,14 @@ def test_gold_is_cut_like_a_peer_and_counted():
 
 
 def test_missing_gold_names_the_problem():
-    with pytest.raises(context.NoGold, match="context.gold='solution', but problem 'p' has no"):
+    with pytest.raises(render.NoGold, match="context.gold='solution', but problem 'p' has no"):
         with_gold("solution", solution=" ")
 
 
 def test_a_shell_must_fit_behind_every_question():
     long = Problem("q", ({"role": "user", "content": words("w", 9)},), "GOLD", "exact")
     fits = ContextConfig(**{**CFG.__dict__, "teacher_prompt_length": 16})
-    context.check_shells([PROBLEM, long], Words(), fits)
+    render.check_shells([PROBLEM, long], Words(), fits)
     tight = ContextConfig(**{**CFG.__dict__, "teacher_prompt_length": 15})
-    with pytest.raises(context.PromptTooLong, match="problem 'q' has 16 tokens"):
-        context.check_shells([PROBLEM, long], Words(), tight)
+    with pytest.raises(render.PromptTooLong, match="problem 'q' has 16 tokens"):
+        render.check_shells([PROBLEM, long], Words(), tight)

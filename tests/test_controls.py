@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_jax import controls, peers
 from mopd_jax.config import PeerConfig
+from mopd_jax.contexts import controls, peers
 
 CROSS = {"unrelated", "cross_failures", "success_only"}
 SHAPE = (4, 5)

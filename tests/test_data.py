@@ -12,8 +12,10 @@ import wants
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_jax import codebook, data, verifiers
-from mopd_jax.config import ConfigError, DataConfig
+from mopd_jax import codebook, verifiers
+from mopd_jax.config import DataConfig
+from mopd_jax.data import sources
+from mopd_jax.errors import ConfigError
 from mopd_jax.records import Problem, Verdict
 
 needs_gym = wants.module("reasoning_gym")
@@ -22,7 +24,7 @@ needs_gym = wants.module("reasoning_gym")
 def jsonl(path, *lines):
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     cfg = DataConfig(source="jsonl", train_path=str(path), eval_path=str(path))
-    return data.load(cfg, "train", seed=0)
+    return sources.load(cfg, "train", seed=0)
 
 
 def problems(count):
@@ -35,14 +37,14 @@ def test_the_record_of_a_file_is_its_content(tmp_path):
     path = tmp_path / "rows.jsonl"
     jsonl(path, '{"prompt": "q", "answer": "a"}', "")
     cfg = DataConfig(source="jsonl", train_path=str(path), eval_path=str(path))
-    said = data.record(cfg)[f"eval: {path}"]
+    said = sources.record(cfg)[f"eval: {path}"]
     assert (said["problems"], said["checked"], said["ceiling"]) == (1, False, None)
-    assert len(data.unchecked(data.record(cfg))) == 2
+    assert len(sources.unchecked(sources.record(cfg))) == 2
     jsonl(path, '{"prompt": "q", "answer": "b"}')
-    assert data.record(cfg)[f"eval: {path}"]["reads"] != said["reads"]
+    assert sources.record(cfg)[f"eval: {path}"]["reads"] != said["reads"]
     path.unlink()
-    with pytest.raises(data.DataError, match=r"rows.jsonl does not exist"):
-        data.record(cfg)
+    with pytest.raises(sources.DataError, match=r"rows.jsonl does not exist"):
+        sources.record(cfg)
 
 
 def test_jsonl_rows(tmp_path):
@@ -170,7 +172,7 @@ GOOD = '{"prompt": "q", "answer": "a"}'
 )
 def test_a_bad_row_is_named(tmp_path, line, message):
     path = tmp_path / "rows.jsonl"
-    with pytest.raises(data.DataError, match=rf"rows.jsonl, row 2: .*{message}"):
+    with pytest.raises(sources.DataError, match=rf"rows.jsonl, row 2: .*{message}"):
         jsonl(path, GOOD, line, GOOD)
 
 
@@ -183,18 +185,18 @@ def test_tests_are_enough_of_an_answer(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     cfg = DataConfig(source="jsonl", train_path=str(tmp_path), eval_path="not/there.jsonl")
-    with pytest.raises(data.DataError, match="there.jsonl does not exist; check data"):
-        data.load(cfg, "eval", seed=0)
-    with pytest.raises(data.DataError, match="does not exist"):
-        data.load(cfg, "train", seed=0)
+    with pytest.raises(sources.DataError, match="there.jsonl does not exist; check data"):
+        sources.load(cfg, "eval", seed=0)
+    with pytest.raises(sources.DataError, match="does not exist"):
+        sources.load(cfg, "train", seed=0)
     cfg = DataConfig(source="jsonl", train_path="x" * 300, eval_path="a")
-    with pytest.raises(data.DataError, match="xxx cannot be read: File name too long"):
-        data.load(cfg, "train", seed=0)
+    with pytest.raises(sources.DataError, match="xxx cannot be read: File name too long"):
+        sources.load(cfg, "train", seed=0)
 
 
 def test_an_empty_file_is_no_training_split(tmp_path):
-    with pytest.raises(data.DataError, match="no problems"):
-        data.ProblemStream(jsonl(tmp_path / "rows.jsonl"), seed=0)
+    with pytest.raises(sources.DataError, match="no problems"):
+        sources.ProblemStream(jsonl(tmp_path / "rows.jsonl"), seed=0)
 
 
 @pytest.mark.parametrize("source", ["codebook", "jsonl"])
@@ -202,7 +204,7 @@ def test_sources_without_options_say_so(source, tmp_path):
     path = {"train_path": "a", "eval_path": "a"} if source == "jsonl" else {}
     cfg = DataConfig(source=source, options={"size": 3}, **path)
     with pytest.raises(ConfigError, match=r"data.options.size does not exist; known: nothing"):
-        data.load(cfg, "train", seed=0)
+        sources.load(cfg, "train", seed=0)
 
 
 def take(stream, *counts):
@@ -217,13 +219,13 @@ def take(stream, *counts):
 )
 def test_a_stream_can_be_cut_and_entered_anywhere(size, counts, seed):
     rows = problems(size)
-    whole, uids = take(data.ProblemStream(rows, seed=seed), sum(counts))
-    parts, part_uids = take(data.ProblemStream(rows, seed=seed), *counts)
+    whole, uids = take(sources.ProblemStream(rows, seed=seed), sum(counts))
+    parts, part_uids = take(sources.ProblemStream(rows, seed=seed), *counts)
     assert parts == whole
     assert uids.tolist() == part_uids.tolist() == list(range(sum(counts)))
     assert uids.dtype == np.uint32
     first = counts[0]
-    later = data.ProblemStream(rows, seed=seed, position=first)
+    later = sources.ProblemStream(rows, seed=seed, position=first)
     ahead, numbers = later.peek(counts[1])
     assert [p.id for p in ahead] == whole[first : first + counts[1]]
     assert numbers.tolist() == list(range(first, first + counts[1]))
@@ -237,10 +239,10 @@ def test_a_stream_can_be_cut_and_entered_anywhere(size, counts, seed):
 
 def test_epochs_and_seeds_have_their_own_order():
     rows = problems(50)
-    ids, _ = take(data.ProblemStream(rows, seed=0), 100)
+    ids, _ = take(sources.ProblemStream(rows, seed=0), 100)
     assert ids[:50] != ids[50:]
     assert ids[:50] != [p.id for p in rows]
-    assert ids[:50] != take(data.ProblemStream(rows, seed=1), 50)[0]
+    assert ids[:50] != take(sources.ProblemStream(rows, seed=1), 50)[0]
 
 
 # The codebook.
@@ -288,7 +290,7 @@ def test_the_seed_moves_the_hidden_part_of_the_table_only():
 def test_codebook_problems():
     rules, known = codebook.table(5)
     cfg = DataConfig()
-    train, held = (data.load(cfg, split, seed=5) for split in ("train", "eval"))
+    train, held = (sources.load(cfg, split, seed=5) for split in ("train", "eval"))
     assert (len(train), len(held)) == (600 * 48, 120 * 36)
     assert len({p.id for p in train} | {p.id for p in held}) == len(train) + len(held)
     for problem in held[:200] + train[:200]:
@@ -390,7 +392,7 @@ def test_a_verifier_that_fails_is_an_error_not_a_verdict():
 
 def gym(split="train", *, seed=0, **options):
     cfg = DataConfig(source="reasoning_gym", options={"task": "chain_sum", **options})
-    return data.load(cfg, split, seed=seed)
+    return sources.load(cfg, split, seed=seed)
 
 
 @needs_gym
@@ -481,15 +483,17 @@ def test_rows_of_gym_need_a_task_and_an_entry_that_its_scorer_reads():
 
 def test_gym_needs_a_task():
     with pytest.raises(ConfigError, match="needs data.options.task"):
-        data.load(DataConfig(source="reasoning_gym"), "train", seed=0)
+        sources.load(DataConfig(source="reasoning_gym"), "train", seed=0)
 
 
 def test_text_that_is_not_utf8_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "q", "answer": "1"}\n' * 9000 + b'{"prompt": "\xff"}')
     cfg = DataConfig(source="jsonl", train_path=str(path), eval_path=str(path))
-    with pytest.raises(data.DataError, match="rows.jsonl, row 9001: not UTF-8 .* at byte 13"):
-        data.load(cfg, "train", seed=0)
+    with pytest.raises(
+        sources.DataError, match="rows.jsonl, row 9001: not UTF-8 .* at byte 13"
+    ):
+        sources.load(cfg, "train", seed=0)
 
 
 @pytest.mark.parametrize("reward", [float("nan"), 1.5, -1.0])
@@ -507,8 +511,8 @@ def test_an_instruction_ends_every_prompt_of_both_splits(tmp_path):
     options = {"source": "jsonl", "train_path": str(path), "eval_path": str(path)}
     asked = "Sum up in <summary></summary>."
     for split in ("train", "eval"):
-        (bare,) = data.load(DataConfig(**options), split, seed=0)
-        (told,) = data.load(DataConfig(**options, instruction=asked), split, seed=0)
+        (bare,) = sources.load(DataConfig(**options), split, seed=0)
+        (told,) = sources.load(DataConfig(**options, instruction=asked), split, seed=0)
         assert bare.messages == tuple(turns)
         assert told.messages == (turns[0], {"role": "user", "content": f"u\n\n{asked}"})
         assert (told.id, told.answer, told.verifier) == (bare.id, bare.answer, bare.verifier)
@@ -516,5 +520,5 @@ def test_an_instruction_ends_every_prompt_of_both_splits(tmp_path):
 
 def test_two_problems_with_one_id_are_refused(tmp_path):
     rows = [json.dumps({"id": "x", "prompt": q, "answer": "a"}) for q in ("one", "two")]
-    with pytest.raises(data.DataError, match="train split has two problems with the id 'x'"):
+    with pytest.raises(sources.DataError, match="train split has two problems with the id 'x'"):
         jsonl(tmp_path / "rows.jsonl", *rows)

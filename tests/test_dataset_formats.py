@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from sandbox_yard import open_or_skip
 
 from mopd_jax import verifiers
-from mopd_jax.datasets import catalogue, commands, files, livecodebench, programs, store
-from mopd_jax.datasets.rows import DataError, LeftOut, Parsed
+from mopd_jax.data.prepared import catalogue, commands, files, livecodebench, programs, store
+from mopd_jax.data.prepared.rows import DataError, LeftOut, Parsed
 from mopd_jax.verifiers import selftest
 
 

@@ -8,11 +8,12 @@ import pytest
 import wants
 from dataset_rows import lines, mopd, needs_tfds, parsed
 
-from mopd_jax import data, verifiers
-from mopd_jax.config import ConfigError, DataConfig, SandboxConfig
-from mopd_jax.config_dict import InputError
-from mopd_jax.datasets import catalogue, check, files, prepare, splits, store
-from mopd_jax.datasets.rows import DataError, Parsed
+from mopd_jax import verifiers
+from mopd_jax.config import DataConfig, SandboxConfig
+from mopd_jax.data import sources
+from mopd_jax.data.prepared import catalogue, check, files, prepare, splits, store
+from mopd_jax.data.prepared.rows import DataError, Parsed
+from mopd_jax.errors import ConfigError, InputError
 from mopd_jax.records import Problem
 from mopd_jax.sandbox import SandboxError
 
@@ -552,7 +553,7 @@ def test_prepare_check_show_load(chemistry, capsys):
         options={"dir": str(chemistry), "name": "sciknoweval_chemistry"},
         instruction="Be brief.",
     )
-    train, held = (data.load(cfg, split, seed=0) for split in ("train", "eval"))
+    train, held = (sources.load(cfg, split, seed=0) for split in ("train", "eval"))
     assert (len(train), len(held)) == (36, 4)
     text = held[2].messages[-1]["content"]
     assert text.endswith("Be brief.")
@@ -562,9 +563,9 @@ def test_prepare_check_show_load(chemistry, capsys):
     assert train[-1] == train[35]
     assert [p.id for p in train[2:4]] == [train[2].id, train[3].id]
     assert all(verifiers.verify(p, f"<answer>{p.answer}</answer>").reward == 1 for p in held)
-    said = data.record(cfg)
+    said = sources.record(cfg)
     assert said["eval: sciknoweval_chemistry:test"]["ceiling"] == 1.0
-    stream = data.ProblemStream(train, seed=0)
+    stream = sources.ProblemStream(train, seed=0)
     assert len({p.id for p in stream.take(36)[0]}) == 36
 
 
@@ -824,28 +825,28 @@ def test_items_whose_gold_fails_are_excluded_by_name(tmp_path, capsys):
     lines(tmp_path / "test.jsonl", {"id": "t", "prompt": "t", **good})
     mopd("prepare", "jsonl", f"--source={tmp_path}", f"--out={tmp_path}", "--as=mine")
     fresh = DataConfig(source="tfds", options={"dir": str(tmp_path), "name": "mine"})
-    assert data.record(fresh)["eval: mine:test"]["ceiling"] is None
-    train, held = data.unchecked(data.record(fresh))
+    assert sources.record(fresh)["eval: mine:test"]["ceiling"] is None
+    train, held = sources.unchecked(sources.record(fresh))
     assert "train: mine:train was never checked" in train and "mopd data check" in held
     mopd("check", "mine", f"--dir={tmp_path}", status=1)
     out = capsys.readouterr().out
     assert "ceiling 0.7500; 1 fail on their own gold answer" in out
     assert "r1: " in out
     cfg = DataConfig(source="tfds", options={"dir": str(tmp_path), "name": "mine"})
-    assert data.unchecked(data.record(cfg)) == []
-    assert len(data.load(cfg, "train", seed=0)) == 4
+    assert sources.unchecked(sources.record(cfg)) == []
+    assert len(sources.load(cfg, "train", seed=0)) == 4
     for policy, ids in (("exclude", ["r0", "r2", "r3"]), ("keep", ["r0", "r1", "r2", "r3"])):
         mopd("check", "mine", f"--dir={tmp_path}", f"--policy={policy}")
-        assert [p.id for p in data.load(cfg, "train", seed=0)] == ids
+        assert [p.id for p in sources.load(cfg, "train", seed=0)] == ids
         record = store.read_manifest(tmp_path, "mine")["check"]
         assert record["policy"] == policy
         assert record["splits"]["train"]["failed"][0][0] == "r1"
     mopd("check", "mine", f"--dir={tmp_path}", "--policy=exclude")
-    said = data.record(cfg)["train: mine:train"]
+    said = sources.record(cfg)["train: mine:train"]
     assert (said["ceiling"], said["ceiling_of_all"]) == (1.0, 0.75)
     assert (said["excluded"], said["problems"]) == (1, 3)
     mopd("check", "mine", f"--dir={tmp_path}", "--policy=keep")
-    assert data.record(cfg)["train: mine:train"]["reads"] != said["reads"]
+    assert sources.record(cfg)["train: mine:train"]["reads"] != said["reads"]
 
 
 @needs_tfds
@@ -917,9 +918,9 @@ def test_several_data_sets_in_one_split(chemistry):
     names = ("sciknoweval_chemistry", "other:train")
     options = {"dir": str(chemistry), "train": "other", "eval": names}
     cfg = DataConfig(source="tfds", options=options)
-    held = data.load(cfg, "eval", seed=0)
+    held = sources.load(cfg, "eval", seed=0)
     assert len(held) == 4 + 36
-    assert [p.id for p in held][4:] == [p.id for p in data.load(cfg, "train", seed=0)]
+    assert [p.id for p in held][4:] == [p.id for p in sources.load(cfg, "train", seed=0)]
     assert held[-1] == held[39]
     with pytest.raises(IndexError):
         held[40]
@@ -927,7 +928,7 @@ def test_several_data_sets_in_one_split(chemistry):
         source="tfds", options={**options, "eval": ("other:train", "other:train")}
     )
     with pytest.raises(DataError, match="two problems with the id 'train:1'"):
-        data.load(twice, "eval", seed=0)
+        sources.load(twice, "eval", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -971,7 +972,7 @@ def test_bad_commands(argv, message, capsys):
 def test_what_is_not_there_is_named(chemistry):
     def load(split="eval", **options):
         options = {"dir": str(chemistry), **options}
-        return data.load(DataConfig(source="tfds", options=options), split, seed=0)
+        return sources.load(DataConfig(source="tfds", options=options), split, seed=0)
 
     with pytest.raises(DataError, match="prepared there: sciknoweval_chemistry"):
         load(name="sciknoweval")
@@ -988,26 +989,26 @@ def test_what_is_not_there_is_named(chemistry):
         with pytest.raises(ConfigError, match=f"data.options.dir is {place!r}; it must be"):
             load(name="sciknoweval_chemistry", dir=place)
     with pytest.raises(InputError, match="has rows 0 to 3 in test"):
-        from mopd_jax.datasets import check
+        from mopd_jax.data.prepared import check
 
         check.show(chemistry, "sciknoweval_chemistry", split="test", row=4)
 
 
 def test_hosts_share_a_stream():
     rows = [problem(str(i), f"q{i}") for i in range(7)]
-    whole, uids = data.ProblemStream(rows, seed=3).take(12)
-    hosts = [data.ProblemStream(rows, seed=3, host=h, hosts=3) for h in range(3)]
+    whole, uids = sources.ProblemStream(rows, seed=3).take(12)
+    hosts = [sources.ProblemStream(rows, seed=3, host=h, hosts=3) for h in range(3)]
     parts = [host.take(12) for host in hosts]
     assert [p.id for part, _ in parts for p in part] == [p.id for p in whole]
     assert np.concatenate([u for _, u in parts]).tolist() == uids.tolist()
     assert {host.position for host in hosts} == {12}
     # Another number of hosts goes on where these stopped.
-    later = data.ProblemStream(rows, seed=3)
+    later = sources.ProblemStream(rows, seed=3)
     later.take(12)
     want = [p.id for p in later.take(4)[0]]
-    two = [data.ProblemStream(rows, seed=3, position=12, host=h, hosts=2) for h in (0, 1)]
+    two = [sources.ProblemStream(rows, seed=3, position=12, host=h, hosts=2) for h in (0, 1)]
     assert [p.id for host in two for p in host.take(4)[0]] == want
     with pytest.raises(DataError, match="cannot be split over 3 hosts"):
         hosts[0].take(4)
     with pytest.raises(DataError, match="host 3 is none of 3"):
-        data.ProblemStream(rows, seed=3, host=3, hosts=3)
+        sources.ProblemStream(rows, seed=3, host=3, hosts=3)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mopd_jax import weights
-from mopd_jax.models import decoder
+from mopd_jax.models import decoder, weights
 from mopd_jax.models.attention import RopeScaling, rope_frequencies
 from mopd_jax.models.decoder import DecoderConfig
 

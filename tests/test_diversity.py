@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_jax import diversity
+from mopd_jax.evaluation import diversity
 
 NAN = float("nan")
 TOKENS = st.lists(st.sampled_from("abc"), max_size=7)

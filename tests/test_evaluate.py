@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mopd_jax import evaluate, groups
-from mopd_jax.evaluate import Evaluation
+from mopd_jax.evaluation import estimates, scores
+from mopd_jax.evaluation.scores import Evaluation
 from mopd_jax.testing import response
 
 
@@ -49,7 +49,7 @@ def test_what_has_no_verdict_is_neither_success_nor_failure():
     assert np.isnan([table["pass@2_low"], table["pass@2_high"]]).all()
     assert table["verifier_errors"] == 6
     later = np.where([[True], [True], [True]], 1.0, got.solved)
-    assert evaluate.gain(got.solved, later)[0] == 0.25
+    assert scores.gain(got.solved, later)[0] == 0.25
 
 
 def test_the_interval_is_over_problems_not_samples():
@@ -64,17 +64,17 @@ def test_the_gain_is_paired():
     before = outcome([0, 2, 4, 6] * 10).solved
     after = outcome([1, 3, 5, 7] * 10).solved
     # Every problem gains an eighth: the problems differ, their gains do not.
-    assert evaluate.gain(before, after) == (0.125, (0.125, 0.125))
-    assert evaluate.gain(after, before)[0] == -0.125
-    assert evaluate.gain(before, before) == (0.0, (0.0, 0.0))
-    both = groups.pass_at_k(after == 1, k=2) - groups.pass_at_k(before == 1, k=2)
-    value, (low, high) = evaluate.gain(before, after, k=2)
-    assert (value, (low, high)) == (both.mean(), groups.bootstrap_interval(both))
+    assert scores.gain(before, after) == (0.125, (0.125, 0.125))
+    assert scores.gain(after, before)[0] == -0.125
+    assert scores.gain(before, before) == (0.0, (0.0, 0.0))
+    both = estimates.pass_at_k(after == 1, k=2) - estimates.pass_at_k(before == 1, k=2)
+    value, (low, high) = scores.gain(before, after, k=2)
+    assert (value, (low, high)) == (both.mean(), estimates.bootstrap_interval(both))
 
 
 def test_a_gain_without_an_effect_has_zero_inside():
     rng = np.random.default_rng(0)
-    mean, (low, high) = evaluate.gain(rng.random((200, 8)) < 0.4, rng.random((200, 8)) < 0.4)
+    mean, (low, high) = scores.gain(rng.random((200, 8)) < 0.4, rng.random((200, 8)) < 0.4)
     assert low < 0 < high
     assert low < mean < high
 
@@ -102,7 +102,7 @@ def test_batches_cover_every_problem_once(problems, batch, calls):
         shown.extend(starts)
         return starts
 
-    got = evaluate.evaluate(sample, judge, problems, batch=batch, progress=progress)
+    got = scores.evaluate(sample, judge, problems, batch=batch, progress=progress)
     assert made == calls
     assert shown == [start for start, _ in calls]
     assert got == [[f"problem {i}"] for i in range(problems)]
@@ -113,7 +113,7 @@ def test_responses_as_arrays():
         [response(reward=1.0), response(reward=0.5, tokens=7), response(reward=1.0, error="E")],
         [response(stopped=False), response(test_fraction=0.25), response(reward=0.6)],
     ]
-    got = evaluate.outcome(rows, threshold=0.6)
+    got = scores.outcome(rows, threshold=0.6)
     assert got.success.tolist() == [[True, False, False], [False, False, True]]
     assert got.lengths.tolist() == [[3, 7, 3], [3, 3, 3]]
     assert got.stopped.tolist() == [[True] * 3, [False, True, True]]
@@ -121,6 +121,6 @@ def test_responses_as_arrays():
     np.testing.assert_array_equal(got.solved, [[1, 0, np.nan], [0, 0, 1]])
     # Of the second problem's three rows one ran tests; the first problem has no value.
     assert got.summary([])["test_fraction"] == 0.25
-    without = evaluate.outcome([row[:1] for row in rows], threshold=1.0)
+    without = scores.outcome([row[:1] for row in rows], threshold=1.0)
     assert without.test_fraction is None
     assert "test_fraction" not in without.summary([])

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from test_train import checksums, flags
 
-from mopd_jax import cli, external, logbook, sharding, tokenizer, train, weights
-from mopd_jax.config import Config, ConfigError, MeshConfig, TeacherConfig
-from mopd_jax.models import decoder
+from mopd_jax import cli, train
+from mopd_jax.config import Config, MeshConfig, TeacherConfig
+from mopd_jax.errors import ConfigError
+from mopd_jax.models import decoder, sharding, tokenizer, weights
+from mopd_jax.run import logbook
+from mopd_jax.update import external_teacher
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +64,10 @@ def test_a_run_with_a_wider_teacher_resumes_to_the_same_bits(tmp_path, words, st
 def test_padding_of_its_vocabulary_is_cut_off(tmp_path, words, student):
     padded = dataclasses.replace(student, vocab_size=student.vocab_size + 6)
     params = export(tmp_path / "teacher", words, padded)
-    model = external.check(config(tmp_path / "teacher"), student, words)
+    model = external_teacher.check(config(tmp_path / "teacher"), student, words)
     assert model.vocab_size == student.vocab_size
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    got = external.load(config(tmp_path / "teacher"), model, mesh)
+    got = external_teacher.load(config(tmp_path / "teacher"), model, mesh)
     np.testing.assert_array_equal(got["embed"], params["embed"][: student.vocab_size])
     abstract, _ = decoder.abstract(model)
     assert jax.tree.map(lambda x: x.shape, got) == jax.tree.map(lambda x: x.shape, abstract)
@@ -74,7 +77,7 @@ def test_a_smaller_head_is_refused(tmp_path, words, student):
     export(tmp_path / "teacher", words, student)
     wider = dataclasses.replace(student, vocab_size=student.vocab_size + 6)
     with pytest.raises(ConfigError, match=r"its head has 74 rows, the student's 80; pad"):
-        external.check(config(tmp_path / "teacher"), wider, words)
+        external_teacher.check(config(tmp_path / "teacher"), wider, words)
 
 
 def test_it_is_kept_in_the_compute_dtype(tmp_path, words, student):
@@ -83,9 +86,9 @@ def test_it_is_kept_in_the_compute_dtype(tmp_path, words, student):
     cfg = dataclasses.replace(
         cfg, model=dataclasses.replace(cfg.model, compute_dtype="bfloat16")
     )
-    model = external.check(cfg, student, words)
+    model = external_teacher.check(cfg, student, words)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    kinds = {x.dtype.name for x in jax.tree.leaves(external.load(cfg, model, mesh))}
+    kinds = {x.dtype.name for x in jax.tree.leaves(external_teacher.load(cfg, model, mesh))}
     assert kinds == {"bfloat16"}
 
 
@@ -97,14 +100,14 @@ def test_another_vocabulary_is_refused(tmp_path, words, student):
     vocabulary["r0"], vocabulary["r1"] = vocabulary["r1"], vocabulary["r0"]
     path.write_text(json.dumps(tokens))
     with pytest.raises(ConfigError, match="log-probs are of other tokens.*student's family"):
-        external.check(config(tmp_path / "teacher"), student, words)
+        external_teacher.check(config(tmp_path / "teacher"), student, words)
 
 
 def test_another_template_is_said_aloud(tmp_path, words, student, caplog):
     export(tmp_path / "teacher", words, student)
     (tmp_path / "teacher/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     with caplog.at_level(logging.WARNING, logger="mopd"):
-        external.check(config(tmp_path / "teacher"), student, words)
+        external_teacher.check(config(tmp_path / "teacher"), student, words)
     assert "another chat template" in caplog.text
 
 

@@ -8,9 +8,8 @@ import pytest
 import wants
 from test_weights import CONFIGS, assert_equal, random_params
 
-from mopd_jax import tokenizer, weights
-from mopd_jax.config_dict import ConfigError
-from mopd_jax.models import decoder, families
+from mopd_jax.errors import ConfigError
+from mopd_jax.models import decoder, families, tokenizer, weights
 from mopd_jax.models.attention import rope_frequencies
 
 gguf = wants.importing("gguf")

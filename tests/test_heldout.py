@@ -9,19 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import (
-    checkpoint,
-    cli,
-    collect,
-    evaluate,
-    heldout,
-    records,
-    responses,
-    train,
-    weights,
-)
-from mopd_jax import run as runs
-from mopd_jax.config import ConfigError
+from mopd_jax import cli, collect, records, train
+from mopd_jax.errors import ConfigError
+from mopd_jax.evaluation import heldout, responses, scores
+from mopd_jax.models import weights
+from mopd_jax.run import checkpoint
+from mopd_jax.run import opening as runs
 from mopd_jax.verifiers import answers
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
@@ -84,7 +77,7 @@ def test_the_folder_of_an_evaluation(pair):
         assert response.reward in (0.0, 1.0)
         assert response.test_fraction is None
         assert response.format_ok is None
-    result = evaluate.outcome(saved.responses, threshold=1.0)
+    result = scores.outcome(saved.responses, threshold=1.0)
     want = result.summary([1, 4])
     document = json.loads((folder / "before/table.json").read_text())
     for name in ("mean@4", "pass@1", "pass@4"):

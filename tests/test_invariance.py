@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import sharding, train_step
 from mopd_jax.config import (
     Config,
     LossConfig,
@@ -20,8 +19,9 @@ from mopd_jax.config import (
     OptimizerConfig,
     RolloutConfig,
 )
-from mopd_jax.models import decoder
+from mopd_jax.models import decoder, sharding
 from mopd_jax.testing import random_batch, tiny_decoder
+from mopd_jax.update import train_step
 
 MODEL = tiny_decoder(layers=1)
 PROMPTS, GROUP = 4, 4

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mopd_jax import logbook
-from mopd_jax.logbook import Logbook
+from mopd_jax import files
+from mopd_jax.run import logbook
+from mopd_jax.run.logbook import Logbook
 
 
 def write(folder, *, step, until):
@@ -79,7 +80,7 @@ def test_what_is_not_finite_is_null(tmp_path):
 
 def test_text_is_replaced_at_once(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
-    logbook.write_text(path, "old")
+    files.write_text(path, "old")
     seen = []
     replace = logbook.os.replace
 
@@ -88,7 +89,7 @@ def test_text_is_replaced_at_once(tmp_path, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr(logbook.os, "replace", watch)
-    logbook.write_text(path, "new")
+    files.write_text(path, "new")
     assert seen == [("new", "old")]
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from test_train import flags
 
-from mopd_jax import cli, logbook, methods, train
+from mopd_jax import cli, train
+from mopd_jax.config import methods
+from mopd_jax.run import logbook
 
 
 @pytest.mark.parametrize("variant", methods.METHODS)

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import cli, collect, logbook, offline, rollout_file, train, verifiers
-from mopd_jax.config_dict import InputError
-from mopd_jax.run import prepare
+from mopd_jax import cli, collect, saved_rollouts, train, verifiers
+from mopd_jax.errors import InputError
+from mopd_jax.rollouts import storage
+from mopd_jax.run import logbook
+from mopd_jax.run.opening import prepare
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
 SMALL = {
@@ -82,7 +84,7 @@ def replayed(tmp_path_factory, file):
 def test_the_same_arguments_give_the_same_bytes(file, tmp_path):
     again = write(tmp_path / "again.jsonl")
     assert again.read_bytes() == file.read_bytes()
-    saved = rollout_file.read(file)
+    saved = storage.read(file)
     assert [r.uid for r in saved.batch(1)] == [u for u in range(4, 8) for _ in range(4)]
     assert [p.name for p in file.parent.iterdir()] == ["saved.jsonl"]
 
@@ -101,9 +103,9 @@ def test_the_first_step_is_the_same_to_the_bit(file, sampled, replayed):
 
 def test_the_files_own_peers_are_shown_again(file, replayed):
     """The dump of a step is a file too, and it repeats what it was trained from."""
-    saved = rollout_file.read(file)
+    saved = storage.read(file)
     for step in (1, 2):
-        dump = rollout_file.read(replayed[0] / f"rollouts/step_{step:06d}.jsonl")
+        dump = storage.read(replayed[0] / f"rollouts/step_{step:06d}.jsonl")
         assert dump.header.trained == saved.header.trained == 0
         assert dump.steps == (step,)
         for a, b in zip(dump.batch(0), saved.batch(step - 1), strict=True):
@@ -148,13 +150,13 @@ def test_another_method_trains_from_it(file, tmp_path, replayed):
     same = ("solve_rate", "reward", "mixed_groups", "response_tokens", "problems_solved_ever")
     for a, b in zip(records, replayed[2], strict=False):
         assert [a[name] for name in same] == [b[name] for name in same]
-    steps = [rollout_file.read(p).steps for p in sorted((tmp_path / "grpo/rollouts").iterdir())]
+    steps = [storage.read(p).steps for p in sorted((tmp_path / "grpo/rollouts").iterdir())]
     assert steps == [(1,), (2,), (3,)]
 
 
 def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
     path = write(tmp_path / "later.jsonl", "grpo", start=sampled[0], steps=1)
-    later, first = rollout_file.read(path), rollout_file.read(file)
+    later, first = storage.read(path), storage.read(file)
     assert later.header.trained == 2
     # The same prompts and random numbers, of another student: probabilities have moved.
     pairs = list(zip(later.batch(0), first.batch(0), strict=True))
@@ -223,7 +225,7 @@ def test_gold_comes_from_the_data_of_the_files_seed(file):
     for seed in (0, 1):
         cfg = config("opsd", rollout__file=file, seed=seed, context__gold="answer")
         made, problems, _ = prepare(cfg, pathlib.Path("none"), devices=jax.devices()[:1])
-        sampled, verdicts, _ = offline.take(made, 1)
+        sampled, verdicts, _ = saved_rollouts.read_step(made, 1)
         assert {p.id for p in sampled.problems} < {p.id for p in problems}
         for problem, texts, judged in zip(
             sampled.problems, sampled.texts, verdicts, strict=True
@@ -235,10 +237,10 @@ def test_gold_comes_from_the_data_of_the_files_seed(file):
 
 def test_who_sampled_must_be_who_the_config_says(file, tmp_path):
     path = write(tmp_path / "taught.jsonl", "gkd", steps=1)
-    saved = rollout_file.read(path)
+    saved = storage.read(path)
     assert (saved.header.policy, saved.header.trained) == ("teacher", 0)
     # The frozen teacher is the initial student.
-    for a, b in zip(saved.batch(0), rollout_file.read(file).batch(0), strict=True):
+    for a, b in zip(saved.batch(0), storage.read(file).batch(0), strict=True):
         np.testing.assert_array_equal(a.response_ids, b.response_ids)
     for variant, given, want in (("gkd", file, "student"), ("sft", path, "teacher")):
         error = refused(run, tmp_path / "run", variant, rollout__file=given)
@@ -249,7 +251,7 @@ def test_who_sampled_must_be_who_the_config_says(file, tmp_path):
 
 def test_evaluation_problems_may_not_be_in_the_file(file, tmp_path):
     held_out = tmp_path / "eval.jsonl"
-    problem = list(rollout_file.read(file).problems.values())[3]
+    problem = list(storage.read(file).problems.values())[3]
     held_out.write_text(
         json.dumps({"messages": list(problem.messages), "answer": "r0"})
         + '\n{"prompt": "d00 1 2 3", "answer": "r0"}\n'
@@ -298,11 +300,11 @@ def test_a_student_of_nan_writes_nothing(tmp_path, monkeypatch):
 
 def test_batches_of_a_run_without_a_model(file):
     """`offline.take` gives back the arrays that `offline.rows` took apart."""
-    saved = rollout_file.read(file)
+    saved = storage.read(file)
     cfg = config(rollout__file=file)
     words = types.SimpleNamespace(pad_id=0, chat=lambda messages: [1, 2])
     made = types.SimpleNamespace(cfg=cfg, tokenizer=words, saved=saved)
-    sampled, verdicts, draw = offline.take(made, 4)
+    sampled, verdicts, draw = saved_rollouts.read_step(made, 4)
     assert draw == 4
     assert sampled.response.shape == (4, 4, 5)
     assert sampled.uids.tolist() == [4, 5, 6, 7]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_jax import peers
 from mopd_jax.config import PeerConfig
-from mopd_jax.config_contexts import Rule
+from mopd_jax.config.contexts import Rule
+from mopd_jax.contexts import peers
 
 
 def choose(success, *, candidate=None, texts=None, lengths=None, uids=None, **options):

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mopd_jax import preferences, scoring, train_step
 from mopd_jax.config import Config, LossConfig, OptimizerConfig, RolloutConfig
-from mopd_jax.models import decoder
+from mopd_jax.models import decoder, scoring
 from mopd_jax.testing import random_batch, tiny_decoder
+from mopd_jax.update import preferences, train_step
 
 GROUP = 4
 QUALITY = np.float32([0.75, -0.25, -0.25, -0.25, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5, -0.5, -0.5])

@@ -6,7 +6,9 @@ import json
 import jax
 import pytest
 
-from mopd_jax import cli, context, prompt_lengths, train
+from mopd_jax import cli, train
+from mopd_jax.contexts import render
+from mopd_jax.data import prompt_lengths
 from mopd_jax.records import Problem
 
 
@@ -31,7 +33,7 @@ def test_the_error_counts_and_names():
         r"6 of 7 problems have prompts of more than rollout.prompt_length=3 tokens: "
         r"'p1' \(4 tokens\), .*'p5' \(8 tokens\), \.\.\.; raise it.*long_prompts='drop'"
     )
-    with pytest.raises(context.PromptTooLong, match=message):
+    with pytest.raises(render.PromptTooLong, match=message):
         prompt_lengths.fitting(problems(*range(3, 10)), Words(), limit=3)
 
 
@@ -47,7 +49,7 @@ def test_they_are_left_out_in_order_and_named(caplog):
 
 
 def test_none_left_is_an_error():
-    with pytest.raises(context.PromptTooLong, match="2 of 2 problems"):
+    with pytest.raises(render.PromptTooLong, match="2 of 2 problems"):
         prompt_lengths.fitting(problems(5, 4), Words(), limit=3, drop=True)
 
 
@@ -78,7 +80,7 @@ def test_a_run_counts_what_it_leaves_out(tmp_path):
         "--config.data.options={}",
     ]
     cfg, folder = cli.parse(flags)
-    with pytest.raises(context.PromptTooLong, match="1 of 3 problems.*'b'"):
+    with pytest.raises(render.PromptTooLong, match="1 of 3 problems.*'b'"):
         train.train(cfg, folder, devices=jax.devices()[:1])
     assert not folder.exists()
     cfg, _ = cli.parse([*flags, "--config.data.long_prompts=drop"])
@@ -88,7 +90,7 @@ def test_a_run_counts_what_it_leaves_out(tmp_path):
     assert [r["prompts_left_out"] for r in records if r["kind"] == "train"] == [1]
     # A held-out prompt is never left out.
     data = dataclasses.replace(cfg.data, eval_path=cfg.data.train_path, held_out=False)
-    with pytest.raises(context.PromptTooLong, match="1 of 3 problems"):
+    with pytest.raises(render.PromptTooLong, match="1 of 3 problems"):
         train.train(
             dataclasses.replace(cfg, data=data), tmp_path / "two", devices=jax.devices()[:1]
         )

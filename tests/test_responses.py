@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mopd_jax import responses
+from mopd_jax.evaluation import responses
 from mopd_jax.testing import response
 
 HEADER = {"problems": 2, "samples": 2, "ks": [1], "threshold": 1.0, "name": "é\u2028"}

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mopd_jax import rollout, scoring, sharding, weights
 from mopd_jax.config import MeshConfig, RolloutConfig
-from mopd_jax.models import decoder
+from mopd_jax.models import decoder, scoring, sharding, weights
+from mopd_jax.rollouts import generate
 from mopd_jax.testing import tiny_decoder
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -31,9 +31,9 @@ def prompts():
 
 
 def sample(tokens, mask, uids, seed=0, stop_ids=(7, 8, 9), **options):
-    keys = rollout.row_keys(jax.random.key(seed), jnp.asarray(uids, jnp.uint32), GROUP)
+    keys = generate.row_keys(jax.random.key(seed), jnp.asarray(uids, jnp.uint32), GROUP)
     options = {"temperature": 1.0, "length": LENGTH, "pad_id": 0, **options}
-    run = functools.partial(rollout.rollout, cfg=CFG, stop_ids=stop_ids, **options)
+    run = functools.partial(generate.rollout, cfg=CFG, stop_ids=stop_ids, **options)
     return jax.device_get(jax.jit(run)(params(), tokens, mask, keys))
 
 
@@ -43,8 +43,8 @@ def test_greedy_equals_transformers(model):
     cfg = weights.load_config(GOLDEN / model)
     loaded = weights.load_params(GOLDEN / model, cfg)
     ids, mask, tokens = (want[f"greedy_{n}"] for n in ("ids", "mask", "tokens"))
-    keys = rollout.row_keys(jax.random.key(0), jnp.arange(len(ids), dtype=jnp.uint32), 2)
-    got = rollout.rollout(
+    keys = generate.row_keys(jax.random.key(0), jnp.arange(len(ids), dtype=jnp.uint32), 2)
+    got = generate.rollout(
         loaded,
         ids,
         mask.astype(bool),
@@ -129,7 +129,7 @@ def test_sharded_equals_single_device():
     outs = []
     for mesh_cfg, devices in ((MeshConfig(), 1), (MeshConfig(fsdp=2, tensor=2), 8)):
         mesh = sharding.make_mesh(mesh_cfg, jax.devices()[:devices])
-        run = rollout.make_rollout(
+        run = generate.make_rollout(
             RolloutConfig(),
             group=GROUP,
             model=CFG,
@@ -155,11 +155,11 @@ def test_other_families_equal_transformers(model):
     hidden = decoder.hidden_states(loaded, ids, mask, cfg=cfg)
     logits = np.where(mask[..., None], decoder.logits(loaded, hidden), 0.0)
     np.testing.assert_allclose(logits, want["left_pad_logits"], atol=3e-5)
-    got = rollout.rollout(
+    got = generate.rollout(
         loaded,
         ids,
         mask,
-        rollout.row_keys(jax.random.key(0), jnp.arange(3, dtype=jnp.uint32), 2),
+        generate.row_keys(jax.random.key(0), jnp.arange(3, dtype=jnp.uint32), 2),
         cfg=cfg,
         length=8,
         stop_ids=(),

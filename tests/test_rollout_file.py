@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_jax import logbook, rollout_file, rollout_rows
-from mopd_jax.config import Config, ConfigError, DataConfig, RolloutConfig
+from mopd_jax import files
+from mopd_jax.config import Config, DataConfig, RolloutConfig
+from mopd_jax.errors import ConfigError
 from mopd_jax.records import Verdict
-from mopd_jax.rollout_rows import Header, RolloutFileError, Row
+from mopd_jax.rollouts import schema, storage
+from mopd_jax.rollouts.schema import Header, RolloutFileError, Row
 
 STOP = 9
 HEADER = Header(
@@ -81,7 +83,7 @@ def equal(a, b):
 @pytest.fixture
 def path(tmp_path):
     found = tmp_path / "saved.jsonl"
-    rollout_file.write(found, HEADER, rows())
+    storage.write(found, HEADER, rows())
     return found
 
 
@@ -113,7 +115,7 @@ def put(name, value):
 
 def complaint(path, **options):
     with pytest.raises(RolloutFileError) as error:
-        rollout_file.read(path, **options)
+        storage.read(path, **options)
     text = str(error.value)
     assert text.startswith(str(path))
     assert len(text) < 400
@@ -121,8 +123,8 @@ def complaint(path, **options):
 
 
 def test_round_trip(path):
-    saved = rollout_file.read(path)
-    assert saved.header == HEADER == rollout_file.read_header(path)
+    saved = storage.read(path)
+    assert saved.header == HEADER == storage.read_header(path)
     assert saved.steps == (1, 2)
     back = [r for i in range(2) for r in saved.batch(i)]
     for a, b in zip(back, rows(), strict=True):
@@ -153,17 +155,17 @@ def test_every_log_prob_and_text_comes_back(tmp_path_factory, bits, text, reward
         messages=({"role": "system", "content": text}, {"role": "user", "content": text}),
     )
     path = tmp_path_factory.mktemp("saved") / "one.jsonl"
-    rollout_file.write(path, dataclasses.replace(HEADER, steps=1, prompts=1, group=1), [made])
-    equal(rollout_file.read(path).batch(0)[0], made)
+    storage.write(path, dataclasses.replace(HEADER, steps=1, prompts=1, group=1), [made])
+    equal(storage.read(path).batch(0)[0], made)
 
 
 def test_the_table_of_a_verdict_is_the_verdict():
     """A new field of a verdict must be checked, or it would be lost on the way."""
-    assert set(rollout_rows._VERDICT) == {f.name for f in dataclasses.fields(Verdict)}
-    assert set(rollout_rows._HEADER) == {f.name for f in dataclasses.fields(Header)}
+    assert set(schema._VERDICT) == {f.name for f in dataclasses.fields(Verdict)}
+    assert set(schema._HEADER) == {f.name for f in dataclasses.fields(Header)}
     docs = pathlib.Path(__file__).parents[1] / "docs/rollouts.md"
     text = docs.read_text()
-    names = {*rollout_rows._HEADER, *rollout_rows._ROW, *rollout_rows._ARRAYS, "rollout"}
+    names = {*schema._HEADER, *schema._ROW, *schema._ARRAYS, "rollout"}
     assert not [name for name in names if f"`{name}`" not in text]
 
 
@@ -171,7 +173,7 @@ def test_rows_of_a_step_may_stand_in_any_order(path):
     header, *lines = path.read_bytes().splitlines(keepends=True)
     shuffled = [lines[i] for i in (5, 1, 3, 0, 4, 2)]
     path.write_bytes(b"".join([header, *shuffled, *lines[6:]]))
-    found = rollout_file.read(path).batch(0)
+    found = storage.read(path).batch(0)
     assert [(r.uid, r.rollout) for r in found] == [(u, g) for u in (5, 4) for g in range(3)]
 
 
@@ -318,8 +320,8 @@ def words_of(**changes):
 
 
 def test_with_the_tokenizer_in_hand(path):
-    saved = rollout_file.read(path, words_of(), vocab_size=10)
-    assert saved == rollout_file.read(path)
+    saved = storage.read(path, words_of(), vocab_size=10)
+    assert saved == storage.read(path)
     assert "line 2: prompt_ids is [1, 4]; expected the ids of messages" in complaint(
         path, tokenizer=words_of(chat=lambda messages: [2])
     )
@@ -340,7 +342,7 @@ def test_settings_that_must_fit(path, name):
     def check(words, **changes):
         data = DataConfig(instruction=changes.pop("instruction", "Please."))
         cfg = Config(rollout=RolloutConfig(**fits | changes), data=data)
-        rollout_file.check_fit(HEADER, path, cfg, words)
+        storage.check_fit(HEADER, path, cfg, words)
 
     check(words_of())
     with pytest.raises(ConfigError, match="set data.instruction='Please.', or"):
@@ -353,7 +355,7 @@ def test_settings_that_must_fit(path, name):
 
 
 def test_turns_go_round(path):
-    saved = rollout_file.read(path)
+    saved = storage.read(path)
     assert [saved.turn(s) for s in range(1, 6)] == [(0, 1), (1, 2), (0, 3), (1, 4), (0, 5)]
     # Steps with gaps, as of a run that writes every third.
     saved = dataclasses.replace(saved, steps=(3, 6))
@@ -363,12 +365,12 @@ def test_turns_go_round(path):
 
 
 def test_a_file_that_changes_under_the_run(path):
-    saved = rollout_file.read(path)
+    saved = storage.read(path)
     damage(path, 9, put("reward", 2))
     assert saved.batch(0)
     with pytest.raises(RolloutFileError, match="line 9: reward is 2"):
         saved.batch(1)
-    assert rollout_file._checksum(path) != saved.checksum
+    assert storage._checksum(path) != saved.checksum
     path.write_bytes(path.read_bytes()[:200])
     for i in range(2):
         with pytest.raises(RolloutFileError, match=r"saved.jsonl(, line 2: cut| has changed)"):
@@ -389,13 +391,13 @@ def test_written_whole_or_not_at_all_and_row_by_row(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        rollout_file.write(path, HEADER, some())
+        storage.write(path, HEADER, some())
     assert size == [["saved.jsonl.tmp"]] * 2
     assert not list(tmp_path.iterdir())
-    rollout_file.write(path, HEADER, rows())
+    storage.write(path, HEADER, rows())
     before = path.read_bytes()
     with pytest.raises(KeyboardInterrupt):
-        rollout_file.write(path, HEADER, some())
+        storage.write(path, HEADER, some())
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -404,6 +406,6 @@ def test_what_is_not_finite_is_written_and_refused(tmp_path):
     path = tmp_path / "saved.jsonl"
     bad = np.array([-1.0, np.nan, -np.inf], np.float32)
     made = [*rows()[:4], row(1, 5, 1, behaviour_logp=bad), *rows()[5:]]
-    rollout_file.write(path, HEADER, made)
-    assert logbook.dumps({"x": [float("nan")]}) == '{"x": [null]}'
+    storage.write(path, HEADER, made)
+    assert files.dumps({"x": [float("nan")]}) == '{"x": [null]}'
     assert complaint(path).startswith("line 6: behaviour_logp[1] is null; expected a finite")

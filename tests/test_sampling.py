@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from mopd_jax import sampling
+from mopd_jax.rollouts import sampling
 
 VOCABULARIES = [2, 3, 97, 1000]
 

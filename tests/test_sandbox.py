@@ -24,7 +24,8 @@ import sandbox_yard
 import wants
 from sandbox_yard import open_or_skip
 
-from mopd_jax.config import ConfigError, SandboxConfig
+from mopd_jax.config import SandboxConfig
+from mopd_jax.errors import ConfigError
 from mopd_jax.sandbox import (
     Outcome,
     Program,

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mopd_jax import tokenizer, weights
+from mopd_jax.models import tokenizer, weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 

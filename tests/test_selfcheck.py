@@ -11,23 +11,14 @@ import numpy as np
 import oracles
 import pytest
 
-from mopd_jax import (
-    cli,
-    context,
-    experience,
-    losses,
-    methods,
-    objectives,
-    preferences,
-    scoring,
-    selfcheck,
-    teacher,
-    verifiers,
-)
-from mopd_jax.config import Config, LossConfig, RolloutConfig, TeacherConfig
-from mopd_jax.records import Verdict
-from mopd_jax.run import open_run
+from mopd_jax import cli, experience, losses, selfcheck, verifiers
+from mopd_jax.config import Config, LossConfig, RolloutConfig, TeacherConfig, methods
+from mopd_jax.contexts import render
+from mopd_jax.models import scoring
+from mopd_jax.records import Sampled, Verdict
+from mopd_jax.run.opening import open_run
 from mopd_jax.selfcheck import SelfCheckError, loss, prompts, rollouts
+from mopd_jax.update import objectives, preferences, teacher
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SMALL = {
@@ -70,10 +61,7 @@ def first(opened):
             step=1,
         )
         verdicts = experience.verify(run, sampled)
-        rewards, valid, success = experience.outcomes(verdicts, run.cfg)
-        chosen = experience.choose_peers(run, sampled, success, valid, 1)
-        rendered = experience.render(run, sampled, chosen, verdicts, success)
-        made = experience.batch(run, sampled, rendered.inputs, chosen.usage, rewards, valid)
+        made = experience.make_batch(run, experience.add_contexts(run, sampled, verdicts, 1))
     return sampled, made
 
 
@@ -270,12 +258,12 @@ def test_prompts_of_every_method_pass(opened, methods_of, variant):
 
 
 def test_a_header_that_is_cut(opened, fails, monkeypatch):
-    left_pad = context.left_pad
+    left_pad = render.left_pad
 
     def cut(rows, length, pad):
         return left_pad([row[: length - 12] for row in rows], length, pad)
 
-    monkeypatch.setattr(context, "left_pad", cut)
+    monkeypatch.setattr(render, "left_pad", cut)
     run, _, problems = opened
     run = with_context(run, teacher_prompt_length=30)
     run = dataclasses.replace(
@@ -288,7 +276,7 @@ def test_a_header_that_is_cut(opened, fails, monkeypatch):
 
 
 def test_a_header_that_only_the_limit_cuts(opened, fails, monkeypatch):
-    whole = context.teacher_inputs
+    whole = render.teacher_inputs
 
     def cut(*args, cfg, **options):
         inputs, records, chats = whole(*args, cfg=cfg, **options)
@@ -296,7 +284,7 @@ def test_a_header_that_only_the_limit_cuts(opened, fails, monkeypatch):
             inputs = dataclasses.replace(inputs, prompt=np.roll(inputs.prompt, 1, axis=1))
         return inputs, records, chats
 
-    monkeypatch.setattr(context, "teacher_inputs", cut)
+    monkeypatch.setattr(render, "teacher_inputs", cut)
     message = fails("header", prompts.header, opened[0], opened[2])
     assert "the teacher's prompt, cut to" in message
 
@@ -325,7 +313,7 @@ def test_a_template_without_a_header(opened):
 
 
 def test_gold_in_a_students_prompt(opened, fails, monkeypatch):
-    whole = context.student_prompts
+    whole = render.student_prompts
 
     def leaks(problems, tokenizer, **options):
         shown = [
@@ -334,14 +322,14 @@ def test_gold_in_a_students_prompt(opened, fails, monkeypatch):
         ]
         return whole(shown, tokenizer, **options)
 
-    monkeypatch.setattr(context, "student_prompts", leaks)
+    monkeypatch.setattr(render, "student_prompts", leaks)
     message = fails("gold", prompts.gold, opened[0], opened[2])
     assert "the student's prompt has the problem's answer" in message
 
 
 @pytest.mark.parametrize("field", ["answer", "solution", "meta"])
 def test_gold_in_a_teachers_prompt(opened, fails, monkeypatch, field):
-    whole, show = context.render, True
+    whole, show = render.render, True
     run, _, problems = opened
     problems = [
         dataclasses.replace(p, meta={"tests": [{"in": "1", "out": ("2",)}]}) for p in problems
@@ -353,7 +341,7 @@ def test_gold_in_a_teachers_prompt(opened, fails, monkeypatch, field):
         said = kinds.get(field, lambda p: getattr(p, field))(problem)
         return [*before, {**last, "content": f"{last['content']} {said}"}] if show else before
 
-    monkeypatch.setattr(context, "render", leaks)
+    monkeypatch.setattr(render, "render", leaks)
     message = fails("gold", prompts.gold, run, problems)
     assert f"teacher prompts have the problem's {field} in them" in message
     # Gold that is asked for by name may be shown; it is counted.
@@ -476,13 +464,13 @@ def test_a_teacher_with_other_weights(opened, first, fails):
 
 
 def test_a_teacher_that_reads_another_prompt(opened, first, fails, monkeypatch):
-    whole = context.render
+    whole = render.render
 
-    def render(problem, blocks, cfg, **options):
+    def another(problem, blocks, cfg, **options):
         *before, last = whole(problem, blocks, cfg, **options)
         return [*before, {**last, "content": f"{last['content']} r0"}]
 
-    monkeypatch.setattr(context, "render", render)
+    monkeypatch.setattr(render, "render", another)
     run, state, _ = opened
     with jax.set_mesh(run.mesh):
         message = fails("teacher", selfcheck.before_update, run, state, *first, [])
@@ -543,7 +531,7 @@ def completed(trained=None, **changes):
     """`completions` of two problems with two rollouts; stop id 1, pad id 0."""
     made = {**SAMPLED, **changes}
     logp = changes.get("behaviour_logp", np.where(made["mask"], -0.5, 0.0))
-    sampled = experience.Sampled(
+    sampled = Sampled(
         problems=[types.SimpleNamespace(id="a"), types.SimpleNamespace(id="b")],
         uids=np.arange(2),
         prompt=np.zeros((2, 3), np.int32),

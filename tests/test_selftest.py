@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from mopd_jax.config_dict import InputError
+from mopd_jax.errors import InputError
 from mopd_jax.records import Problem
 from mopd_jax.verifiers import selftest
 

@@ -10,31 +10,18 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import (
-    context,
-    controls,
-    data,
-    experience,
-    peers,
-    rollout,
-    sharding,
-    steps,
-    tokenizer,
-    train_step,
-)
-from mopd_jax.config import (
-    Config,
-    ConfigError,
-    ContextConfig,
-    DataConfig,
-    MeshConfig,
-    RolloutConfig,
-)
-from mopd_jax.models import decoder
-from mopd_jax.peers import PeerPlan
+from mopd_jax import experience
+from mopd_jax.config import Config, ContextConfig, DataConfig, MeshConfig, RolloutConfig
+from mopd_jax.contexts import controls, peers, render
+from mopd_jax.contexts.peers import PeerPlan
+from mopd_jax.data import sources
+from mopd_jax.errors import ConfigError
+from mopd_jax.models import decoder, sharding, tokenizer
 from mopd_jax.records import Verdict
+from mopd_jax.rollouts import generate
 from mopd_jax.sandbox import worker
 from mopd_jax.testing import random_batch, tiny_decoder
+from mopd_jax.update import reasoning_steps, train_step
 
 BASE = Config(
     rollout=RolloutConfig(prompts=2, group=4, prompt_length=6, response_length=4),
@@ -74,7 +61,7 @@ def sampler(cfg, which):
     sampling = getattr(cfg, which)
     model, mesh = tiny_decoder(), sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     group = cfg.rollout.group if which == "rollout" else cfg.eval.samples
-    run = rollout.make_rollout(
+    run = generate.make_rollout(
         sampling,
         group=group,
         model=model,
@@ -112,7 +99,7 @@ def plan(cfg):
 
 def contexts(cfg):
     words = tokenizer.load("builtin:codebook")
-    (problem, *_) = data.load(Config().data, "train", seed=0)
+    (problem, *_) = sources.load(Config().data, "train", seed=0)
     brief = "<sum> r8 </sum> <summary> r9 </summary> r5 1 2 3 4 5"
     texts = [["r1 1 2 3 4 5", "r2 2 3 4 5 6", "<think> r3 </think> r3 4", brief, "r6 7 8 9"]]
     empty = [[-1, -1]] * 4
@@ -127,8 +114,8 @@ def contexts(cfg):
     advice, withheld = experience.own_feedback(
         verdicts, np.zeros((1, 5), bool), np.ones((1, 5), bool), cfg.context
     )
-    texts = context.shown_texts(texts, words, cfg.context)
-    inputs, records, chats = context.teacher_inputs(
+    texts = render.shown_texts(texts, words, cfg.context)
+    inputs, records, chats = render.teacher_inputs(
         [problem], texts, shown, words, cfg=cfg.context, feedback=advice
     )
     return inputs.prompt.tolist(), records, chats, withheld
@@ -140,7 +127,9 @@ def neutral_contexts(cfg):
 
 
 def instructed(cfg):
-    return [p.messages for s in ("train", "eval") for p in data.load(cfg.data, s, seed=0)[:3]]
+    return [
+        p.messages for s in ("train", "eval") for p in sources.load(cfg.data, s, seed=0)[:3]
+    ]
 
 
 def rollout_and_update(cfg):
@@ -158,16 +147,16 @@ def evaluation(cfg):
 def stepwise(cfg):
     """The steps of responses, as the host finds them."""
     ids = np.array([[1, 2, 3, 4, 1]])
-    return steps.step_ids(
+    return reasoning_steps.step_ids(
         ids, ids > 0, lambda i: "?a0b1"[i[0]], cfg.loss.step_separator
     ).tolist()
 
 
 def solution(cfg):
     words = tokenizer.load("builtin:codebook")
-    (problem, *_) = data.load(Config().data, "train", seed=0)
+    (problem, *_) = sources.load(Config().data, "train", seed=0)
     empty = PeerPlan(np.full((1, 2, 1), -1), np.full((1, 2, 1), -1))
-    shown = context.teacher_inputs([problem], [["r1", "r2"]], empty, words, cfg=cfg.context)
+    shown = render.teacher_inputs([problem], [["r1", "r2"]], empty, words, cfg=cfg.context)
     return shown[1:]
 
 
@@ -360,7 +349,7 @@ def test_the_same_config_computes_the_same(make):
 
 def test_seed_changes_the_draws():
     assert plan(BASE) != plan(dataclasses.replace(BASE, seed=1))
-    assert data.load(BASE.data, "train", seed=0) != data.load(BASE.data, "train", seed=1)
+    assert sources.load(BASE.data, "train", seed=0) != sources.load(BASE.data, "train", seed=1)
 
 
 def test_meshes_are_checked():

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import wants
 
-from mopd_jax import cli, logbook, rollout_file, tokenizer, train
+from mopd_jax import cli, train
+from mopd_jax.models import tokenizer
+from mopd_jax.rollouts import storage
+from mopd_jax.run import logbook
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/smollm2.py"
 SMALL = {
@@ -40,7 +43,7 @@ def test_one_step(tmp_path):
     path = folder / "rollouts" / "step_000001.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     # The tokenizer gives back the texts and the prompts that it gave before.
-    rollout_file.read(path, tokenizer.load(cfg.model.path))
+    storage.read(path, tokenizer.load(cfg.model.path))
     assert len(rows) == 4
     for row in rows:
         question = row["messages"][-1]["content"]

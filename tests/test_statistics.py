@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mopd_jax import groups, statistics
+from mopd_jax.evaluation import estimates
 
 NAN = float("nan")
 REWARDS = hnp.arrays(
@@ -27,10 +27,10 @@ def wins(c, n=8):
     [(0, 0), (1, 0.656), (2, 0.900), (3, 0.977), (4, 0.996), (5, 0.9996), (6, 1.000), (8, 1)],
 )
 def test_best_at_8_of_binary_rewards(c, want):
-    (got,) = statistics.best_at(wins(c), n=8)
+    (got,) = estimates.best_at(wins(c), n=8)
     assert got == pytest.approx(want, abs=5e-4 if c < 5 else 5e-5)
     assert got == pytest.approx(1 - (1 - c / 8) ** 8, abs=1e-12)
-    (worst,) = statistics.worst_at(wins(c), n=8)
+    (worst,) = estimates.worst_at(wins(c), n=8)
     assert worst == pytest.approx((c / 8) ** 8, abs=1e-12)
 
 
@@ -38,21 +38,21 @@ def test_best_at_8_of_binary_rewards(c, want):
 def test_best_and_worst_are_means_over_all_resamples(n):
     values = np.array([0.3, 0.9, 0.3, 0.1])
     draws = np.array(list(itertools.product(values, repeat=n)))
-    assert statistics.best_at(values[None], n=n)[0] == pytest.approx(draws.max(axis=1).mean())
-    assert statistics.worst_at(values[None], n=n)[0] == pytest.approx(draws.min(axis=1).mean())
+    assert estimates.best_at(values[None], n=n)[0] == pytest.approx(draws.max(axis=1).mean())
+    assert estimates.worst_at(values[None], n=n)[0] == pytest.approx(draws.min(axis=1).mean())
 
 
 def test_best_is_what_the_bootstrap_tends_to():
     rng = np.random.default_rng(0)
     values = rng.random(8)
     draws = values[rng.integers(0, 8, (40_000, 8))]
-    got = statistics.best_at(values[None], n=8)[0]
+    got = estimates.best_at(values[None], n=8)[0]
     assert got == pytest.approx(draws.max(axis=1).mean(), abs=5 * 0.1 / math.sqrt(40_000))
 
 
 @given(REWARDS, st.integers(1, 9))
 def test_bounds_of_best_and_worst(values, n):
-    best, worst = statistics.best_at(values, n=n), statistics.worst_at(values, n=n)
+    best, worst = estimates.best_at(values, n=n), estimates.worst_at(values, n=n)
     mean = values.mean(axis=1)
     slack = 1e-9
     assert (worst <= mean + slack).all()
@@ -62,21 +62,21 @@ def test_bounds_of_best_and_worst(values, n):
     # n draws with replacement from n responses miss some of them; pass@n misses none.
     success = values > 0.5
     n = values.shape[1]
-    best = statistics.best_at(success.astype(float), n=n)
-    assert (best <= groups.pass_at_k(success, k=n) + slack).all()
+    best = estimates.best_at(success.astype(float), n=n)
+    assert (best <= estimates.pass_at_k(success, k=n) + slack).all()
 
 
 def test_values_that_are_not_defined_are_left_out():
     values = np.array([[0.2, NAN, 0.8], [NAN, NAN, NAN]])
     for found, want in (
-        (statistics.mean(values), 0.5),
-        (statistics.best_at(values, n=2), 0.65),
-        (statistics.worst_at(values, n=2), 0.35),
+        (estimates.mean(values), 0.5),
+        (estimates.best_at(values, n=2), 0.65),
+        (estimates.worst_at(values, n=2), 0.35),
     ):
         assert found[0] == pytest.approx(want)
         assert np.isnan(found[1])
     with pytest.raises(ValueError, match="best@0"):
-        statistics.best_at(values, n=0)
+        estimates.best_at(values, n=0)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_values_that_are_not_defined_are_left_out():
     ],
 )
 def test_majority_by_hand(answers, values, want):
-    (got,) = statistics.majority([answers], np.array([values], float))
+    (got,) = estimates.majority([answers], np.array([values], float))
     assert got == pytest.approx(want, nan_ok=True)
 
 
@@ -108,20 +108,20 @@ def test_majority_is_the_mean_over_uniform_tie_breaks(rows):
     top = max(answers.count(a) for a in answers)
     tied = [a for a in sorted(set(answers)) if answers.count(a) == top]
     want = np.mean([right[a] for a in tied])
-    assert statistics.majority([answers], values)[0] == pytest.approx(want)
+    assert estimates.majority([answers], values)[0] == pytest.approx(want)
     # The order of the responses says nothing.
-    turned = statistics.majority([answers[::-1]], values[:, ::-1])
+    turned = estimates.majority([answers[::-1]], values[:, ::-1])
     assert turned[0] == pytest.approx(want)
 
 
 def test_an_estimate_counts_what_is_defined():
-    got = statistics.estimate(np.array([0.0, NAN, 1.0, 0.5]))
+    got = estimates.estimate(np.array([0.0, NAN, 1.0, 0.5]))
     assert (got.value, got.problems, got.of) == (0.5, 3, 4)
-    assert (got.low, got.high) == groups.bootstrap_interval(np.array([0.0, 1.0, 0.5]))
-    one = statistics.estimate(np.array([NAN, 0.25]))
+    assert (got.low, got.high) == estimates.bootstrap_interval(np.array([0.0, 1.0, 0.5]))
+    one = estimates.estimate(np.array([NAN, 0.25]))
     assert (one.value, one.problems) == (0.25, 1)
     assert np.isnan([one.low, one.high]).all()
-    none = statistics.estimate(np.array([NAN, NAN]))
+    none = estimates.estimate(np.array([NAN, NAN]))
     assert np.isnan([none.value, none.low, none.high]).all()
     assert (none.problems, none.of) == (0, 2)
 
@@ -131,7 +131,7 @@ def test_intervals_cover_the_mean():
     rng = np.random.default_rng(1)
     missed = 0
     for _ in range(200):
-        got = statistics.estimate((rng.random(40) < 0.3).astype(float), resamples=400)
+        got = estimates.estimate((rng.random(40) < 0.3).astype(float), resamples=400)
         missed += not got.low <= 0.3 <= got.high
     assert 1 <= missed <= 25
 
@@ -150,7 +150,7 @@ def test_intervals_cover_the_mean():
     ],
 )
 def test_sign_flips_by_hand(differences, want):
-    assert statistics.sign_flip(np.array(differences)) == pytest.approx(want, nan_ok=True)
+    assert estimates.sign_flip(np.array(differences)) == pytest.approx(want, nan_ok=True)
 
 
 @given(st.lists(st.integers(-8, 8), min_size=1, max_size=8))
@@ -159,14 +159,14 @@ def test_sign_flips_are_an_enumeration(eighths):
     patterns = itertools.product((1, -1), repeat=len(eighths))
     sums = [abs(sum(s * d for s, d in zip(signs, eighths, strict=True))) for signs in patterns]
     want = np.mean([total >= abs(sum(eighths)) for total in sums])
-    assert statistics.sign_flip(differences) == pytest.approx(want)
-    assert statistics.sign_flip(-differences) == pytest.approx(want)
+    assert estimates.sign_flip(differences) == pytest.approx(want)
+    assert estimates.sign_flip(-differences) == pytest.approx(want)
 
 
 def test_sums_that_differ_by_rounding_are_ties():
     # Of four equal sizes, ten of sixteen patterns have a sum of two or four sizes; but that of
     # -0.9 - 0.9 - 0.9 + 0.9 is not quite -1.8.
-    assert statistics.sign_flip(np.array([-0.9, -0.9, -0.9, 0.9])) == 10 / 16
+    assert estimates.sign_flip(np.array([-0.9, -0.9, -0.9, 0.9])) == 10 / 16
 
 
 def test_sign_flips_against_scipy():
@@ -175,26 +175,26 @@ def test_sign_flips_against_scipy():
     theirs = scipy.stats.permutation_test(
         (differences,), np.mean, permutation_type="samples", n_resamples=np.inf
     )
-    assert statistics.sign_flip(differences) == pytest.approx(theirs.pvalue)
+    assert estimates.sign_flip(differences) == pytest.approx(theirs.pvalue)
 
 
 def test_drawn_sign_flips_tend_to_the_exact_value_and_are_seeded():
     rng = np.random.default_rng(3)
     differences = rng.normal(0.4, 1.0, 14)
-    exact = statistics.sign_flip(differences, permutations=2**14)
-    drawn = statistics.sign_flip(differences, permutations=10_000)
+    exact = estimates.sign_flip(differences, permutations=2**14)
+    drawn = estimates.sign_flip(differences, permutations=10_000)
     assert drawn != exact
     assert drawn == pytest.approx(exact, abs=5 * math.sqrt(exact / 10_000))
-    assert drawn == statistics.sign_flip(differences, permutations=10_000)
-    assert drawn != statistics.sign_flip(differences, permutations=10_000, seed=1)
+    assert drawn == estimates.sign_flip(differences, permutations=10_000)
+    assert drawn != estimates.sign_flip(differences, permutations=10_000, seed=1)
     # However large the effect, no more than the draws can show.
-    assert statistics.sign_flip(np.ones(40), permutations=999) == pytest.approx(1 / 1000)
+    assert estimates.sign_flip(np.ones(40), permutations=999) == pytest.approx(1 / 1000)
 
 
 def test_p_values_are_uniform_without_an_effect():
     """400 experiments under the null: rejections at 5 % are binomial, 20 with error 4.4."""
     rng = np.random.default_rng(4)
-    p = [statistics.sign_flip(rng.normal(size=10)) for _ in range(400)]
+    p = [estimates.sign_flip(rng.normal(size=10)) for _ in range(400)]
     assert 5 <= np.sum(np.array(p) <= 0.05) <= 40
     assert abs(np.mean(p) - 0.5) < 5 * 0.29 / 20
 
@@ -202,39 +202,39 @@ def test_p_values_are_uniform_without_an_effect():
 def test_a_paired_comparison():
     before = np.array([0.0, 0.5, NAN, 1.0, 0.25])
     after = np.array([0.5, 1.0, 1.0, NAN, 0.75])
-    got = statistics.paired(before, after)
+    got = estimates.paired(before, after)
     assert (got.problems, got.of) == (3, 5)
     assert got.before == pytest.approx(0.25)
     assert got.after == pytest.approx(0.75)
     assert got.difference == got.low == got.high == 0.5
     assert got.p_value == pytest.approx(1 / 4)
-    mirrored = statistics.paired(after, before)
+    mirrored = estimates.paired(after, before)
     assert mirrored.difference == -0.5
     assert mirrored.p_value == got.p_value
-    nothing = statistics.paired(before[2:3], after[2:3])
+    nothing = estimates.paired(before[2:3], after[2:3])
     assert np.isnan([nothing.before, nothing.difference, nothing.low, nothing.p_value]).all()
     assert (nothing.problems, nothing.of) == (0, 1)
     with pytest.raises(ValueError, match="equal problems"):
-        statistics.paired(before, after[:3])
+        estimates.paired(before, after[:3])
 
 
 def test_the_paired_interval_is_narrower_than_either():
     rng = np.random.default_rng(5)
     hardness = rng.random(100)
     before, after = hardness, np.clip(hardness + 0.02 + rng.normal(0, 0.02, 100), 0, 1)
-    got = statistics.paired(before, after)
-    alone = statistics.estimate(before)
+    got = estimates.paired(before, after)
+    alone = estimates.estimate(before)
     assert got.high - got.low < (alone.high - alone.low) / 5
     assert got.p_value < 0.01
 
 
 def test_holm_by_hand():
     p = np.array([0.01, 0.04, 0.03, 0.005])
-    np.testing.assert_allclose(statistics.holm(p), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(estimates.holm(p), [0.03, 0.06, 0.06, 0.02])
     with_gaps = np.array([0.01, NAN, 0.04, 0.03, NAN, 0.005])
-    np.testing.assert_allclose(statistics.holm(with_gaps), [0.03, NAN, 0.06, 0.06, NAN, 0.02])
-    np.testing.assert_allclose(statistics.holm(np.array([0.6, 0.9])), [1.0, 1.0])
-    assert len(statistics.holm(np.array([]))) == 0
+    np.testing.assert_allclose(estimates.holm(with_gaps), [0.03, NAN, 0.06, 0.06, NAN, 0.02])
+    np.testing.assert_allclose(estimates.holm(np.array([0.6, 0.9])), [1.0, 1.0])
+    assert len(estimates.holm(np.array([]))) == 0
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0.001, 0.5))
@@ -245,7 +245,7 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p, level):
         if (len(p) - rank) * p[i] > level:
             break
         rejected.add(int(i))
-    adjusted = statistics.holm(np.array(p))
+    adjusted = estimates.holm(np.array(p))
     assert set(np.flatnonzero(adjusted <= level).tolist()) == rejected
     assert (adjusted >= np.array(p)).all()
 
@@ -255,5 +255,5 @@ def test_holm_rejects_what_the_step_down_procedure_rejects(p, level):
 def test_holm_keeps_the_error_of_the_family(size, seed):
     """Under the null, min p below level / size is all it takes; the chance is at most level."""
     p = np.random.default_rng(seed).random((300, size))
-    false = sum(bool((statistics.holm(row) <= 0.2).any()) for row in p)
+    false = sum(bool((estimates.holm(row) <= 0.2).any()) for row in p)
     assert false / 300 <= 0.2 + 5 * 0.4 / math.sqrt(300)

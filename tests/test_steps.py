@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mopd_jax.steps import step_ids
+from mopd_jax.update.reasoning_steps import step_ids
 
 PIECES = ["", "a", ".\n", "\n", "\n\n", "b.\n\nc", " ", "\n\n\n\n"]
 

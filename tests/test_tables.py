@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from mopd_jax import diversity, logbook, statistics, tables
+from mopd_jax import files
+from mopd_jax.evaluation import diversity, estimates, tables
 from mopd_jax.testing import response
 
 HEADER = {
@@ -90,7 +91,7 @@ def test_a_table_says_how_many_problems_stand_behind_a_number():
     assert mean == "| mean@2 | 0.500 [0.000, 1.000] | 3 of 3 |"
     assert "verifier_errors 1" in text
     assert not any("BLEU" in line for line in lines)
-    document = json.loads(logbook.dumps(table.document()))
+    document = json.loads(files.dumps(table.document()))
     assert document["metrics"]["AST distance"] == {
         "value": None,
         "low": None,
@@ -138,7 +139,7 @@ def test_a_comparison_is_paired_by_the_problem_whatever_the_order():
     result = tables.compare(["x", "y"], [HEADER, HEADER], [run(), [*better[1:], better[0]]])
     rows = {row.metric: row for row in result.rows}
     found = rows["mean@2"].paired
-    assert found == statistics.paired(np.array([0.5, 0, 1]), np.array([0.5, 0.5, 1]))
+    assert found == estimates.paired(np.array([0.5, 0, 1]), np.array([0.5, 0.5, 1]))
     assert found.difference == pytest.approx(1 / 6)
     assert rows["AST distance"].paired.problems == 0
     assert np.isnan(rows["AST distance"].holm)
@@ -158,7 +159,7 @@ def test_the_family_is_the_table():
         ("bigram similarity, all", "z"),
     ]
     p = np.array([row.paired.p_value for row in result.rows])
-    np.testing.assert_array_equal([row.holm for row in result.rows], statistics.holm(p))
+    np.testing.assert_array_equal([row.holm for row in result.rows], estimates.holm(p))
     assert result.family == 4
     text = result.markdown()
     assert (
@@ -168,7 +169,7 @@ def test_the_family_is_the_table():
     assert "all 4 tests" in text
     twice = tables.compare(*runs, metrics=["pass@2", "pass@2"])
     assert twice.family == 2
-    document = json.loads(logbook.dumps(result.document()))
+    document = json.loads(files.dumps(result.document()))
     assert [row["run"] for row in document["rows"]] == ["y", "z"] * 2
     assert document["rows"][0]["p_value"] == 1.0
     with pytest.raises(

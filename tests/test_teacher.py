@@ -10,10 +10,10 @@ import oracles
 import pytest
 from test_train_step import CFG, assert_trees_close, batch, config, run, state
 
-from mopd_jax import drift, scoring, teacher, train_step
 from mopd_jax.config import LossConfig, OptimizerConfig, RolloutConfig, TeacherConfig
-from mopd_jax.models import decoder
+from mopd_jax.models import decoder, scoring
 from mopd_jax.testing import tiny_decoder
+from mopd_jax.update import drift, teacher, train_step
 
 
 def logp(params, rows, *, plain=False, model=CFG):

@@ -10,8 +10,8 @@ import transformers
 import wants
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-from mopd_jax import tokenizer, weights
-from mopd_jax.config_dict import ConfigError
+from mopd_jax.errors import ConfigError
+from mopd_jax.models import tokenizer, weights
 from mopd_jax.models.decoder import DecoderConfig
 
 WORDS = ["<pad>", "<end>", "<user>", "<assistant>", "<think>", "one", "two", "three", " "]

@@ -17,19 +17,13 @@ import pytest
 import wants
 from orbax.checkpoint import v1 as ocp
 
-from mopd_jax import (
-    checkpoint,
-    cli,
-    console,
-    experience,
-    logbook,
-    rollout_file,
-    train,
-    weights,
-)
-from mopd_jax import run as runs
-from mopd_jax.config import ConfigError
-from mopd_jax.datasets import store
+from mopd_jax import cli, experience, train
+from mopd_jax.data.prepared import store
+from mopd_jax.errors import ConfigError
+from mopd_jax.models import weights
+from mopd_jax.rollouts import storage
+from mopd_jax.run import checkpoint, console, logbook
+from mopd_jax.run import opening as runs
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
 SMALL = {
@@ -121,7 +115,7 @@ def test_rollouts_say_who_was_shown(finished):
     path = finished[0] / "rollouts" / "step_000002.jsonl"
     header, *rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert header["trained"] == 1
-    assert [r.step for r in rollout_file.read(path).batch(0)] == [2] * 32
+    assert [r.step for r in storage.read(path).batch(0)] == [2] * 32
     assert len(rows) == 32
     for row in rows:
         group = [r for r in rows if r["uid"] == row["uid"]]

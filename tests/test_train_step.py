@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mopd_jax import teacher, train_step
 from mopd_jax.config import (
     Config,
     LossConfig,
@@ -20,6 +19,7 @@ from mopd_jax.config import (
 )
 from mopd_jax.models import decoder
 from mopd_jax.testing import random_batch, tiny_decoder
+from mopd_jax.update import teacher, train_step
 
 CFG = tiny_decoder()
 ROWS = 16

@@ -9,8 +9,9 @@ import optax
 import pytest
 from test_train_step import CFG, ROWS, assert_trees_close, batch, config, run, state
 
-from mopd_jax import losses, objectives
+from mopd_jax import losses
 from mopd_jax.config import LossConfig
+from mopd_jax.update import objectives
 
 GROUP = 4
 

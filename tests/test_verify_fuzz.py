@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from mopd_jax import codebook, verifiers
 from mopd_jax.records import Problem, Verdict
-from mopd_jax.verifiers import math, math_worker
-from mopd_jax.verifiers.math_pool import Pool
+from mopd_jax.verifiers.mathematics import rules, worker
+from mopd_jax.verifiers.mathematics.pool import Pool
 
 TURN = ({"role": "user", "content": "What?"},)
 # What texts are made of, separated by spaces.
@@ -81,8 +81,8 @@ def leftovers():
 @pytest.fixture
 def quick_pool(monkeypatch):
     """A pool whose limit lets thousands of endless formulas pass by."""
-    pool = Pool(pathlib.Path(math_worker.__file__), size=1, cpu_seconds=0.5, wall_seconds=60.0)
-    monkeypatch.setattr(math, "POOL", pool)
+    pool = Pool(pathlib.Path(worker.__file__), size=1, cpu_seconds=0.5, wall_seconds=60.0)
+    monkeypatch.setattr(rules, "POOL", pool)
     yield pool
     pool.close()
 

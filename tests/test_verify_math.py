@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from mopd_jax import verifiers
-from mopd_jax.config_dict import InputError
+from mopd_jax.errors import InputError
 from mopd_jax.records import Problem
-from mopd_jax.verifiers import math, math_spelling, math_text, math_worker
-from mopd_jax.verifiers.math_pool import Pool, Undecided
+from mopd_jax.verifiers.mathematics import parsing, rules, spelling, worker
+from mopd_jax.verifiers.mathematics.pool import Pool, Undecided
 
 
 def problem(gold, question="How many?", **meta):
@@ -470,17 +470,17 @@ def test_a_percent_sign_may_go_where_the_question_has_one():
     ],
 )
 def test_the_last_box(response, content, closed, plain):
-    box = math_text.last_box(response)
+    box = parsing.last_box(response)
     assert box == (None if content is None else (content, closed, plain))
 
 
 @pytest.mark.parametrize(
     ("response", "feedback"),
     [
-        ("It is 5.", math.NO_BOX),
-        (r"\boxed{5", math.OPEN_BOX),
-        (r"\boxed{}", math.EMPTY_BOX),
-        (r"\boxed{" + "1" * 3000 + "}", math.LONG_BOX),
+        ("It is 5.", rules.NO_BOX),
+        (r"\boxed{5", rules.OPEN_BOX),
+        (r"\boxed{}", rules.EMPTY_BOX),
+        (r"\boxed{" + "1" * 3000 + "}", rules.LONG_BOX),
     ],
 )
 def test_feedback_speaks_of_the_format_only(response, feedback):
@@ -503,7 +503,7 @@ def test_feedback_speaks_of_the_format_only(response, feedback):
 def test_thoughts_are_not_read(response, reward):
     verdict = verifiers.verify(problem("5"), response)
     assert (verdict.reward, verdict.format_ok) == (reward, bool(reward))
-    assert math.answer(problem("5"), response) == ("5" if reward else "")
+    assert rules.answer(problem("5"), response) == ("5" if reward else "")
 
 
 def test_boxes_in_another_form_are_read_but_are_not_the_format():
@@ -533,13 +533,13 @@ def test_an_unreadable_gold_is_an_error_and_an_unreadable_answer_is_wrong():
     ],
 )
 def test_a_gold_is_usable_if_it_can_be_read_or_takes_too_long(gold):
-    assert math.unusable(problem(gold)) == ""
+    assert rules.unusable(problem(gold)) == ""
     assert judge(gold, gold).reward == 1.0
 
 
 @pytest.mark.parametrize("gold", ["", r"p \to q", r"1, p \to q", r"x^2 3", r"\frac{1"])
 def test_a_gold_that_cannot_be_read_is_unusable(gold):
-    assert "gold" in math.unusable(problem(gold))
+    assert "gold" in rules.unusable(problem(gold))
 
 
 @pytest.mark.parametrize(
@@ -569,14 +569,14 @@ def test_a_gold_that_cannot_be_read_is_unusable(gold):
     ],
 )
 def test_no_text_takes_long_in_this_process(text, monkeypatch):
-    monkeypatch.setattr(math, "POOL", types.SimpleNamespace(ask=lambda _: 1 / 0))
+    monkeypatch.setattr(rules, "POOL", types.SimpleNamespace(ask=lambda _: 1 / 0))
     begun = time.process_time()
-    cleaned = math_spelling.clean(text)
-    math_worker._SCRIPTS.sub(" ", text)
+    cleaned = spelling.clean(text)
+    worker._SCRIPTS.sub(" ", text)
     for gold in ("7", r"\{1,2\}", r"\sqrt{7}"):
         with contextlib.suppress(ZeroDivisionError):
-            math.same(gold, cleaned)
-    math_text.last_box(r"\boxed1" * 15_000)
+            rules.same(gold, cleaned)
+    parsing.last_box(r"\boxed1" * 15_000)
     assert time.process_time() - begun < 1.0
 
 
@@ -595,7 +595,7 @@ def test_verdicts_are_the_same_in_every_thread():
 
 @pytest.fixture
 def pool():
-    made = Pool(pathlib.Path(math_worker.__file__), size=2, cpu_seconds=0.5, wall_seconds=30.0)
+    made = Pool(pathlib.Path(worker.__file__), size=2, cpu_seconds=0.5, wall_seconds=30.0)
     yield made
     made.close()
 
@@ -608,7 +608,7 @@ ENDLESS = [r"\sum_{k=1}^{10000000000} k^{k}", "100000000!"]
 
 
 def test_what_never_ends_is_wrong_from_any_thread_and_leaves_nothing(pool, monkeypatch):
-    monkeypatch.setattr(math, "POOL", pool)
+    monkeypatch.setattr(rules, "POOL", pool)
     before = children()
     files = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc") else 0
     found = []
@@ -632,20 +632,20 @@ def test_a_killed_worker_is_an_error_and_is_replaced(pool):
     pair = {"pairs": [[r"\sqrt8", r"2\sqrt2"]]}
     before = children()
     assert pool.ask(pair) == {"outcomes": ["equal"]}
-    (worker,) = children() - before
-    os.kill(worker, signal.SIGKILL)
+    (child,) = children() - before
+    os.kill(child, signal.SIGKILL)
     with pytest.raises(Undecided, match="ended with status -9"):
         pool.ask(pair)
     assert pool.ask(pair) == {"outcomes": ["equal"]}
 
 
 def test_a_stopped_worker_meets_the_wall_limit():
-    slow = Pool(pathlib.Path(math_worker.__file__), size=1, cpu_seconds=5.0, wall_seconds=0.5)
+    slow = Pool(pathlib.Path(worker.__file__), size=1, cpu_seconds=5.0, wall_seconds=0.5)
     before = children()
     pair = {"pairs": [["x", "x"]]}
     slow.ask(pair)
-    (worker,) = children() - before
-    os.kill(worker, signal.SIGSTOP)
+    (child,) = children() - before
+    os.kill(child, signal.SIGSTOP)
     begun = time.monotonic()
     with pytest.raises(Undecided, match="overloaded"):
         slow.ask(pair)
@@ -704,16 +704,16 @@ def test_the_worker_refuses_what_no_formula_needs():
         ("ctypes.dlopen", ("libc.so.6",)),
     ]:
         with pytest.raises(PermissionError):
-            math_worker._refuse(event, args)
-    math_worker._refuse("open", ("x", "r", os.O_RDONLY))
-    math_worker._refuse("compile", (b"", "/lib/sympy/x.py"))
+            worker._refuse(event, args)
+    worker._refuse("open", ("x", "r", os.O_RDONLY))
+    worker._refuse("compile", (b"", "/lib/sympy/x.py"))
     for text in ("__import__('os')", "x", "1+1", "", ".", "e5"):
         with pytest.raises(ValueError, match="not a number"):
-            math_worker._read_number(text)
+            worker._read_number(text)
 
 
 def test_a_missing_package_is_said_once_and_early(monkeypatch):
-    monkeypatch.setattr(math.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(rules.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"math-verify.*mopd_jax\[verifiers\]"):
         verifiers.check([problem("5")])
 

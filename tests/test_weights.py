@@ -13,10 +13,9 @@ import pytest
 import wants
 from safetensors.numpy import load_file, save_file
 
-from mopd_jax import sharding, weights
 from mopd_jax.config import MeshConfig
-from mopd_jax.config_dict import ConfigError
-from mopd_jax.models import decoder, families
+from mopd_jax.errors import ConfigError
+from mopd_jax.models import decoder, families, sharding, weights
 from mopd_jax.models.attention import RopeScaling
 from mopd_jax.models.decoder import DecoderConfig
 

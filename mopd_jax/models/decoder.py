@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mopd_jax.config_dict import ConfigError
+from mopd_jax.errors import ConfigError
 from mopd_jax.models import attention
 from mopd_jax.models.attention import RopeScaling, dot, precision
+from mopd_jax.models.sharding import constrain
 from mopd_jax.records import Params, record
 from mopd_jax.shapes import check_shapes
-from mopd_jax.sharding import constrain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

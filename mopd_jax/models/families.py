@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mopd_jax.config_dict import ConfigError
+from mopd_jax.errors import ConfigError
 from mopd_jax.models.attention import RopeScaling, rope_frequencies
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Params

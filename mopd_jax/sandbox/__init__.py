@@ -14,7 +14,7 @@ import queue
 import threading
 from concurrent.futures import Future
 
-from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.config.sandbox import SandboxConfig
 from mopd_jax.sandbox import layout
 from mopd_jax.sandbox.layout import SandboxError
 from mopd_jax.sandbox.worker import Outcome, Program, Worker

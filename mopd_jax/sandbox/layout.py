@@ -15,8 +15,8 @@ import socket
 import subprocess
 import sys
 
-from mopd_jax.config_dict import InputError
-from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.config.sandbox import SandboxConfig
+from mopd_jax.errors import InputError
 from mopd_jax.sandbox import confine
 
 GUEST = ("confine", "watch", "program", "guest")

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.config.sandbox import SandboxConfig
 from mopd_jax.sandbox import layout
 
 _READY = 60.0  # Seconds a worker may take to start, and to answer beyond a program's limits.

@@ -13,9 +13,9 @@ import logging
 from collections.abc import Sequence
 
 from mopd_jax.experience import Sampled
-from mopd_jax.logbook import write_text
+from mopd_jax.files import write_text
 from mopd_jax.records import Batch, Problem, TrainState
-from mopd_jax.run import Run
+from mopd_jax.run.record import Run
 from mopd_jax.selfcheck import loss, prompts, rollouts
 from mopd_jax.selfcheck.result import Result, SelfCheckError
 

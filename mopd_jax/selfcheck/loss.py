@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mopd_jax import losses, objectives, preferences, train_step
+from mopd_jax import losses
 from mopd_jax.config import Config, Divergence, LossConfig
 from mopd_jax.records import Batch
 from mopd_jax.selfcheck.result import Result, fail
+from mopd_jax.update import objectives, preferences, train_step
 
 # Rows of three, of one and of no token: every aggregation weighs them in another way.
 MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)

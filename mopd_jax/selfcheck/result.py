@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NoReturn
 
-from mopd_jax.config_dict import InputError
+from mopd_jax.errors import InputError
 
 
 class SelfCheckError(InputError):

@@ -9,15 +9,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from mopd_jax import context, objectives, sharding, teacher
 from mopd_jax.config import Config
+from mopd_jax.contexts import render
+from mopd_jax.contexts.peers import PeerPlan
 from mopd_jax.experience import Sampled
 from mopd_jax.kernels import linear_logprob
-from mopd_jax.models import decoder
-from mopd_jax.peers import PeerPlan
+from mopd_jax.models import decoder, sharding
 from mopd_jax.records import Batch, Problem, TrainState
-from mopd_jax.run import Run
+from mopd_jax.run.record import Run
 from mopd_jax.selfcheck.result import Result, fail
+from mopd_jax.update import objectives, teacher
 
 # Rows that are scored; few, since that takes time.
 ROWS = 4
@@ -127,7 +128,7 @@ def few(run: Run, sampled: Sampled) -> Rows:
 def plain(run: Run, rows: Rows) -> Rows:
     """The same rows, with the prompts that a teacher with an empty context reads."""
     nobody = np.full((len(rows.problems), 1, 0), -1, np.int32)
-    inputs, _, _ = context.teacher_inputs(
+    inputs, _, _ = render.teacher_inputs(
         rows.problems,
         [[""]] * len(rows.problems),
         PeerPlan(nobody, nobody),

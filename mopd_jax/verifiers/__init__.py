@@ -9,23 +9,24 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 
 from mopd_jax import codebook
-from mopd_jax.config_dict import InputError, unknown
-from mopd_jax.config_sandbox import SandboxConfig
+from mopd_jax.config.sandbox import SandboxConfig
+from mopd_jax.errors import InputError, unknown
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.sandbox import Sandbox
-from mopd_jax.verifiers import choice, code, exact, gym, math, tools
+from mopd_jax.verifiers import choice, code_tests, exact, gym, tools
+from mopd_jax.verifiers.mathematics import rules
 
 VERIFIERS: dict[str, Callable[..., Verdict]] = {
     "choice": choice.verify,
-    "code": code.verify,
+    "code": code_tests.verify,
     "codebook": codebook.verify,
     "exact": exact.verify,
-    "math": math.verify,
+    "math": rules.verify,
     "reasoning_gym": gym.verify,
     "tools": tools.verify,
 }
 # Raise InputError where what a verifier needs is not installed.
-_INSTALLED: dict[str, Callable[[], None]] = {"math": math.check_installed}
+_INSTALLED: dict[str, Callable[[], None]] = {"math": rules.check_installed}
 # They run programs of the response: in a sandbox, and as many at a time as that has workers.
 EXTERNAL = {"code"}
 # They ask worker processes of their own, from any thread.
@@ -148,15 +149,15 @@ def unusable(problem: Problem) -> str:
     if name in ("choice", "tools"):
         return verify(problem, "").error
     if name == "math":
-        math.check_installed()
-        return math.unusable(problem)
+        rules.check_installed()
+        return rules.unusable(problem)
     if name == "codebook":
         return codebook.unusable(problem)
     if name == "reasoning_gym":
         return gym.unusable(problem) or verify(problem, problem.answer).error
     if name == "code":
         try:
-            code.task_of(problem)
+            code_tests.task_of(problem)
         except ValueError as error:
             return str(error)
     return ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mopd_jax.config_dict import InputError, unknown
+from mopd_jax.errors import InputError, unknown
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.verifiers import exact
 

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from mopd_jax import verifiers
-from mopd_jax.config_dict import InputError
+from mopd_jax.errors import InputError
 from mopd_jax.records import Problem
 from mopd_jax.sandbox import Sandbox
-from mopd_jax.verifiers import choice, code, exact, math, tools
+from mopd_jax.verifiers import choice, code_tests, exact, tools
+from mopd_jax.verifiers.mathematics import rules
 
 Policy = Literal["error", "exclude", "keep"]
 Finding = tuple[str, str]  # (id of the item, what is wrong)
@@ -35,9 +36,9 @@ class _WithGold(Protocol):
 # Verifier's name -> its right and wrong responses.
 WITH_GOLD: dict[str, _WithGold] = {
     "choice": choice,
-    "code": code,
+    "code": code_tests,
     "exact": exact,
-    "math": math,
+    "math": rules,
     "tools": tools,
 }
 

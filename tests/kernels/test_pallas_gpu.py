@@ -17,12 +17,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from mopd_jax.kernels.linear_divergence import chunked, formulas, statistics
 from mopd_jax.kernels.linear_divergence.chunked import Operands
-from mopd_jax.kernels.linear_divergence.options import (
-    HiddenTeacher,
-    Spec,
-    StoredTeacher,
-    TopK,
-)
+from mopd_jax.kernels.linear_divergence.options import HiddenTeacher, Spec, StoredTeacher, TopK
 from mopd_jax.kernels.linear_divergence.pallas_gpu import RowKernels
 from mopd_jax.kernels.linear_divergence.statistics import Part, TokenLogprob
 

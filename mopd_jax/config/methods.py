@@ -1,0 +1,225 @@
+"""The methods as settings of one code path; the variants of every config file come from here.
+
+MOPD, its positive-only form, SDPO, OPD, OPSD and all controls differ in peers and teacher only
+(arXiv 2605.12652; SDPO is arXiv 2601.20802, OPSD arXiv 2601.18734). GRPO, DPO, SimPO and SFT
+have another loss and the same rollouts, GKD those of the teacher. `paper` and `reference_code`
+are MOPD as published and as its authors' code ran it: docs/reproduction.md has the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import get_args
+
+from ml_collections import ConfigDict
+
+from mopd_jax.config import PeerConfig, unknown
+from mopd_jax.config.contexts import ROW_POLICIES, Control
+from mopd_jax.config.update import READ_BY, LossConfig, OptimizerConfig, TeacherConfig
+from mopd_jax.errors import ConfigError
+
+
+def apply(cfg: ConfigDict, variant: str) -> ConfigDict:
+    """Turns a config with the settings of MOPD into `variant`, and names it so.
+
+    No variant but `opsd` shows gold, whatever the config says before.
+
+    Raises:
+        ConfigError: if there is no such variant, naming the nearest one.
+    """
+    if variant not in METHODS:
+        raise ConfigError(unknown(f"variant {variant!r}", variant, METHODS))
+    cfg.context.gold = "off"
+    METHODS[variant](cfg)
+    cfg.name = variant
+    return cfg
+
+
+def _mopd(cfg):
+    """Successes and failures of the peers."""
+
+
+def _positive(cfg):
+    """Successful peers only; rows without one are masked."""
+    cfg.peers.failures = 0
+
+
+def _anchored(cfg):
+    """As `positive`, but rows without a successful peer are held to the plain teacher."""
+    cfg.peers.failures = 0
+    cfg.teacher.no_context = "plain_prompt"
+
+
+def _sdpo(cfg):
+    """One successful peer, and where there is none the feedback on the own failed attempt."""
+    cfg.peers.successes = 1
+    cfg.peers.failures = 0
+    cfg.context.feedback = "no_success"
+
+
+def _opd(cfg):
+    """No peers: the teacher reads what the student reads."""
+    _no_contexts(cfg)
+    cfg.teacher.no_context = "plain_prompt"
+
+
+def _opsd(cfg):
+    """The worked gold solution as the teacher's context, no peers, terms clipped one by one.
+
+    Where the data has no solutions, set context.gold='answer'.
+    """
+    _no_peers(cfg)
+    cfg.context.gold = "solution"
+    _unmoved_teacher(cfg)
+    cfg.loss.divergence = "forward_kl"
+    cfg.loss.pointwise_clip = 0.05
+
+
+def _gkd(cfg):
+    """Maximum likelihood on responses that the teacher writes to the plain prompt, unverified.
+
+    What the paper calls its GKD baseline. For an external teacher set teacher.path and
+    teacher.kind='external'.
+    """
+    teacher = cfg.teacher.kind, cfg.teacher.path
+    _sft(cfg)
+    cfg.loss.sft_rows = "all"
+    cfg.rollout.policy = "teacher"
+    cfg.teacher.kind, cfg.teacher.path = teacher
+    _unmoved_teacher(cfg)
+
+
+def _paper(cfg):
+    """MOPD as arXiv 2605.12652 writes it down; what it leaves open is as in `config.py`."""
+    _published(cfg)
+    cfg.teacher.no_context = "plain_prompt"
+    cfg.loss.aggregation = "seq-mean-token-sum"
+    cfg.loss.importance_cap = None
+    cfg.loss.rollout_cap = None
+
+
+def _reference_code(cfg):
+    """MOPD as the authors' script configures their code, without that code's defects."""
+    _published(cfg)
+    cfg.peers.rule = "first"
+    cfg.peers.failure_rule = "uniform"
+    cfg.peers.threshold = 0.5
+    cfg.context.strip_thinking = False
+    cfg.context.feedback = "no_success"
+    cfg.context.feedback_with_gold = True
+
+
+def _published(cfg):
+    """All settings of peers, teacher, loss and optimizer; what both have in common differs
+    from the defaults. An external teacher stays, and so do sizes and the texts of contexts."""
+    teacher, parts = (cfg.teacher.kind, cfg.teacher.path), cfg.optimizer.micro_batches
+    _reset(cfg.peers, PeerConfig)
+    _reset(cfg.teacher, TeacherConfig)
+    _reset(cfg.loss, LossConfig)
+    _reset(cfg.optimizer, OptimizerConfig)
+    cfg.optimizer.micro_batches = parts
+    if teacher[0] == "external":
+        cfg.teacher.kind, cfg.teacher.path = teacher
+    cfg.context.strip_thinking = True
+    cfg.context.feedback = "off"
+    cfg.context.feedback_with_gold = False
+    cfg.context.gold = "off"
+    cfg.peers.truncated = "outcome"
+    cfg.loss.support = "student"
+    cfg.loss.every_row = True
+
+
+def _grpo(cfg):
+    """Advantages of the verifier's rewards within the group; no teacher, so no contexts."""
+    _objective(cfg, "grpo")
+    cfg.loss.aggregation = "token-mean"
+    cfg.loss.every_row = False
+
+
+def _dpo(cfg):
+    """Every (better, worse) pair of a group, against the initial student."""
+    _objective(cfg, "dpo")
+
+
+def _simpo(cfg):
+    """The same pairs by mean log-prob and a margin, without a reference."""
+    _objective(cfg, "simpo")
+
+
+def _sft(cfg):
+    """Maximum likelihood on the student's own successes."""
+    _objective(cfg, "sft")
+    cfg.loss.aggregation = "seq-mean-token-mean"
+
+
+def _control(name):
+    """MOPD with the peers of one control of `controls.py`."""
+
+    def control(cfg):
+        cfg.peers.control = name
+
+    return control
+
+
+def _objective(cfg, method):
+    """A loss without a teacher; what it does not read is as it is by default."""
+    cfg.loss.method = method
+    for field in dataclasses.fields(LossConfig):
+        if method not in READ_BY.get(field.name, (method,)):
+            cfg.loss[field.name] = field.default
+    for name in ("aggregation", "every_row", "step_separator"):
+        cfg.loss[name] = getattr(LossConfig, name)
+    _reset(cfg.teacher, TeacherConfig)
+    _no_contexts(cfg)
+
+
+def _unmoved_teacher(cfg):
+    """An external teacher where there is one, else the initial student."""
+    kept = (cfg.teacher.kind, cfg.teacher.path)
+    _reset(cfg.teacher, TeacherConfig)
+    cfg.teacher.kind, cfg.teacher.path = kept if kept[0] == "external" else ("frozen", None)
+
+
+def _reset(section, config):
+    """Sets every field of a section as it is by default."""
+    for field in dataclasses.fields(config):
+        section[field.name] = field.default
+
+
+def _no_peers(cfg):
+    """Neither in full nor in brief, nothing to control for, and no feedback in their place."""
+    cfg.peers.successes = 0
+    cfg.peers.failures = 0
+    cfg.peers.summaries = 0
+    cfg.peers.slots = None
+    for name in ("control", "control_match", "control_topup"):
+        cfg.peers[name] = getattr(PeerConfig, name)
+    cfg.context.feedback = "off"
+    cfg.context.feedback_with_gold = False
+
+
+def _no_contexts(cfg):
+    """Every row is trained, and what is read is the plain prompt."""
+    _no_peers(cfg)
+    for name in ROW_POLICIES:
+        cfg.peers[name] = getattr(PeerConfig, name)
+    # Nothing but the plain prompt has to fit, whatever its length is set to later.
+    cfg.context.teacher_prompt_length = None
+
+
+METHODS = {
+    "mopd": _mopd,
+    "positive": _positive,
+    "anchored": _anchored,
+    "sdpo": _sdpo,
+    "opd": _opd,
+    "opsd": _opsd,
+    "grpo": _grpo,
+    "dpo": _dpo,
+    "simpo": _simpo,
+    "sft": _sft,
+    "gkd": _gkd,
+    "paper": _paper,
+    "reference_code": _reference_code,
+    **{f"control_{name}": _control(name) for name in get_args(Control) if name != "off"},
+}

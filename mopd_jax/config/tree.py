@@ -1,0 +1,131 @@
+"""Between a ConfigDict, which a user may change, and a frozen dataclass, which nobody may.
+
+`from_config_dict` is the only place that reads a ConfigDict: past it, a setting is a field of a
+validated record. Mistakes are answered with what was given and the nearest thing that exists.
+"""
+
+import ast
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from typing import Any, Literal
+
+from ml_collections import ConfigDict
+
+from mopd_jax.errors import ConfigError, unknown
+
+# Below here the names are the data source's, which checks them itself.
+_FREE = "config.data.options"
+
+
+def to_config_dict(cfg: Any) -> ConfigDict:
+    """Frozen dataclass -> ConfigDict with locked keys; the inverse of `from_config_dict`."""
+
+    def build(value):
+        if dataclasses.is_dataclass(value):
+            fields = dataclasses.fields(value)
+            return {f.name: build(getattr(value, f.name)) for f in fields}
+        return value
+
+    # Types are checked by `from_config_dict`, which knows that an int may stand for a float
+    # and that None may become a number; ConfigDict's own check knows neither.
+    return ConfigDict(build(cfg), type_safe=False).lock()
+
+
+def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
+    """ConfigDict or mapping -> validated frozen dataclass.
+
+    Raises:
+        ConfigError: on an unknown key (with the nearest known one), a value of the wrong type,
+            or a combination that cannot work.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    if not hasattr(cfg, "items"):
+        raise ConfigError(
+            f"{where}={cfg!r} must be a section with settings: {', '.join(names)}"
+        )
+    given = dict(cfg.items())
+    for name in given:
+        if name not in names:
+            raise ConfigError(unknown(f"{where}.{name}", name, names))
+    built = {
+        name: _convert(hints[name], value, f"{where}.{name}") for name, value in given.items()
+    }
+    return cls(**built)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_config_dict(hint, value, where=where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}={value!r}: {unknown(repr(value), str(value), args)}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = [a for a in args if a is not type(None)]
+        return _convert(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}={value!r} must be a list of {args[0].__name__}")
+        return tuple(_convert(args[0], v, where) for v in value)
+    if origin is dict:
+        if not hasattr(value, "items"):
+            raise ConfigError(f"{where}={value!r} must be a mapping; set {where}.NAME")
+        return _plain(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(
+            f"{where}={value!r} is of type {type(value).__name__}; it must be {hint.__name__}"
+        )
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Nested mappings and sequences as dicts and tuples."""
+    if hasattr(value, "items"):
+        return {name: _plain(item) for name, item in value.items()}
+    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def override(cfg: ConfigDict, dotted: str, text: str) -> None:
+    """Sets `cfg.<dotted>` from command-line text: a Python literal, else a plain string.
+
+    Raises:
+        ConfigError: if there is no such key, naming the nearest one.
+    """
+    *path, last = dotted.split(".")
+    node, where = cfg, "config"
+    for name in path:
+        free = where.startswith(_FREE)
+        if free and name not in node:
+            with node.unlocked():
+                node[name] = ConfigDict(type_safe=False)
+        if name not in node or not isinstance(node[name], ConfigDict):
+            raise ConfigError(unknown(f"{where}.{name}", name, list(node)))
+        node, where = node[name], f"{where}.{name}"
+    if last not in node and not where.startswith(_FREE):
+        raise ConfigError(unknown(f"{where}.{last}", last, list(node)))
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError):
+        value = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+    with node.unlocked():
+        node[last] = value
+
+
+def to_json(cfg: Any) -> str:
+    """The whole config as indented JSON with sorted keys, for the run record."""
+    return json.dumps(dataclasses.asdict(cfg), indent=2, sort_keys=True)
+
+
+def fingerprint(cfg: Any) -> str:
+    """Twelve hex digits that differ when any field of the dataclass differs."""
+    text = json.dumps(dataclasses.asdict(cfg), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

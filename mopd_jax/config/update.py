@@ -1,0 +1,324 @@
+"""Settings of an update: the teacher, the objective, and the optimizer."""
+
+import dataclasses
+from typing import Literal
+
+from mopd_jax.errors import at_least, require
+
+NoContext = Literal["mask", "plain_prompt"]
+TeacherKind = Literal["ema", "frozen", "student", "periodic", "trust_region", "external"]
+Method = Literal["distill", "grpo", "dpo", "simpo", "sft"]
+Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
+Aggregation = Literal[
+    "token-mean",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+    "seq-mean-step-mean",
+]
+Support = Literal["full", "student", "teacher", "union", "sampled"]
+RowWeight = Literal["equal", "solve_variance"]
+RatioBase = Literal["trainer", "sampler"]
+SftRows = Literal["success", "all"]
+
+
+# Which methods read a field of `LossConfig`; all read one that is not here.
+READ_BY: dict[str, tuple[Method, ...]] = {
+    **dict.fromkeys(
+        ("divergence", "alpha", "continuous", "pointwise_clip", "support", "tail"),
+        ("distill",),
+    ),
+    "importance_cap": ("distill",),
+    **dict.fromkeys(("rollout_cap", "ratio_base"), ("distill", "grpo")),
+    **dict.fromkeys(("aggregation", "every_row", "row_weight"), ("distill", "grpo", "sft")),
+    **dict.fromkeys(("clip_low", "clip_high", "dual_clip"), ("grpo",)),
+    **dict.fromkeys(("scale_by_std", "kl_coef"), ("grpo",)),
+    **dict.fromkeys(("beta", "margin", "label_smoothing"), ("dpo", "simpo")),
+    "sft_rows": ("sft",),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Whose distribution the student is distilled towards.
+
+    kind: `ema` follows the student slowly; `frozen` stays at the initial weights; `student` is
+        the student itself as it is now; `periodic` is copied from it every so many steps;
+        `trust_region` mixes the logits of the initial weights and of the student;
+        `external` is another model with the same tokenizer, of any width.
+    rate: of `ema`, once per step: teacher <- (1 - rate) teacher + rate student. Of
+        `trust_region`: logits = (1 - rate) initial + rate student, both with the context.
+    every: steps between the copies of `periodic`.
+    path: of `external`, as `model.path`. It never moves, is kept in the compute dtype, and is
+        read from there again at a resume.
+    no_context: rows whose context is empty are not trained on (`mask`), or are distilled
+        towards the teacher on the plain prompt (`plain_prompt`; with no peers this is OPD).
+    cache: score the teacher once per step, before its updates, and keep the log-probs of its
+        `loss.top_k` likeliest tokens only; needs loss.support='teacher'.
+    drift_every: every so many steps, how far the teacher is from the student and what the
+        context changes (`drift.py`); three more forward passes. None is off.
+    """
+
+    kind: TeacherKind = "ema"
+    rate: float = 0.05
+    every: int = 50
+    path: str | None = None
+    no_context: NoContext = "mask"
+    cache: bool = False
+    drift_every: int | None = None
+
+    def __post_init__(self):
+        require(
+            0.0 < self.rate <= 1.0,
+            f"TeacherConfig.rate is {self.rate}; it must lie in (0, 1]. For a teacher that "
+            "does not move set teacher.kind='frozen'",
+        )
+        at_least(self, 1, "every", "drift_every")
+        moves = {"rate": ("ema", "trust_region"), "every": ("periodic",)}
+        for name, kinds in moves.items():
+            require(
+                self.kind in kinds or getattr(self, name) == getattr(TeacherConfig, name),
+                f"TeacherConfig.{name} is {getattr(self, name)}, which only a teacher.kind of "
+                f"{' or '.join(kinds)} reads, and the kind is {self.kind!r}; leave it as it is "
+                "by default",
+            )
+        require(
+            (self.kind == "external") == (self.path is not None),
+            f"TeacherConfig.kind is {self.kind!r} and path {self.path!r}: an external teacher "
+            "needs a path, and no other has one; set both, teacher.kind='external' and "
+            "teacher.path=FOLDER, or neither",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The objective of an update.
+
+    method: `distill` needs a teacher, the others only the rewards: `grpo`; `dpo` (against the
+        initial student) and `simpo` on the pairs of a group; `sft` on its successes.
+    divergence, alpha: `jsd` weighs the teacher by alpha in [0, 1], None is 0.5. It vanishes
+        towards both ends; at them it is the forward (0) and the reverse (1) KL.
+    continuous: divides a `jsd` by alpha (1 - alpha), so that it meets the KLs at the ends.
+    pointwise_clip: the most nats that one token of the vocabulary adds to a divergence.
+    support: what the divergence is over: the `full` vocabulary; the top_k tokens of the
+        `student`, the `teacher` or both (`union`), with the rest as one more outcome (`tail`)
+        or renormalised without it; or the `sampled` token, for `reverse_kl` only.
+    aggregation: how token losses become one number (`losses.token_weights`).
+    step_separator: of `seq-mean-step-mean`, the text that ends a step of a response.
+    every_row: means over sequences count rows without a trained token, as zeros.
+    row_weight: `solve_variance` weighs a row by p (1 - p), p the solve rate of its group.
+    ratio_base: what the importance ratio p_now / p_base is relative to: the `trainer`'s own
+        log-probs before the first update of the step (with one update a step it is 1), or the
+        `sampler`'s.
+    importance_cap: distillation weighs a token by min(p_now / p_base, cap); None is off.
+    rollout_cap: distillation and GRPO weigh a token by min(p_base / p_sampler, cap), constant;
+        None is off. With ratio_base 'sampler' that is 1.
+    clip_low, clip_high, dual_clip, scale_by_std: of GRPO.
+    kl_coef: of GRPO, weight of the k3 estimate of the KL to the initial student; 0 is off.
+    beta, margin, label_smoothing: of DPO and SimPO. Beta None is 0.1 for DPO, 2.0 for SimPO;
+        margin None is 0.0 and 1.0.
+    sft_rows: supervised fine-tuning on the successes, or on `all` responses unverified.
+    """
+
+    method: Method = "distill"
+    divergence: Divergence = "jsd"
+    alpha: float | None = None
+    continuous: bool = False
+    pointwise_clip: float | None = None
+    support: Support = "full"
+    top_k: int = 100
+    tail: bool = True
+    aggregation: Aggregation = "seq-mean-token-mean"
+    step_separator: str = "\n\n"
+    every_row: bool = False
+    row_weight: RowWeight = "equal"
+    ratio_base: RatioBase = "trainer"
+    importance_cap: float | None = 2.0
+    rollout_cap: float | None = 2.0
+    clip_low: float = 0.2
+    clip_high: float = 0.28
+    dual_clip: float = 3.0
+    scale_by_std: bool = False
+    kl_coef: float = 0.0
+    beta: float | None = None
+    margin: float | None = None
+    label_smoothing: float = 0.0
+    sft_rows: SftRows = "success"
+
+    def __post_init__(self):
+        self._check_divergence()
+        at_least(self, 1, "top_k")
+        at_least(self, 0, "margin", "kl_coef")
+        for name in ("importance_cap", "rollout_cap", "pointwise_clip", "beta"):
+            value = getattr(self, name)
+            require(
+                value is None or value > 0,
+                f"LossConfig.{name} is {value}; it must be positive, None is off (of beta: the "
+                "method's own)",
+            )
+        require(
+            0.0 <= self.label_smoothing < 0.5,
+            f"LossConfig.label_smoothing is {self.label_smoothing}; it must lie in [0, 0.5)",
+        )
+        require(
+            0.0 <= self.clip_low < 1.0 and self.clip_high >= 0.0,
+            f"LossConfig.clip_low {self.clip_low} must lie in [0, 1) and clip_high "
+            f"{self.clip_high} must not be negative",
+        )
+        require(self.dual_clip > 1.0, f"LossConfig.dual_clip is {self.dual_clip}; use > 1")
+        require(
+            self.step_separator != "",
+            "LossConfig.step_separator is empty; name a text that ends a step, such as a blank "
+            "line",
+        )
+        self._check_method()
+
+    def _check_divergence(self):
+        require(
+            self.alpha is None or 0.0 <= self.alpha <= 1.0,
+            f"LossConfig.alpha is {self.alpha}; JSD needs 0 <= alpha <= 1, the weight of the "
+            "teacher",
+        )
+        require(
+            self.alpha is None or self.divergence == "jsd",
+            f"LossConfig.alpha is {self.alpha}, but {self.divergence} has none; leave it None",
+        )
+        require(
+            self.support != "sampled" or self.divergence == "reverse_kl",
+            f"LossConfig.support is 'sampled', which estimates reverse_kl, and the divergence "
+            f"{self.divergence}; set loss.divergence='reverse_kl' or another support",
+        )
+        require(
+            self.support != "sampled" or self.pointwise_clip is None,
+            f"LossConfig.pointwise_clip is {self.pointwise_clip}, and support 'sampled' has no "
+            "terms to clip; set loss.pointwise_clip=None or another support",
+        )
+        require(
+            self.tail or self.support in ("student", "teacher", "union"),
+            f"LossConfig.tail is False, and support {self.support!r} has no tail; set "
+            "loss.tail=True, or another support",
+        )
+        require(
+            not self.continuous or self.divergence == "jsd",
+            f"LossConfig.continuous rescales a jsd, and the divergence is {self.divergence}; "
+            "set loss.continuous=False",
+        )
+
+    def _check_method(self):
+        for name, methods in READ_BY.items():
+            value, default = getattr(self, name), getattr(LossConfig, name)
+            require(
+                self.method in methods or value == default,
+                f"LossConfig.{name} is {value!r}, which only a loss.method of "
+                f"{' or '.join(methods)} reads, and the method is {self.method!r}; set "
+                f"loss.{name}={default!r}",
+            )
+        require(
+            self.step_separator == LossConfig.step_separator
+            or self.aggregation == "seq-mean-step-mean",
+            f"LossConfig.step_separator is {self.step_separator!r}, which aggregation "
+            "'seq-mean-step-mean' alone reads; leave it as it is by default",
+        )
+        rows = ("seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-step-mean")
+        require(
+            not self.every_row or self.aggregation in rows,
+            "LossConfig.every_row counts the rows of a mean over sequences, and the "
+            f"aggregation is {self.aggregation!r}; set loss.every_row=False",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up to a constant rate; weights and moments are float32.
+
+    warmup_steps: update k (from 0) uses rate * (k + 1) / warmup_steps, so none is wasted.
+    clip_norm: bound on the global gradient norm.
+    mini_batches: updates that the prompts of a step are shared out to, a group never split.
+    epochs: how often a step goes through its rollouts.
+    micro_batches: parts the rows of an update are split into to save memory; the result does
+        not depend on it.
+    """
+
+    learning_rate: float = 1e-5
+    warmup_steps: int = 10
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    mini_batches: int = 1
+    epochs: int = 1
+    micro_batches: int = 1
+
+    @property
+    def updates(self) -> int:
+        """Updates of a step."""
+        return self.mini_batches * self.epochs
+
+    def __post_init__(self):
+        at_least(self, 0, "warmup_steps", "weight_decay")
+        at_least(self, 1, "mini_batches", "epochs", "micro_batches")
+        for name in ("learning_rate", "epsilon", "clip_norm"):
+            value = getattr(self, name)
+            require(value > 0, f"OptimizerConfig.{name} is {value}; it must be positive")
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"OptimizerConfig.{name} is {value}; use [0, 1)")
+
+
+def check_update(
+    loss: LossConfig,
+    teacher: TeacherConfig,
+    optimizer: OptimizerConfig,
+    *,
+    prompts: int,
+    group: int,
+    taught: bool,
+) -> None:
+    """What the three sections need of each other and of the rollouts.
+
+    Args:
+        prompts, group: of a step.
+        taught: the teacher writes the responses.
+
+    Raises:
+        ConfigError: with the remedy.
+    """
+    require(
+        prompts % optimizer.mini_batches == 0,
+        f"optimizer.mini_batches={optimizer.mini_batches} does not divide the {prompts} "
+        "prompts of a step (rollout.prompts)",
+    )
+    rows = prompts * group // optimizer.mini_batches
+    require(
+        rows % optimizer.micro_batches == 0,
+        f"optimizer.micro_batches={optimizer.micro_batches} does not divide the {rows} rows of "
+        "an update (rollout.prompts * rollout.group / optimizer.mini_batches)",
+    )
+    require(
+        not taught or loss.method == "sft",
+        f"rollout.policy='teacher' lets the teacher write what loss.method={loss.method!r} "
+        "takes for the student's own; set loss.method='sft', or rollout.policy='student'",
+    )
+    require(
+        not taught or teacher.kind in ("frozen", "external"),
+        f"rollout.policy='teacher' samples a teacher that stays as it is, and teacher.kind is "
+        f"{teacher.kind!r}; set teacher.kind='frozen' or 'external'",
+    )
+    distills = loss.method == "distill"
+    require(
+        distills or taught or teacher == TeacherConfig(),
+        f"loss.method={loss.method!r} has no teacher, and the settings of teacher are not all "
+        f"as they are by default ({teacher}); leave them, or set loss.method='distill'",
+    )
+    require(
+        distills or (not teacher.cache and teacher.drift_every is None),
+        f"teacher.cache={teacher.cache} and teacher.drift_every={teacher.drift_every} need a "
+        f"teacher that is distilled, and loss.method is {loss.method!r}; leave them as they "
+        "are by default",
+    )
+    require(
+        not teacher.cache or loss.support == "teacher",
+        f"teacher.cache keeps the teacher's likeliest tokens, and loss.support is "
+        f"{loss.support!r}; set loss.support='teacher', or teacher.cache=False",
+    )

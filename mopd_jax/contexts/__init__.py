@@ -1,0 +1,1 @@
+"""What a teacher reads: which peers, in which words."""

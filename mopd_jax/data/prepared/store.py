@@ -1,0 +1,336 @@
+"""Prepared data sets on disk: TFDS with ArrayRecord files, without tensorflow, and a manifest.
+
+A data set is a folder `<root>/<name>/<version>`. Texts come back as bytes and nested values
+have no schema, so messages and meta are stored as JSON and decoded here. TFDS is imported when
+it is used: the import costs most of a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mopd_jax.data.on_demand import LazyProblems
+from mopd_jax.data.prepared.rows import DataError
+from mopd_jax.files import write_text
+from mopd_jax.records import Problem
+
+VERSION = "1.0.0"  # Of the rows' layout and of the prompts; a change of either raises it.
+MANIFEST = "manifest.json"
+_FIELDS = ("id", "messages", "answer", "verifier", "meta", "solution")
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+def check_name(name: str) -> str:
+    """The name, if a data set can be called so; raises DataError if not."""
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"a data set cannot be called {name!r}; use lower-case letters, digits and _"
+        )
+    return name
+
+
+def folder(root: pathlib.Path, name: str) -> pathlib.Path:
+    """Where a data set of this version lies."""
+    return root / check_name(name) / VERSION
+
+
+def check_target(root: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder that a data set can be written to.
+
+    Raises:
+        DataError: it is there already, or cannot be made.
+    """
+    target = folder(root, name)
+    try:
+        if target.exists():
+            raise DataError(f"{target} exists; remove it, or give another --out or --as")
+        above = next(path for path in target.parents if path.exists())
+        if not above.is_dir():
+            raise DataError(f"{above} is a file; {target} cannot be made, give another --out")
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    _check_writable(above)
+    return target
+
+
+def check_folder(root: pathlib.Path, name: str) -> None:
+    """Raises DataError if the manifest of a data set could not be replaced."""
+    _check_writable(folder(root, name))
+
+
+def _check_writable(where: pathlib.Path) -> None:
+    if not os.access(where, os.W_OK | os.X_OK):
+        raise DataError(f"{where} cannot be written: no permission; change that, or copy it")
+
+
+def _unwritable(path: pathlib.Path, error: OSError) -> DataError:
+    return DataError(f"{error.filename or path} cannot be written: {error.strerror or error}")
+
+
+def content(splits: Mapping[str, Sequence[Problem]]) -> str:
+    """SHA-256 of every problem of every split, in order."""
+    digest = hashlib.sha256()
+    for split in sorted(splits):
+        digest.update(split.encode())
+        for problem in splits[split]:
+            digest.update(_line(problem).encode())
+    return digest.hexdigest()
+
+
+def _line(problem: Problem) -> str:
+    said = [dict(message) for message in problem.messages]
+    fields = (problem.id, said, problem.answer, problem.verifier, problem.solution)
+    return json.dumps([*fields, dict(problem.meta)], sort_keys=True)
+
+
+def write(
+    root: pathlib.Path,
+    name: str,
+    splits: Mapping[str, Sequence[Problem]],
+    manifest: Mapping[str, Any],
+) -> pathlib.Path:
+    """Writes a data set and returns its folder; a kill leaves none, or all of it.
+
+    Args:
+        splits: with one problem or more.
+
+    Raises:
+        DataError: it is there already, cannot be written, or TFDS is not installed.
+    """
+    target = check_target(root, name)
+    partial = root / f".{name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    made = _builder(name, splits, partial)
+    quiet = io.StringIO()  # It speaks of downloads, and there is none.
+    try:
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            made.download_and_prepare()
+        inner = pathlib.Path(made.data_dir)
+        write_manifest(inner, manifest)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(inner, target)
+    except OSError as error:
+        raise _unwritable(target, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def write_manifest(where: pathlib.Path, manifest: Mapping[str, Any]) -> None:
+    """Replaces the manifest of the data set in a folder; raises DataError if it cannot."""
+    try:
+        write_text(where / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise _unwritable(where / MANIFEST, error) from error
+
+
+def read_manifest(root: pathlib.Path, name: str) -> dict[str, Any]:
+    """The manifest of a data set.
+
+    Raises:
+        DataError: it has not been prepared there, with this version; names those that are. Or
+            it is damaged, or cannot be read.
+    """
+    where = folder(root, name)
+    try:
+        if not where.is_dir():
+            raise DataError(_absent(root, name))
+        manifest = json.loads((where / MANIFEST).read_bytes().decode("utf-8"))
+    except FileNotFoundError as error:
+        raise _damaged(where, f"it has no {MANIFEST}") from error
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or where} cannot be read: {error.strerror or error}"
+        ) from error
+    except DataError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise _damaged(where, f"{MANIFEST}: {error}") from error
+    if wrong := _manifest_fault(manifest):
+        raise _damaged(where, f"{MANIFEST}: {wrong}")
+    return manifest
+
+
+def _absent(root: pathlib.Path, name: str) -> str:
+    said = (
+        f"{folder(root, name)} has no prepared data set; run `mopd data prepare {name} "
+        f"--source=PATH --out={root}`"
+    )
+    if older := sorted(p.parent.name for p in (root / name).glob(f"*/{MANIFEST}")):
+        said += f" (there is version {', '.join(older)}, and {VERSION} is what is read here)"
+    if others := sorted(p.parent.parent.name for p in root.glob(f"*/{VERSION}/{MANIFEST}")):
+        said += f" (prepared there: {', '.join(others)})"
+    return said
+
+
+def _damaged(where: pathlib.Path, why: str) -> DataError:
+    return DataError(
+        f"{where} is damaged ({why}); remove it and prepare it again with `mopd data prepare`"
+    )
+
+
+def _manifest_fault(manifest: Any) -> str:
+    """Why a manifest is none that was written here; "" if it has all that is read of it."""
+    if not isinstance(manifest, dict):
+        return "it is no object"
+    if manifest.get("version") != VERSION:
+        return f"it is of version {manifest.get('version')!r}, not {VERSION}"
+    if not isinstance(manifest.get("content"), str):
+        return "it has no 'content'"
+    splits = manifest.get("splits")
+    whole = isinstance(splits, dict) and all(type(n) is int and n >= 0 for n in splits.values())
+    if not whole or not splits:
+        return "'splits' are no numbers of problems"
+    check = manifest.get("check", {"splits": {}, "excluded": {}})
+    if not isinstance(check, dict):
+        return "'check' is no object"
+    done, out = check.get("splits"), check.get("excluded")
+    known = ("kept", "ceiling", "ceiling_of_kept")
+    if not isinstance(done, dict) or not all(
+        isinstance(said, dict) and all(key in said for key in known) for said in done.values()
+    ):
+        return "the result of its check is not complete"
+    if not isinstance(out, dict) or not all(
+        isinstance(rows, list)
+        and all(type(i) is int and 0 <= i < splits.get(split, 0) for i in rows)
+        for split, rows in out.items()
+    ):
+        return "what its check excluded is not in its splits"
+    return ""
+
+
+def excluded(manifest: Mapping[str, Any], split: str) -> list[int]:
+    """Places in a split of the items that the last check excluded."""
+    return manifest.get("check", {}).get("excluded", {}).get(split, [])
+
+
+class Stored(LazyProblems):
+    """The problems of one split, read from disk when they are asked for."""
+
+    def __init__(
+        self, root: pathlib.Path, name: str, split: str, *, with_excluded: bool = False
+    ):
+        """Opens a split, without the items that `mopd data check` excluded unless asked to.
+
+        Raises:
+            DataError: no such data set or split, it is damaged, or TFDS is not installed.
+        """
+        self._where = folder(root, name)
+        self.manifest = read_manifest(root, name)
+        known = self.manifest["splits"]
+        if split not in known:
+            raise DataError(f"{name} has no split {split!r}; it has {', '.join(sorted(known))}")
+        out = set() if with_excluded else set(excluded(self.manifest, split))
+        self._places = [i for i in range(known[split]) if i not in out]
+        self._rows: Any = ()
+        if known[split]:
+            tfds = _tfds()
+            with self._whole():
+                made = tfds.builder_from_directory(str(self._where))
+                self._rows = made.as_data_source(split=split)
+        if len(self._rows) != known[split]:
+            raise _damaged(
+                self._where,
+                f"{MANIFEST} says {known[split]} problems in {split}, and there are "
+                f"{len(self._rows)}",
+            )
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def problem(self, place: int) -> Problem:
+        row = self._places[place]
+        with self._whole():
+            return _decoded(self._rows[row])
+
+    @contextlib.contextmanager
+    def _whole(self):
+        try:
+            yield
+        except Exception as error:  # The boundary to a library with many error classes.
+            raise _damaged(self._where, f"{type(error).__name__}: {error}") from error
+
+
+def check_content(root: pathlib.Path, name: str) -> None:
+    """Raises DataError if the problems on disk are not those that were written."""
+    manifest = read_manifest(root, name)
+    splits = {s: Stored(root, name, s, with_excluded=True) for s in manifest["splits"]}
+    if content(splits) != manifest["content"]:
+        raise _damaged(folder(root, name), "its problems are not those that were written")
+
+
+def _encoded(problem: Problem) -> dict[str, str]:
+    return {
+        "id": problem.id,
+        "messages": json.dumps([dict(m) for m in problem.messages], ensure_ascii=False),
+        "answer": problem.answer,
+        "verifier": problem.verifier,
+        "meta": json.dumps(dict(problem.meta), ensure_ascii=False, sort_keys=True),
+        "solution": problem.solution,
+    }
+
+
+def _decoded(row: Mapping[str, bytes]) -> Problem:
+    text = {name: row[name].decode("utf-8") for name in _FIELDS}
+    return Problem(
+        id=text["id"],
+        messages=tuple(json.loads(text["messages"])),
+        answer=text["answer"],
+        verifier=text["verifier"],
+        meta=json.loads(text["meta"]),
+        solution=text["solution"],
+    )
+
+
+def _tfds():
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise DataError(
+            "prepared data sets need tensorflow-datasets (no tensorflow): "
+            "pip install 'mopd_jax[data]'"
+        ) from error
+    return tensorflow_datasets
+
+
+def _builder(name: str, splits: Mapping[str, Sequence[Problem]], data_dir: pathlib.Path):
+    """A TFDS builder of these problems, in their order."""
+    tfds = _tfds()
+
+    class Problems(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Verifiable problems."""
+
+        def _info(self):
+            # `dataset_info_from_configs` would want a package folder beside this module.
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description="Verifiable problems; manifest.json says from where.",
+                features=tfds.features.FeaturesDict(
+                    {field: tfds.features.Text() for field in _FIELDS}
+                ),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            del dl_manager  # Nothing is downloaded.
+            # TFDS fails on a split without rows; the manifest has it.
+            return {split: self._examples(rows) for split, rows in splits.items() if rows}
+
+        def _examples(self, rows):
+            yield from ((i, _encoded(problem)) for i, problem in enumerate(rows))
+
+        def _generate_examples(self):
+            raise NotImplementedError  # `_split_generators` gives every split its own.
+
+    Problems.name = name
+    Problems.VERSION = tfds.core.Version(VERSION)
+    return Problems(data_dir=str(data_dir), file_format=tfds.core.FileFormat.ARRAY_RECORD)

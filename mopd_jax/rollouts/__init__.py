@@ -1,0 +1,1 @@
+"""Responses sampled from a model, and the files that keep them."""

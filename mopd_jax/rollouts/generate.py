@@ -1,0 +1,144 @@
+"""Sampling G responses to each of P prompts.
+
+Each prompt is prefilled once and its keys are shared by the group. Tokens are drawn in a
+`lax.while_loop` that ends when every row has ended. A row's random numbers depend on its key
+alone, not on its place in the batch; the caller makes keys from (seed, step, prompt, rollout).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mopd_jax.config import EvalConfig, RolloutConfig
+from mopd_jax.models import decoder, sharding
+from mopd_jax.models.decoder import DecoderConfig
+from mopd_jax.records import Params, Rollouts
+from mopd_jax.rollouts import sampling as sampling_rule
+from mopd_jax.shapes import check_shapes
+
+
+def row_keys(key: jax.Array, uids: jax.Array, group: int) -> jax.Array:
+    """Keys [P, G] for prompts with numbers `uids` u32[P]; not consumed from `key`."""
+    per_prompt = jax.vmap(lambda uid: jax.random.fold_in(key, uid))(uids)
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return jax.vmap(fold, in_axes=(0, None))(per_prompt, jnp.arange(group))
+
+
+def rollout(
+    params: Params,
+    prompt: jax.Array,
+    prompt_mask: jax.Array,
+    keys: jax.Array,
+    *,
+    cfg: DecoderConfig,
+    length: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Rollouts:
+    """Samples responses of at most `length` tokens, the end token included.
+
+    Args:
+        prompt, prompt_mask: i32[P, S], bool[P, S], left-padded.
+        keys: [P, G] typed keys, one a row; consumed.
+        stop_ids: a row ends with the first of these.
+
+    Returns:
+        Rollouts. Row n answers prompt n // G; `behaviour_logp` is under the tempered
+        distribution before top-k and top-p. Columns after a row's end hold `pad_id`.
+    """
+    sizes = check_shapes(
+        prompt=(prompt, "P S"), prompt_mask=(prompt_mask, "P S"), keys=(keys, "P G")
+    )
+    P, G = sizes["P"], sizes["G"]
+    hidden, prefix = decoder.extend(params, prompt, prompt_mask, cfg=cfg)
+    first = decoder.logits(params, hidden[:, -1])  # f32[P, V], the same for the whole group.
+    first = jnp.broadcast_to(first[:, None], (P, G, first.shape[-1]))
+    stops = jnp.array(stop_ids, jnp.int32)
+
+    def draw(logits, t, done):
+        uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t))))(
+            keys
+        )
+        token, logp = sampling_rule.sample(
+            logits, uniform, temperature=temperature, top_k=top_k, top_p=top_p
+        )
+        token = jnp.where(done, pad_id, token)
+        return token, jnp.where(done, 0.0, logp), done | jnp.isin(token, stops)
+
+    def keep_going(carry):
+        t, _, _, _, done, _ = carry
+        return (t < length) & ~jnp.all(done)
+
+    def step(carry):
+        t, tokens, logps, live, done, suffix = carry
+        last = jax.lax.dynamic_index_in_dim(tokens, t - 1, axis=2, keepdims=False)
+        hidden, suffix = decoder.decode_step(params, last, t - 1, prefix, suffix, cfg=cfg)
+        token, logp, now_done = draw(decoder.logits(params, hidden), t, done)
+        put = jax.lax.dynamic_update_index_in_dim
+        tokens, logps = put(tokens, token, t, axis=2), put(logps, logp, t, axis=2)
+        return t + 1, tokens, logps, put(live, ~done, t, axis=2), now_done, suffix
+
+    nobody = jnp.zeros((P, G), bool)
+    token, logp, done = draw(first, 0, nobody)
+    tokens = jnp.full((P, G, length), pad_id, jnp.int32).at[:, :, 0].set(token)
+    logps = jnp.zeros((P, G, length)).at[:, :, 0].set(logp)
+    live = jnp.zeros((P, G, length), bool).at[:, :, 0].set(True)
+    suffix = decoder.empty_suffix(prefix, G, length)
+    carry = (jnp.int32(1), tokens, logps, live, done, suffix)
+    _, tokens, logps, live, done, _ = jax.lax.while_loop(keep_going, step, carry)
+
+    def rows(x):
+        return sharding.constrain(
+            x.reshape(P * G, *x.shape[2:]), "rows", *[None] * (x.ndim - 2)
+        )
+
+    return Rollouts(prompt, prompt_mask, rows(tokens), rows(live), rows(logps), rows(done))
+
+
+def make_rollout(
+    sampling: RolloutConfig | EvalConfig,
+    *,
+    group: int,
+    model: DecoderConfig,
+    mesh: jax.sharding.Mesh,
+    length: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+):
+    """`rollout` jitted for a mesh.
+
+    Returns:
+        (params, prompt, prompt_mask, root key, folds u32[F], uids u32[P]) -> Rollouts. The keys
+        of the rows come from the root key folded with each of `folds`, the prompt's number and
+        the rollout's index.
+    """
+    abstract, axes = decoder.abstract(model)
+    weights = sharding.shardings(abstract, axes, mesh)
+    rows, everywhere = sharding.rows(mesh), sharding.replicated(mesh)
+
+    def sample(params, prompt, prompt_mask, key, folds, uids):
+        for i in range(folds.shape[0]):
+            key = jax.random.fold_in(key, folds[i])
+        return rollout(
+            params,
+            prompt,
+            prompt_mask,
+            row_keys(key, uids, group),
+            cfg=model,
+            length=length,
+            stop_ids=stop_ids,
+            pad_id=pad_id,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+        )
+
+    return jax.jit(
+        sample,
+        in_shardings=(weights, rows, rows, everywhere, everywhere, rows),
+        out_shardings=rows,
+    )

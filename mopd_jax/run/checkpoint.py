@@ -1,0 +1,115 @@
+"""Checkpoints of the whole state with orbax: parameters, teacher, optimizer, key, position.
+
+A save is atomic: a kill leaves the checkpoint before it. Every array's checksum is stored with
+it and compared on loading, because the storage format does not notice a flipped bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from mopd_jax.errors import InputError
+from mopd_jax.records import Params, TrainState
+
+_REMOVED = ".removed"
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be used; the message names the folder and a way on."""
+
+
+def save(folder: pathlib.Path, state: TrainState, meta: dict[str, Any], *, keep: int) -> None:
+    """Writes `<folder>/<step>`; all but the newest `keep` are removed afterwards.
+
+    Args:
+        meta: JSON values that belong to the state: the data position, the config's identity.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    tree = _as_dict(state)
+    whole = {"checksums": _checksums(tree), **meta}
+    target = folder.absolute() / str(int(state.step))
+    ocp.save_checkpointables(target, {"state": tree, "meta": whole})
+    prune(folder, keep=keep)
+
+
+def prune(folder: pathlib.Path, *, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints, and what a kill left half done."""
+    for old in steps(folder)[:-keep]:
+        # Renamed first: a half-deleted folder must not look like a finished checkpoint.
+        (folder / str(old)).rename(folder / f"{old}{_REMOVED}")
+    for pattern in (f"*{_REMOVED}", "*.orbax-checkpoint-tmp*"):
+        for part in folder.glob(pattern):
+            shutil.rmtree(part)
+
+
+def steps(folder: pathlib.Path) -> list[int]:
+    """Steps that have a finished checkpoint, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+
+def load(
+    folder: pathlib.Path, step: int, like: TrainState
+) -> tuple[TrainState, dict[str, Any]]:
+    """Reads a checkpoint into the shapes, dtypes and shardings of `like` (ShapeDtypeStructs).
+
+    Raises:
+        CheckpointError: if a file is missing, unreadable, or a checksum differs.
+    """
+    tree, meta = _read(folder.absolute() / str(step), _as_dict(like), partial=False)
+    return TrainState(**tree), meta
+
+
+def load_params(folder: pathlib.Path, step: int, like: Params) -> Params:
+    """Reads the student's parameters alone, a third or less of a checkpoint; as `load`."""
+    tree, _ = _read(folder.absolute() / str(step), {"params": like}, partial=True)
+    return tree["params"]
+
+
+def _read(
+    path: pathlib.Path, like: dict[str, Any], *, partial: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the state's parts in `like`, meta) with checksums compared; all parts unless partial."""
+    from orbax.checkpoint import v1 as ocp
+
+    remedy = f"remove {path} to go on from the checkpoint before it"
+    loading = ocp.options.PyTreeOptions.Loading(partial_load=partial)
+    try:
+        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+            found = ocp.load_checkpointables(path, {"state": like, "meta": None})
+        tree, meta = found["state"], found["meta"]
+        want = meta.pop("checksums")
+    except Exception as error:  # The boundary to orbax, whose errors are of many types.
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # The last one names the file, the first the tree.
+            cause = cause.__cause__
+        text = f"{type(cause).__name__}: {cause}".split("\n")[0][:300]
+        raise CheckpointError(f"{path} cannot be read ({text}); {remedy}") from error
+    have = _checksums(tree)
+    differ = [name for name in (have if partial else want) if want.get(name) != have.get(name)]
+    if differ:
+        raise CheckpointError(f"{path} is corrupt: {differ[0]} has changed on disk; {remedy}")
+    return tree, meta
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    def bits(x):
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            x = jax.random.key_data(x)
+        return zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8).reshape(-1))
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): bits(x) for path, x in leaves}

@@ -1,0 +1,105 @@
+"""What stands in a run's folder beside its results: config, command, surroundings."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import logging
+import pathlib
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from mopd_jax import config as configs
+from mopd_jax.config import Config
+from mopd_jax.data import sources
+from mopd_jax.errors import ConfigError
+from mopd_jax.files import write_text
+from mopd_jax.records import Tokenizer
+from mopd_jax.sandbox import Sandbox
+
+log = logging.getLogger("mopd")
+
+# Settings that a resumed run may change: they do not touch what is computed up to a step.
+_FREE_TO_CHANGE = ("steps", "dump_every", "checkpoint")
+
+
+def compare(cfg: Config, workdir: pathlib.Path) -> None:
+    """A folder holds one run: its config may differ in what changes no number only.
+
+    Raises:
+        ConfigError: the folder is a file, or holds a run with other settings or other data.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir {workdir} is a file; name a folder")
+    path = workdir / "config.json"
+    new = json.loads(configs.to_json(cfg))
+    if path.exists():
+        old = json.loads(path.read_text())
+        differ = sorted(
+            name
+            for name in new.keys() | old.keys()
+            if name not in _FREE_TO_CHANGE and new.get(name) != old.get(name)
+        )
+        if differ:
+            raise ConfigError(
+                f"{workdir} holds a run with another config (different: {', '.join(differ)}); "
+                "choose another --workdir, or use the settings of its config.json"
+            )
+    path = workdir / "environment.json"
+    if path.exists():
+        before, now = json.loads(path.read_text()).get("data", {}), _data_record(cfg)
+        if {k: v["reads"] for k, v in before.items()} != {
+            k: v["reads"] for k, v in now.items()
+        }:
+            raise ConfigError(
+                f"the prepared data that {workdir} began with has changed since, or items were "
+                "excluded; choose another --workdir, or put the data back"
+            )
+
+
+def _data_record(cfg: Config, *, trains: bool = True) -> dict[str, Any]:
+    """Of the prepared data that is read; a file of rollouts has its own problems."""
+    trains = trains and cfg.rollout.file is None
+    return sources.record(cfg.data, ("train", "eval") if trains else ("eval",))
+
+
+def write(
+    cfg: Config,
+    folder: pathlib.Path,
+    command: str,
+    *,
+    devices: Sequence[jax.Device],
+    tokenizer: Tokenizer,
+    sandbox: Sandbox | None,
+    trains: bool,
+    prompts_left_out: int = 0,
+) -> None:
+    """The config, the command, and what neither says: versions, devices, fingerprints.
+
+    Last of all checks, so that a run that could not start leaves no folder behind.
+
+    Args:
+        trains: the run reads training problems, and not the held-out ones alone.
+        prompts_left_out: training problems that `data.long_prompts` has left out.
+    """
+    packages = ("mopd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    record = {
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "devices": f"{len(devices)} x {devices[0].platform} {devices[0].device_kind}",
+        "config": configs.fingerprint(cfg),
+        "templates": configs.fingerprint(cfg.context),
+        "tokenizer": tokenizer.fingerprint,
+        "data": _data_record(cfg, trains=trains),
+        "sandbox": None if sandbox is None else sandbox.description,
+        "prompts_left_out": prompts_left_out,
+    }
+    for said in sources.unchecked(record["data"]):
+        log.warning("WARNING %s", said)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "config.json", configs.to_json(cfg) + "\n")
+    write_text(folder / "command.txt", command + "\n")
+    write_text(folder / "environment.json", json.dumps(record, indent=2) + "\n")

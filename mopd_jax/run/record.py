@@ -1,0 +1,42 @@
+"""What stays the same during a run: its settings, models, data and jitted functions."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from mopd_jax.config import Config
+from mopd_jax.models import decoder
+from mopd_jax.records import Batch, Problem, Tokenizer, TrainState
+from mopd_jax.rollouts.storage import Saved
+from mopd_jax.sandbox import Sandbox
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Student:
+    """What it takes to sample the student on held-out problems."""
+
+    cfg: Config
+    model: decoder.DecoderConfig
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    eval_problems: list[Problem]
+    sample_eval: Callable[..., Any]
+    sandbox: Sandbox | None  # Where the verifier runs programs.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Student):
+    """What stays the same during a run."""
+
+    folder: pathlib.Path
+    teacher_model: decoder.DecoderConfig
+    sample: Callable[..., Any]
+    update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
+    drift: Callable[[TrainState, Batch], dict]
+    saved: Saved | None = None  # The rollouts that are trained from, where none are sampled.
+    prompts_left_out: int = 0  # Training problems that are too long, by `data.long_prompts`.

@@ -1,0 +1,1 @@
+"""The training update: objectives, teachers and the jitted step."""

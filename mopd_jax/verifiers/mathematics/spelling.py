@@ -1,0 +1,196 @@
+"""Mathematical answers in one spelling: LaTeX commands, Unicode signs, blanks, brackets.
+
+Pure functions on strings.
+"""
+
+from __future__ import annotations
+
+import re
+
+from mopd_jax.verifiers.mathematics import numerals
+
+_TEXT = numerals.TEXT
+# One sign each for what Unicode offers beside LaTeX.
+_SIGNS = {
+    "\u2212": "-",
+    "\u2013": "-",
+    "\u00d7": r"\times ",
+    "\u00b7": r"\cdot ",
+    "\u22c5": r"\cdot ",
+    "\u00f7": "/",
+    "\u2215": "/",
+    "\u2044": "/",
+    "\u03c0": r"\pi ",
+    "\u221e": r"\infty ",
+    "\u221a": r"\sqrt ",
+    "\u00b0": r"^\circ ",
+    "\u2248": r"\approx ",
+    "\u2264": r"\le ",
+    "\u2265": r"\ge ",
+    "\u2260": r"\ne ",
+    "\u222a": r"\cup ",
+    "\u2229": r"\cap ",
+    "\u2208": r"\in ",
+    "\u2205": r"\emptyset ",
+    "\u00b1": r"\pm ",
+    "\u211d": r"\mathbb{R}",
+    "\u00b2": "^{2}",
+    "\u00b3": "^{3}",
+    "\u00bd": r"\frac{1}{2}",
+    "\u00bc": r"\frac{1}{4}",
+    "\u00be": r"\frac{3}{4}",
+    "\u2153": r"\frac{1}{3}",
+    "\u2154": r"\frac{2}{3}",
+    "\u2019": "'",
+    "\u00a0": " ",
+    "\u202f": " ",
+    "\u2009": " ",
+    "\uff0c": ",",
+}
+_UNICODE = str.maketrans(_SIGNS)
+_DELIMITER = re.compile(r"(?<!\\)(?:\\[()\[\]]|\$)")
+_NOISE = re.compile(
+    r"\\(?:left|right|[bB]ig{1,2}[lrm]?|displaystyle|textstyle|limits|boxed|fbox)(?![A-Za-z])\.?"
+    r"|\\(?:boldsymbol|bold|bm|underline|emph|bf|rm|large|Large|normalsize|hfill|therefore)(?![A-Za-z])"
+    r"|\\(?:text)?color ?\{[a-zA-Z]*\}|\\hspace ?\{[^{}]*\}|\\mathbf(?= ?\{ ?[-0-9\\])"
+    r"|\\text ?\{ ?(?:Final )?[Aa]nswer: ?\}|\\(?:checkmark|square|blacksquare) *$"
+    r"|^\*\*|\*\*$|(?<!\\)\\$"  # The last is what is left of `\ ` at the end.
+)
+# A thin space or a braced comma between digits sets off thousands.
+_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\!|\\[,;:]|~)(?=[0-9]{3}(?![0-9]))")
+# Digits with commas in front of letters or a command: 1,000\pi.
+_THOUSANDS_OF = re.compile(
+    r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+"
+    r"(?= ?(?:\\(?!\}|rbrace|rangle)|(?!(?:and|or)\b)[A-Za-z]))"
+)
+# Runs of blanks are one, else much below would be slow on them.
+_SPACE = re.compile(r"(?:(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s)+")
+_SYNONYMS = (
+    (re.compile(r"^ *\\approx(?![A-Za-z])"), ""),
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r" ?\*\* ?"), "^"),
+    (re.compile(r"\\(?:mathrm|text) ?\{ ?([eid]) ?\}"), r"\1"),
+    (
+        re.compile(
+            r"\\(?:operatorname\*?|mathrm|text) ?\{ ?(?:(arcsin|arccos|arctan|sinh|cosh|tanh"
+            r"|sin|cos|tan|cot|csc|ln|log|exp|gcd|lcm) ?\}"
+            # Seconds, unless an argument follows.
+            r"|(sec) ?\}(?= ?(?:\^ ?\{?-?[0-9]\}? ?)?[(\\A-Za-z]))"
+        ),
+        lambda match: rf"\{match[1] or match[2]} ",
+    ),
+    (re.compile(r"\\log ?_ ?(?:\{ ?e ?\}|e)(?![A-Za-z])"), r"\\ln "),
+    (
+        re.compile(r"\\([lr])brace(?![A-Za-z])"),
+        lambda match: r"\{" if match[1] == "l" else r"\}",
+    ),
+    (re.compile(r"\{ ?([0-9a-z]+) ?\\choose ?([0-9a-z]+) ?\}"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(?<=[0-9.])\\(?:bar|dot) ?(?:([0-9])|\{([0-9]+)\})"), r"\\overline{\1\2}"),
+    (re.compile(r"(?<=[0-9])\{:\}(?=[0-9])"), ":"),
+    (re.compile(rf"{_TEXT} ?\{{ ?\^\\circ ?\}}"), r"^\\circ"),
+    (
+        re.compile(r"\^ ?(?:\{ ?(?:\\prime ?)+\}|\\prime(?: ?\\prime)*(?![A-Za-z]))"),
+        lambda match: "'" * match[0].count("prime"),
+    ),
+    (re.compile(r"\\[dt]binom(?![A-Za-z])"), r"\\binom"),
+    (re.compile(r"\\leq(?:slant)?(?![A-Za-z])"), r"\\le"),
+    (re.compile(r"\\geq(?:slant)?(?![A-Za-z])"), r"\\ge"),
+    (re.compile(r"\\neq(?![A-Za-z])|\\not ?="), r"\\ne "),
+    (re.compile(r"\\not ?\\in(?![A-Za-z])"), r"\\notin "),
+    (re.compile(r"\\(bar|hat|dot|vec|tilde|overline) ?([A-Za-z])"), r"\\\1{\2}"),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
+    (re.compile(r"\\langle(?![A-Za-z])"), "("),
+    (re.compile(r"\\rangle(?![A-Za-z])"), ")"),
+    (re.compile(r"\\degree(?![A-Za-z])|\^ ?\{ ?\\circ ?\}"), r"^\\circ"),
+    (re.compile(r"\\frac *([0-9]) *([0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac *([0-9]) *\{"), r"\\frac{\1}{"),
+    (re.compile(r"\\frac *(\{[^{}]*\}) *([0-9])"), r"\\frac\1{\2}"),
+    (re.compile(r"\\sqrt *([0-9A-Za-z]|\\[A-Za-z]+)"), r"\\sqrt{\1}"),
+)
+_JOINTS = (
+    (re.compile(rf"{_TEXT}\{{ *,? *(?:and|or) *\}}"), ", "),
+    (re.compile(r"(?<=[0-9}) ]) +(?:and|or) +(?=[-+\\0-9(A-Za-z])"), ", "),
+    (re.compile(r", *, *"), ", "),
+)
+_FUNCTIONS = re.compile(
+    r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp|"
+    r"sec(?= ?[(^\\]| [A-Za-z])|sqrt|pi|infinity|infty)(?![A-Za-z])"
+)
+WRAPPED = re.compile(rf"{_TEXT} ?\{{([^{{}}]*)\}}")
+
+
+def clean(text: str) -> str:
+    """An answer in one spelling: LaTeX signs, no delimiters, single spaces.
+
+    Blanks between digits stay, because `1 1/2` is not `11/2`.
+    """
+    text = text.translate(_UNICODE)
+    text = _DELIMITER.sub(" ", text)
+    text = _NOISE.sub(" ", text)
+    text = _THOUSANDS.sub("", text)
+    text = _without_commas(text)
+    text = numerals.without_text(_SPACE.sub(" ", text))
+    for pattern, synonym in (*_SYNONYMS, *_JOINTS):
+        if pattern is _JOINTS[0][0]:
+            text = numerals.solution_set(text)
+        text = pattern.sub(synonym, text)
+    if not WRAPPED.search(text):
+        text = _FUNCTIONS.sub(r"\\\1", text).replace(r"\infinity", r"\infty")
+    text = _grouped(text, r"\sqrt")
+    text = _grouped(text, "^")
+    text = text.strip(" ").removesuffix(".").strip(" ")
+    while text.startswith("{") and closing(text, 0) == len(text) - 1:
+        text = text[1:-1].strip(" ")
+    return text
+
+
+def _without_commas(text: str) -> str:
+    """`1000\\pi` of `1,000\\pi`: one number with commas, and in no bracket."""
+    found = list(_THOUSANDS_OF.finditer(text))
+    if len(found) != 1 or found[0][0].count(",") != text.count(","):
+        return text
+    head, tail = text[: found[0].start()], text[found[0].end() :]
+    is_open = sum(map(head.count, "([")) > sum(map(head.count, ")]"))
+    if is_open or r"\{" in head or r"\langle" in head or r"\lbrace" in head:
+        return text
+    return head + found[0][0].replace(",", "") + tail
+
+
+def _grouped(text: str, command: str) -> str:
+    """`sqrt(...)` and `^(...)` with braces round the parentheses, which LaTeX wants there."""
+    pieces, start = [], 0
+    while (at := text.find(command, start)) >= 0:
+        opening = at + len(command)
+        while opening < len(text) and text[opening] == " ":
+            opening += 1
+        close = closing(text, opening) if text[opening : opening + 1] == "(" else None
+        if close is None:
+            pieces.append(text[start:opening])
+            start = opening
+        else:
+            pieces.append(text[start:opening] + "{(")
+            # What stands inside may hold the command again.
+            inner = text[opening + 1 : close]
+            text = inner + ")}" + text[close + 1 :]
+            start = 0
+    return "".join(pieces) + text[start:]
+
+
+def closing(text: str, opening: int) -> int | None:
+    """Where the bracket at `opening` closes; any kind closes any, as in `[0, 1)`."""
+    depth = 0
+    for i in range(opening, len(text)):
+        c = text[i]
+        if c in "([{":
+            depth += 1
+        elif c in ")]}":
+            depth -= 1
+            if depth == 0:
+                return i
+    return None
+
+
+def squash(text: str) -> str:
+    """Without the spaces that separate nothing, for comparison as text."""
+    text = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", text)
+    return re.sub(r"([_^])\{([A-Za-z0-9])\}", r"\1\2", text)
