@@ -1,5 +1,5 @@
-"""How all tests run: on eight virtual CPU devices, set before jax is imported; without broadcasts
-between ranks; on the same examples every time. The last line counts what was skipped."""
+"""How all tests run: eight virtual CPU devices, set before jax is imported; no broadcast
+between ranks; the same examples every time. The last line counts what was skipped."""
 
 import atexit
 import gc
@@ -99,6 +99,6 @@ def pytest_terminal_summary(terminalreporter, config):
     line = wants.closing_line(reasons.values())
     if line:
         terminalreporter.write_line(line)
-    if not config.option.collectonly:
+    if config.pluginmanager.hasplugin("cacheprovider") and not config.option.collectonly:
         wanted = [name for name, why in reasons.items() if wants.REASON.search(why)]
         config.cache.set(WANTED, wanted)
