@@ -80,23 +80,15 @@ def collect(
 def _rows(run: Run, state: TrainState, problems: list[Problem]) -> Iterator[Row]:
     """The rows of all steps; a line is logged of each."""
     cfg = run.cfg
-    stream = sources.ProblemStream(problems, seed=cfg.seed)
+    take = experience.sampler(run, sources.ProblemStream(problems, seed=cfg.seed))
     for step in range(1, cfg.steps + 1):
         clock = console.Clock(step, cfg.steps, phases=3)
-        with clock.phase("rollout"):
-            taken, uids = stream.take(cfg.rollout.prompts)
-            sampled, judged = experience.sample_and_verify(run, state, taken, uids, step=step)
-            if not np.isfinite(sampled.behaviour_logp).all():
-                raise RolloutFileError(
-                    f"step {step}: a log-prob of the student is not finite, so nothing can be "
-                    "trained from it; check the weights and model.compute_dtype"
-                )
-        with clock.phase("verify"):
-            verdicts = judged()
-            rewards, valid, success = experience.outcomes(verdicts, cfg)
-        with clock.phase("context"):
-            chosen = experience.choose_peers(run, sampled, success, valid, step)
-            rendered = experience.render_contexts(run, sampled, chosen, verdicts, success)
-        values = step_metrics.group_metrics(sampled, rewards, valid, success, rendered.records)
+        gathered = experience.gather(run, take, state, step, clock)
+        if not np.isfinite(gathered.sampled.behaviour_logp).all():
+            raise RolloutFileError(
+                f"step {step}: a log-prob of the student is not finite, so nothing can be "
+                "trained from it; check the weights and model.compute_dtype"
+            )
+        values = step_metrics.of_rollouts(gathered)
         console.say_rollouts(step, cfg, values | clock.seconds())
-        yield from saved_rollouts.rows(sampled, verdicts, chosen, rendered, step=step)
+        yield from saved_rollouts.rows(gathered)

@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
+
+Class = TypeVar("Class", bound=type)
 
 Params = Any  # A pytree of f32 arrays, as `models.decoder.init` makes it.
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -37,7 +40,8 @@ def is_chat(messages: Any) -> bool:
     return whole and bool(messages) and messages[-1]["role"] == "user"
 
 
-def record(cls):
+@dataclass_transform(frozen_default=True)
+def record(cls: Class) -> Class:
     """Frozen dataclass that is also a pytree; every field is a child."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
@@ -128,6 +132,51 @@ class Verdict:
     truncated: bool = False
     feedback_has_gold: bool = False
     tests_skipped: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """The rollouts of a step on the host. Lists are [P][G]."""
+
+    problems: list[Problem]
+    uids: np.ndarray  # u32[P], numbers of the prompts; they key the random draws
+    prompt: np.ndarray  # i32[P, S]
+    prompt_mask: np.ndarray  # bool[P, S]
+    response: np.ndarray  # i32[P, G, T]
+    mask: np.ndarray  # bool[P, G, T]
+    behaviour_logp: np.ndarray  # f32[P, G, T]
+    stopped: np.ndarray  # bool[P, G], false where the response was cut at T
+    texts: list[list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcomes:
+    """What the verdicts say of the rollouts, computed once a step."""
+
+    rewards: np.ndarray  # f64[P, G], in [0, 1]; 0 without a verdict
+    valid: np.ndarray  # bool[P, G], the rollout has a verdict
+    success: np.ndarray  # bool[P, G], valid, and the reward reaches the threshold
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Sequence[Verdict]], *, threshold: float) -> Outcomes:
+        """Outcomes of verdicts [P][G].
+
+        Args:
+            threshold: `peers.threshold`, the least reward of a success.
+        """
+        rewards = np.array([[verdict.reward for verdict in row] for row in verdicts])
+        valid = np.array([[not verdict.error for verdict in row] for row in verdicts])
+        return cls(rewards, valid, valid & (rewards >= threshold))
+
+    @property
+    def failure(self) -> np.ndarray:
+        """bool[P, G], the rollout has a verdict and is no success."""
+        return self.valid & ~self.success
+
+    @property
+    def mixed(self) -> np.ndarray:
+        """bool[P], groups with at least one success and one failure."""
+        return self.success.any(axis=1) & self.failure.any(axis=1)
 
 
 class Tokenizer(Protocol):

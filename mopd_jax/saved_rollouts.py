@@ -1,16 +1,16 @@
-"""Between the rollouts of a step and the rows of a file, in both directions."""
+"""A step's rollouts to the rows of a file, and back."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from mopd_jax import config as configs
 from mopd_jax.contexts import render
-from mopd_jax.experience import Chosen, Rendered, Sampled
-from mopd_jax.records import Verdict
+from mopd_jax.experience import Gathered, Take
+from mopd_jax.records import Sampled, TrainState, Verdict
 from mopd_jax.rollouts import storage
 from mopd_jax.rollouts.schema import Header, Row
 from mopd_jax.run.record import Run
@@ -24,16 +24,16 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
         trained: steps that the student has been trained for. Rollouts that came from a file
             keep what that file says of who sampled them.
     """
-    cfg, words = run.cfg, run.tokenizer
-    taught = cfg.rollout.policy == "teacher"  # It never moves.
-    outside = taught and cfg.teacher.kind == "external"
-    made = Header(
-        tokenizer=words.fingerprint,
+    cfg = run.cfg
+    by_teacher = cfg.rollout.policy == "teacher"  # Its weights never move.
+    by_external = by_teacher and cfg.teacher.kind == "external"
+    header = Header(
+        tokenizer=run.tokenizer.fingerprint,
         vocab_size=run.model.vocab_size,
-        stop_ids=tuple(words.stop_ids),
+        stop_ids=tuple(run.tokenizer.stop_ids),
         policy=cfg.rollout.policy,
-        model=cfg.teacher.path if outside else cfg.model.path,
-        trained=0 if taught else trained,
+        model=cfg.teacher.path if by_external else cfg.model.path,
+        trained=0 if by_teacher else trained,
         seed=cfg.seed,
         instruction=cfg.data.instruction,
         steps=steps,
@@ -47,25 +47,15 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
         config=configs.fingerprint(cfg),
     )
     if run.saved is None:
-        return made
+        return header
     old = run.saved.header
     kept = {name: getattr(old, name) for name in ("model", "trained", "seed")}
-    return dataclasses.replace(made, **kept)
+    return dataclasses.replace(header, **kept)
 
 
-def rows(
-    sampled: Sampled,
-    verdicts: list[list[Verdict]],
-    chosen: Chosen,
-    rendered: Rendered,
-    *,
-    step: int,
-) -> Iterator[Row]:
-    """One row a rollout. In `context`, `shown_uids` are the numbers of the shown's prompts.
-
-    Args:
-        step: the number that keyed the draws.
-    """
+def rows(gathered: Gathered) -> Iterator[Row]:
+    """One row a rollout. In `context`, `shown_uids` are the numbers of the prompts shown."""
+    sampled, chosen, rendered = gathered.sampled, gathered.chosen, gathered.contexts
     group = sampled.response.shape[1]
     pairs = zip(rendered.records, rendered.chats, strict=True)
     for n, (record, chat) in enumerate(pairs):
@@ -80,13 +70,13 @@ def rows(
         if chosen.match is not None:
             seen["control"] = chosen.match.row(p, g)
         yield Row(
-            step=step,
+            step=gathered.draw,
             problem=sampled.problems[p].id,
             uid=int(sampled.uids[p]),
             rollout=g,
             messages=sampled.problems[p].messages,
             response=sampled.texts[p][g],
-            verdict=verdicts[p][g],
+            verdict=gathered.verdicts[p][g],
             stopped=bool(sampled.stopped[p, g]),
             context=seen,
             # Gold stays out of the file, whoever was shown it.
@@ -97,23 +87,33 @@ def rows(
         )
 
 
-def take(run: Run, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
-    """The rollouts that step `step` of a run trains on, from `run.saved`; with their verdicts.
+def reader(run: Run) -> Take:
+    """Reads each step's rollouts and verdicts from the file of the run, `run.saved`."""
 
-    Returns:
-        also the number that keys the draws of the step (`Saved.turn`).
-    """
+    def take(
+        state: TrainState, step: int
+    ) -> tuple[Sampled, Callable[[], list[list[Verdict]]], int]:
+        del state  # The file's rollouts are of the student it names.
+        sampled, verdicts, draw = read_step(run, step)
+        return sampled, lambda: verdicts, draw
+
+    return take
+
+
+def read_step(run: Run, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
+    """The rollouts that step `step` trains on, their verdicts [P][G], and the number that keys
+    the draws of the step (`Saved.turn`)."""
     index, draw = run.saved.turn(step)
-    found = run.saved.batch(index)
-    cfg, words = run.cfg.rollout, run.tokenizer
+    saved = run.saved.batch(index)
+    cfg, tokenizer = run.cfg.rollout, run.tokenizer
     shape = (cfg.prompts, cfg.group, cfg.response_length)
-    firsts = found[:: cfg.group]
+    firsts = saved[:: cfg.group]
     problems = [run.saved.problems[storage.key(row.asked)] for row in firsts]
-    prompt, prompt_mask = render.student_prompts(problems, words, length=cfg.prompt_length)
-    response = np.full(shape, words.pad_id, np.int32)
+    prompt, prompt_mask = render.student_prompts(problems, tokenizer, length=cfg.prompt_length)
+    response = np.full(shape, tokenizer.pad_id, np.int32)
     mask = np.zeros(shape, bool)
     logp = np.zeros(shape, np.float32)
-    for n, row in enumerate(found):
+    for n, row in enumerate(saved):
         at = (*divmod(n, cfg.group), slice(len(row.response_ids)))
         response[at], mask[at], logp[at] = row.response_ids, True, row.behaviour_logp
 
@@ -128,7 +128,7 @@ def take(run: Run, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
         response=response,
         mask=mask,
         behaviour_logp=logp,
-        stopped=np.array(groups([row.stopped for row in found])),
-        texts=groups([row.response for row in found]),
+        stopped=np.array(groups([row.stopped for row in saved])),
+        texts=groups([row.response for row in saved]),
     )
-    return sampled, groups([row.verdict for row in found]), draw
+    return sampled, groups([row.verdict for row in saved]), draw

@@ -15,7 +15,7 @@ from mopd_jax import cli, experience, losses, selfcheck, verifiers
 from mopd_jax.config import Config, LossConfig, RolloutConfig, TeacherConfig, methods
 from mopd_jax.contexts import render
 from mopd_jax.models import scoring
-from mopd_jax.records import Verdict
+from mopd_jax.records import Sampled, Verdict
 from mopd_jax.run.opening import open_run
 from mopd_jax.selfcheck import SelfCheckError, loss, prompts, rollouts
 from mopd_jax.update import objectives, preferences, teacher
@@ -61,10 +61,7 @@ def first(opened):
             step=1,
         )
         verdicts = experience.verify(run, sampled)
-        rewards, valid, success = experience.outcomes(verdicts, run.cfg)
-        chosen = experience.choose_peers(run, sampled, success, valid, 1)
-        rendered = experience.render_contexts(run, sampled, chosen, verdicts, success)
-        made = experience.batch(run, sampled, rendered.inputs, chosen.usage, rewards, valid)
+        made = experience.make_batch(run, experience.add_contexts(run, sampled, verdicts, 1))
     return sampled, made
 
 
@@ -534,7 +531,7 @@ def completed(trained=None, **changes):
     """`completions` of two problems with two rollouts; stop id 1, pad id 0."""
     made = {**SAMPLED, **changes}
     logp = changes.get("behaviour_logp", np.where(made["mask"], -0.5, 0.0))
-    sampled = experience.Sampled(
+    sampled = Sampled(
         problems=[types.SimpleNamespace(id="a"), types.SimpleNamespace(id="b")],
         uids=np.arange(2),
         prompt=np.zeros((2, 3), np.int32),

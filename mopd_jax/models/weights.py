@@ -62,7 +62,7 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
 
 
 def _codebook() -> pathlib.Path:
-    folder = pathlib.Path(__file__).parent / "assets" / "codebook"
+    folder = pathlib.Path(__file__).parents[1] / "assets" / "codebook"
     if not (folder / CONFIG).is_file():
         raise ConfigError(
             f"builtin:codebook: {folder / CONFIG} is missing from this installation of "

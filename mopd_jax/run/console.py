@@ -61,11 +61,12 @@ class Clock:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the body's wall seconds as those of `name`."""
+        """Adds the body's wall seconds to those of `name`."""
         self._bar.set_description(f"{self._title} {name}")
         begun = time.perf_counter()
         yield
-        self._seconds[name] = time.perf_counter() - begun
+        spent = time.perf_counter() - begun
+        self._seconds[name] = self._seconds.get(name, 0.0) + spent
         self._bar.update()
 
     def seconds(self) -> dict[str, float]:

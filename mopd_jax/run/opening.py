@@ -1,4 +1,4 @@
-"""A run as it is opened: everything that is checked, loaded and compiled for before step 1."""
+"""Opens a run: checks the inputs, loads data and weights, builds the jitted functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from mopd_jax.config import Config
 from mopd_jax.contexts import render
 from mopd_jax.data import prompt_lengths, sources
 from mopd_jax.errors import ConfigError
-from mopd_jax.models import decoder, sharding, tokenizer, weights
+from mopd_jax.models import decoder, sharding, weights
+from mopd_jax.models import tokenizer as tokenizers
 from mopd_jax.records import Problem, Tokenizer, TrainState
 from mopd_jax.rollouts import generate, storage
 from mopd_jax.rollouts.storage import Saved
@@ -69,7 +70,7 @@ def prepare(
     Nothing is written. Raises as `open_run` does.
     """
     student = open_student(cfg, devices)
-    mesh, model, words = student.mesh, student.model, student.tokenizer
+    mesh, model, tokenizer = student.mesh, student.model, student.tokenizer
     _check_split(cfg, sharding.row_shards(mesh))
     chosen = cfg.loss.support in ("student", "teacher", "union")
     if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
@@ -77,11 +78,11 @@ def prepare(
             f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
             "model; lower it, or set loss.support='full'"
         )
-    taught = cfg.rollout.policy == "teacher"
-    beside = model
+    teacher_samples = cfg.rollout.policy == "teacher"
+    teacher_model = model
     if teacher.kept(cfg) == "external":
-        beside = external_teacher.check(cfg, model, words)
-    saved = _saved(cfg, words, model)
+        teacher_model = external_teacher.check(cfg, model, tokenizer)
+    saved = _saved(cfg, tokenizer, model)
     if saved is None:
         train_problems = sources.load(cfg.data, "train", seed=cfg.seed)
     else:
@@ -96,12 +97,12 @@ def prepare(
         verifiers.check(train_problems)
     train_problems, left_out = prompt_lengths.fitting(
         train_problems,
-        words,
+        tokenizer,
         limit=cfg.rollout.prompt_length,
         drop=cfg.data.long_prompts == "drop" and saved is None,
     )
     if cfg.peers.control == "shell":
-        render.check_shells(train_problems, words, cfg.context)
+        render.check_shells(train_problems, tokenizer, cfg.context)
     if cfg.context.gold != "off":
         for problem in train_problems:
             render.gold(problem, cfg.context)
@@ -111,31 +112,31 @@ def prepare(
     run = Run(
         **vars(student),
         folder=workdir,
-        teacher_model=beside,
+        teacher_model=teacher_model,
         sample=_sampler(
             cfg,
             mesh,
-            words,
+            tokenizer,
             sampling=cfg.rollout,
             group=cfg.rollout.group,
-            model=beside if taught else model,
+            model=teacher_model if teacher_samples else model,
         ),
-        update=train_step.make_train_step(cfg, model, mesh, beside),
-        drift=drift.make_drift(cfg, model, mesh, beside),
+        update=train_step.make_train_step(cfg, model, mesh, teacher_model),
+        drift=drift.make_drift(cfg, model, mesh, teacher_model),
         saved=saved,
         prompts_left_out=left_out,
     )
     return run, train_problems, weights.resolve(cfg.model.path)
 
 
-def _saved(cfg: Config, words: Tokenizer, model: decoder.DecoderConfig) -> Saved | None:
+def _saved(cfg: Config, tokenizer: Tokenizer, model: decoder.DecoderConfig) -> Saved | None:
     """The file of rollouts that the config names, checked from its first line to its last."""
     if cfg.rollout.file is None:
         return None
     path = pathlib.Path(cfg.rollout.file)
     header = storage.read_header(path)
-    storage.check_fit(header, path, cfg, words)
-    saved = storage.read(path, words, vocab_size=model.vocab_size)
+    storage.check_fit(header, path, cfg, tokenizer)
+    saved = storage.read(path, tokenizer, vocab_size=model.vocab_size)
     log.info(
         "rollouts from %s: %d steps of %s after %d steps of training, seed %d",
         path,
@@ -170,8 +171,8 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
     _check_rows("eval.batch", cfg.eval.batch, sharding.row_shards(mesh))
     source = weights.resolve(cfg.model.path)
     model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
-    words = tokenizer.load(source)
-    tokenizer.check_vocabulary(words, model)
+    tokenizer = tokenizers.load(source)
+    tokenizers.check_vocabulary(tokenizer, model)
     problems = sources.load(cfg.data, "eval", seed=cfg.seed)
     if cfg.eval.problems is not None and len(problems) < cfg.eval.problems:
         raise ConfigError(
@@ -182,26 +183,26 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
     chosen = np.random.default_rng(_EVAL_SUBSET).permutation(len(problems))
     problems = [problems[i] for i in chosen[: cfg.eval.problems]]
     verifiers.check(problems)
-    prompt_lengths.fitting(problems, words, limit=cfg.rollout.prompt_length)
+    prompt_lengths.fitting(problems, tokenizer, limit=cfg.rollout.prompt_length)
     return Student(
         cfg=cfg,
         model=model,
         mesh=mesh,
-        tokenizer=words,
+        tokenizer=tokenizer,
         eval_problems=problems,
         sample_eval=_sampler(
-            cfg, mesh, words, sampling=cfg.eval, group=cfg.eval.samples, model=model
+            cfg, mesh, tokenizer, sampling=cfg.eval, group=cfg.eval.samples, model=model
         ),
         sandbox=_sandbox(cfg, problems),
     )
 
 
-def _sampler(cfg: Config, mesh: jax.sharding.Mesh, words: Tokenizer, **settings):
+def _sampler(cfg: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, **settings):
     return generate.make_rollout(
         mesh=mesh,
         length=cfg.rollout.response_length,
-        stop_ids=words.stop_ids,
-        pad_id=words.pad_id,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
         **settings,
     )
 

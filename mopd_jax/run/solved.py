@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import numpy as np
+from mopd_jax.records import Outcomes, Problem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,14 +15,15 @@ class Solved:
     seen: frozenset[str] = frozenset()
     solved: frozenset[str] = frozenset()
 
-    def after(self, ids: Sequence[str], success: np.ndarray) -> Solved:
-        """As it stands after one more step.
+    def after(self, problems: Sequence[Problem], outcomes: Outcomes) -> Solved:
+        """The record after one more step.
 
         Args:
-            ids: [P] of the problems; one may stand there twice, or again at another step.
-            success: bool[P, G], by the verifier; a rollout without a verdict is none.
+            problems: [P]; the same problem may occur twice, or again at another step.
         """
-        won = [name for name, row in zip(ids, success, strict=True) if row.any()]
+        ids = [problem.id for problem in problems]
+        solved = outcomes.success.any(axis=1).tolist()
+        won = [name for name, some in zip(ids, solved, strict=True) if some]
         return Solved(self.seen.union(ids), self.solved.union(won))
 
     def metrics(self) -> dict[str, float]:

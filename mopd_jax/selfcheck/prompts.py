@@ -10,8 +10,7 @@ import numpy as np
 
 from mopd_jax import experience, verifiers
 from mopd_jax.contexts import render
-from mopd_jax.experience import Sampled
-from mopd_jax.records import Message, Problem, Verdict
+from mopd_jax.records import Message, Problem, Sampled, Verdict
 from mopd_jax.run.record import Run
 from mopd_jax.sandbox import Sandbox
 from mopd_jax.selfcheck.result import Result, fail
@@ -29,18 +28,18 @@ def header(run: Run, problems: Sequence[Problem]) -> Result:
         return Result("header", skipped="the chat template has no assistant header of its own")
     sampled = pretended(run, problems)
     verdicts, _ = _verdicts(sampled)
-    _, chosen, rendered = _rendered(run, sampled, verdicts)
-    longest = max(record.length for record in rendered.records)
+    gathered = experience.add_contexts(run, sampled, verdicts, 0)
+    longest = max(record.length for record in gathered.contexts.records)
     least = max(len(words.chat(render.render(p, [], cfg, bare=True))) for p in problems)
     # Two thirds of the blocks fit; the question and the closing line always do.
     length = least + max(0, 2 * (longest - least) // 3)
     tight = dataclasses.replace(cfg, teacher_prompt_length=length)
     short, records, _ = render.teacher_inputs(
-        sampled.problems, sampled.texts, chosen.plan, words, cfg=tight
+        sampled.problems, sampled.texts, gathered.chosen.plan, words, cfg=tight
     )
     for whose, prompt in (
         ("the student's prompt", sampled.prompt),
-        ("the teacher's prompt", rendered.inputs.prompt),
+        ("the teacher's prompt", gathered.contexts.inputs.prompt),
         (f"the teacher's prompt, cut to {length} tokens,", short.prompt),
     ):
         wrong = np.flatnonzero((prompt[:, -len(due) :] != due).any(axis=1))
@@ -54,10 +53,10 @@ def header(run: Run, problems: Sequence[Problem]) -> Result:
                 "places; check the model's chat template, and that nothing is cut or added "
                 "behind it",
             )
-    pairs = zip(rendered.records, records, strict=True)
+    pairs = zip(gathered.contexts.records, records, strict=True)
     numbers = {
         "header_tokens": len(due),
-        "rows_with_context": sum(record.informed for record in rendered.records),
+        "rows_with_context": sum(record.informed for record in gathered.contexts.records),
         "rows_cut": sum(cut.length < whole.length for whole, cut in pairs),
     }
     return Result("header", numbers)
@@ -109,7 +108,7 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
                     "and does not declare it; let it set Verdict.feedback_has_gold, or set "
                     "context.feedback='off'",
                 )
-    _rendered(heard, sampled, verdicts)
+    experience.add_contexts(heard, sampled, verdicts, 0)
     teacher = listening.take()
     shown = {name: sum(canary in text for text in teacher) for name, canary in canaries.items()}
     for name, count in shown.items():
@@ -198,10 +197,3 @@ def _verdicts(
         good = bad if p % 2 else Verdict(1.0)
         made.append([good, good, bad])
     return made, judged
-
-
-def _rendered(run: Run, sampled: Sampled, verdicts):
-    """Peers chosen and contexts rendered as in a step: (success, Chosen, Rendered)."""
-    _, valid, success = experience.outcomes(verdicts, run.cfg)
-    chosen = experience.choose_peers(run, sampled, success, valid, 0)
-    return success, chosen, experience.render_contexts(run, sampled, chosen, verdicts, success)
