@@ -5,6 +5,7 @@ An entry is written as heading (S, F, N, s, f for success, failure, neutral and 
 summaries), prompt.rollout, and its verified outcome (+ or -).
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -77,3 +78,38 @@ def cases():
 
 
 CASES = list(cases())
+
+
+def written(entry):
+    return f"{LETTERS[entry.kind]}{entry.prompt}.{entry.rollout}{'-+'[entry.succeeded]}"
+
+
+def test_every_case_is_recorded():
+    assert [name for name, *_ in CASES] == list(GOLDEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "seed", "step", "settings"), CASES, ids=[name for name, *_ in CASES]
+)
+def test_a_recorded_plan(name, seed, step, settings):
+    cfg = PeerConfig(**settings)
+    rows = np.ones(SUCCESS.shape, bool)
+    rows[0, 5] = False  # Left out: it draws nothing.
+    candidates = peers.Candidates(SUCCESS, ELIGIBLE, TEXTS, TOKENS, UIDS)
+    keys = {"seed": seed, "step": step, "cfg": cfg, "rows": rows}
+    want = GOLDEN[name]
+    if cfg.control == "off":
+        plan = peers.choose(candidates, **keys)
+    else:
+        plan, match = controls.choose(candidates, **keys, tokens=TOKENS, questions=QUESTIONS)
+        zeros = np.zeros(SUCCESS.shape, int).tolist()
+        for field in dataclasses.fields(match):
+            got = getattr(match, field.name)
+            assert got.dtype == np.int64
+            assert got.tolist() == want["match"].get(field.name, zeros)
+    texts = [" | ".join(" ".join(map(written, row)) for row in group) for group in plan.entries]
+    assert texts == want["rows"]
+    bare = np.array(want.get("bare", np.zeros(SUCCESS.shape)), bool)
+    np.testing.assert_array_equal(plan.bare, bare)
+    some = [[bool(row) for row in group] for group in plan.entries]
+    np.testing.assert_array_equal(plan.informed(), np.array(some) | bare)

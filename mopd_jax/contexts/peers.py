@@ -16,6 +16,7 @@ import numpy as np
 
 from mopd_jax.config import PeerConfig
 from mopd_jax.config.contexts import Rule
+from mopd_jax.records import Outcomes
 
 # Separates these draws from other uses of the same seed.
 _PURPOSE = 0x9EE5
@@ -106,19 +107,18 @@ class Usage:
         return np.where(self.plain, "held to the plain prompt", self.left_out)
 
 
-def usage(success: np.ndarray, valid: np.ndarray, cfg: PeerConfig) -> Usage:
+def usage(outcomes: Outcomes, cfg: PeerConfig) -> Usage:
     """How the rows are used by their outcomes: `targets`, `no_success`, `all_success`.
 
-    Args:
-        success, valid: bool[P, G], by the verifier; truncated responses count as they scored.
-            A group without any verdict has neither policy.
+    Truncated responses count as they scored. A group without any verdict is under none of the
+    three but `targets`.
     """
-    failed = valid & ~success
-    none = (failed.any(axis=1) & ~success.any(axis=1))[:, None]
-    every = (success.any(axis=1) & ~failed.any(axis=1))[:, None]
+    success, failure = outcomes.success, outcomes.failure
+    none = (failure.any(axis=1) & ~success.any(axis=1))[:, None]
+    every = (success.any(axis=1) & ~failure.any(axis=1))[:, None]
     left_out = np.full(success.shape, "", object)
     for rows, reason in (
-        (~valid & (cfg.targets == "failed"), "the target has no verdict"),
+        (~outcomes.valid & (cfg.targets == "failed"), "the target has no verdict"),
         (success & (cfg.targets == "failed"), "the target succeeded"),
         (none & (cfg.no_success == "mask"), "no rollout of the group succeeded"),
         (every & (cfg.all_success == "mask"), "every rollout of the group succeeded"),
