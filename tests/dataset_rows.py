@@ -7,7 +7,7 @@ import pytest
 
 from mopd_jax import cli
 from mopd_jax.data.prepared import catalogue
-from mopd_jax.data.prepared.rows import Row
+from mopd_jax.data.prepared.rows import SourceRow
 
 needs_tfds = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow_datasets") is None, reason="TFDS is not installed"
@@ -25,7 +25,7 @@ def parsed(name, *rows, part="rows", **options):
     form = catalogue.find(name)
     made = []
     for i, fields in enumerate(rows):
-        row = Row(fields, f"{part}.jsonl, row {i + 1}", part, i)
+        row = SourceRow(fields, f"{part}.jsonl, row {i + 1}", part, i)
         made += form.parse(row, {**form.options, **options})
     return made
 
