@@ -503,7 +503,36 @@ def test_feedback_speaks_of_the_format_only(response, feedback):
 def test_thoughts_are_not_read(response, reward):
     verdict = verifiers.verify(problem("5"), response)
     assert (verdict.reward, verdict.format_ok) == (reward, bool(reward))
-    assert rules.answer(problem("5"), response) == ("5" if reward else "")
+    assert verdict.answer == ("5" if reward else None)
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("0.50", "1/2"),
+        (r"\frac{1}{2}", "1/2"),
+        ("1{,}000", "1000"),
+        ("x + 1", "x+1"),
+        (r"2 \sqrt{2}", r"2\sqrt{2}"),
+        (r"\textbf{(B) }42", "42"),
+        ("6", "6"),
+        ("", None),
+        ("1" * 3000, None),
+    ],
+)
+def test_the_answer_is_of_the_response_whatever_the_gold(content, answer):
+    for gold in ("5", r"2\sqrt{2}", "", r"p \to q"):  # The last two are errors.
+        assert judge(gold, content).answer == answer
+    assert verifiers.verify(problem("5"), "It is 5.").answer is None
+
+
+def test_an_answer_that_is_not_decided_is_known(monkeypatch):
+    def undecided(request):
+        raise Undecided("busy")
+
+    monkeypatch.setattr(rules, "POOL", types.SimpleNamespace(ask=undecided))
+    verdict = judge("x^2", "2x")
+    assert (verdict.error, verdict.answer) == ("busy", "2x")
 
 
 def test_boxes_in_another_form_are_read_but_are_not_the_format():
