@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import threading
 import time
@@ -414,6 +415,27 @@ DIFFERENT = [
     ("500x", "0,500x"),
     (r"2\sqrt2", "2^{1.6}"),
 ]
+
+
+# An example of the table in docs/verifiers.md: a gold answer, and right or wrong answers.
+EXAMPLE = re.compile(r"`([^`]+)` ([=≠]) (`[^`]+`(?:, `[^`]+`)*)(?:; |$)")
+
+
+def documented():
+    """(gold, sign, answer) of every example of the table in docs/verifiers.md."""
+    docs = pathlib.Path(__file__).parents[1] / "docs/verifiers.md"
+    table = docs.read_text().partition("| case | rule | examples |\n|---|---|---|\n")[2]
+    for row in table.partition("\n\n")[0].split("\n"):
+        _, _, examples = (cell.strip() for cell in row.strip("|").split("|"))
+        assert examples and not EXAMPLE.sub("", examples), f"no test can read: {row}"
+        for gold, sign, answers in EXAMPLE.findall(examples):
+            yield from ((gold, sign, answer) for answer in re.findall("`([^`]+)`", answers))
+
+
+@pytest.mark.parametrize(("gold", "sign", "answer"), list(documented()))
+def test_the_documented_rules(gold, sign, answer):
+    verdict = judge(gold, answer)
+    assert (verdict.reward, verdict.error) == (float(sign == "="), "")
 
 
 @pytest.mark.parametrize(("case", "gold", "answer"), WRONGLY_REFUSED_ELSEWHERE)
