@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mopd_jax import config as configs
-from mopd_jax import experience
+from mopd_jax import experience, verifiers
 from mopd_jax.config import Config
 from mopd_jax.data import sources
 from mopd_jax.errors import ConfigError
@@ -27,7 +27,6 @@ from mopd_jax.models import decoder, sharding, weights
 from mopd_jax.records import Params, Problem, TrainState
 from mopd_jax.run import checkpoint, opening
 from mopd_jax.run.record import Student
-from mopd_jax.verifiers import answers
 
 log = logging.getLogger("mopd")
 
@@ -71,7 +70,7 @@ def respond(student: Student, state: TrainState) -> list[list[Response]]:
                     error=verdict.error,
                     stopped=bool(out.stopped[p, i]),
                     tests_skipped=verdict.tests_skipped,
-                    answer=answers.answer(chosen[p], text),
+                    answer=verifiers.vote(chosen[p], verdict),
                 )
                 for i, (text, verdict) in enumerate(zip(out.texts[p], verdicts[p], strict=True))
             ]
