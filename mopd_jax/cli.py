@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
-import json
 import pathlib
 import re
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from mopd_jax import config as configs
 from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError, InputError
+from mopd_jax.run import saved_config
 
 USAGE = """\
 usage: mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
@@ -198,7 +198,7 @@ def parse_eval(args: Sequence[str]) -> EvalFlags:
     given = [_flag(word) for word in args]
     names = dict(given)
     source = pathlib.Path(_not_empty("from", names["from"])) if "from" in names else None
-    own = None if source is None else _own_config(source)
+    own = None if source is None else saved_config.read(source)
     if own is not None and "config" not in names:
         tree = configs.to_config_dict(own)
     else:
@@ -231,18 +231,6 @@ def _tree(given: Sequence[tuple[str, str]]):
         raise ConfigError(f"give --config=FILE[:VARIANT] once, not {len(specs)} times")
     file, _, variant = specs[0].partition(":")
     return load(pathlib.Path(file), variant), pathlib.Path(file).stem
-
-
-def _own_config(folder: pathlib.Path) -> Config:
-    """The config that a run folder was made with."""
-    path = folder / "config.json"
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({type(error).__name__}); name the folder of a training run"
-        ) from error
-    return configs.from_config_dict(Config, tree)
 
 
 def _override(tree, given: Sequence[tuple[str, str]], known: Sequence[str]) -> dict[str, str]:

@@ -22,6 +22,7 @@ from typing import Any
 from mopd_jax.errors import InputError
 from mopd_jax.evaluation.scores import Response
 from mopd_jax.files import dumps, write_text
+from mopd_jax.run import saved_config
 
 FORMAT = "mopd-responses"
 VERSION = 3  # 2: no `tests_skipped`. 1: `question` was of prompt and answer alone.
@@ -93,7 +94,10 @@ def read(folder: pathlib.Path) -> Saved:
     Raises:
         ResponseError: a file that is missing or of another format or version, a row that cannot
             be used, or problems with missing, repeated or too many responses.
+        ConfigError: the folder has another format than this version reads.
     """
+    if (folder / saved_config.FILE).exists():
+        saved_config.check(folder)
     path = folder / _FILE
     try:
         text = path.read_text(encoding="utf-8")
