@@ -290,8 +290,9 @@ def test_flags_of_rollout(capsys, more, words):
 
 
 def test_a_student_of_nan_writes_nothing(tmp_path, monkeypatch):
-    made = types.SimpleNamespace(behaviour_logp=np.array([0.0, np.nan])), list
-    monkeypatch.setattr(collect.experience, "sample_and_verify", lambda *_, **__: made)
+    sampled = types.SimpleNamespace(behaviour_logp=np.array([0.0, np.nan]))
+    gathered = types.SimpleNamespace(sampled=sampled)
+    monkeypatch.setattr(collect.experience, "gather", lambda *_, **__: gathered)
     assert "step 1: a log-prob of the student is not finite" in refused(
         write, tmp_path / "nan.jsonl"
     )
@@ -299,7 +300,7 @@ def test_a_student_of_nan_writes_nothing(tmp_path, monkeypatch):
 
 
 def test_batches_of_a_run_without_a_model(file):
-    """`offline.take` gives back the arrays that `offline.rows` took apart."""
+    """`read_step` gives back the arrays that `rows` took apart."""
     saved = storage.read(file)
     cfg = config(rollout__file=file)
     words = types.SimpleNamespace(pad_id=0, chat=lambda messages: [1, 2])
