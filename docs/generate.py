@@ -20,7 +20,22 @@ from typing import Any, Literal
 from mopd_jax.config import Config
 
 ROOT = pathlib.Path(__file__).parents[1]
-NOTE = "<!-- Made by `python docs/generate.py`; edit the docstrings it reads, not this file. -->"
+NOTE = (
+    "<!-- Made by `python docs/generate.py`; edit the docstrings it reads, not this file. -->"
+)
+FILES_HEAD = """\
+# Files
+
+One line a module of `mopd_jax`. Imports go down the order of packages in
+`tests/test_layers.py`.
+"""
+SETTINGS_HEAD = """\
+# Settings
+
+Set one by `--config.SECTION.NAME=VALUE` or in a config file; `mopd config` prints them all as a
+run would have them. Defaults are stated once, in `mopd_jax/config/`. None is off, or what the
+meaning says. *Read by* names the modules that use a setting, apart from `mopd_jax/config`.
+"""
 # A field of a class's docstring: its name, or several that share a meaning, and the text.
 ENTRY = re.compile(r"^([a-z]\w*(?:, [a-z]\w*)*): (.*)$")
 
@@ -51,17 +66,16 @@ def file_map(texts: Mapping[str, str]) -> str:
     for name, text in texts.items():
         whole = ast.get_docstring(ast.parse(text))
         if not whole:
-            raise ValueError(f"mopd_jax.{name} has no docstring; its first line is its headline")
+            raise ValueError(
+                f"mopd_jax.{name} has no docstring; its first line is its headline"
+            )
         packaged = any(other.startswith(f"{name}.") for other in texts)
         rooms[name.split(".")[0] if "." in name or packaged else ""].append(
             (name or "mopd_jax", _one_line(whole.split("\n\n")[0]))
         )
     lines = [
         NOTE,
-        "# Files",
-        "",
-        "One line a module of `mopd_jax`. The order of the packages is the table `ORDER` of",
-        "`tests/test_layers.py`: imports only go down it. A test is named after its module.",
+        FILES_HEAD.rstrip(),
     ]
     for room in sorted(rooms):
         lines += ["", f"## {room}/" if room else "## The root: start at `train`", ""]
@@ -79,12 +93,7 @@ def settings(texts: Mapping[str, str]) -> str:
     readers = readers_of(texts)
     lines = [
         NOTE,
-        "# Settings",
-        "",
-        "Set by `--config.SECTION.NAME=VALUE` or in a config file; `mopd config` prints them all as",
-        "a run would have them. A default is stated once, in `mopd_jax/config/`. None means off, or",
-        "what the meaning says. *Read by* names the modules that use a setting, without the checks",
-        "of `mopd_jax/config`.",
+        SETTINGS_HEAD.rstrip(),
     ]
     sections = [("", Config, [f for f in _fields(Config) if not f.section])]
     sections += [(f.name, f.section, _leaves(f.section)) for f in _fields(Config) if f.section]
@@ -294,7 +303,7 @@ class _Scope:
                     self._names[key] = found
 
     def _types(self, node: ast.expr) -> Classes:
-        """The config classes that the value of an expression may have; empty if none is known."""
+        """The config classes that an expression may have; empty if none is known."""
         if isinstance(node, ast.Name):
             return self._names.get(node.id, frozenset())
         if isinstance(node, ast.Attribute):
