@@ -207,19 +207,21 @@ def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, step: int) -> C
     readable = np.array([[text != "" for text in row] for row in texts])
     eligible = outcomes.valid & (sampled.stopped | (cfg.peers.truncated == "outcome"))
     without_text = int((eligible & ~readable).sum())
-    given = (
-        outcomes.success,
-        eligible & readable,
-        texts,
-        sampled.mask.sum(axis=2),
-        sampled.uids.tolist(),
-    )
-    keys = {"seed": cfg.seed, "step": step, "cfg": cfg.peers, "rows": usage.taught}
+    group = (outcomes.success, eligible & readable, texts)
+    lengths, uids = sampled.mask.sum(axis=2), sampled.uids.tolist()
     if cfg.peers.control == "off":
-        return Chosen(peers.choose(*given, **keys), usage, None, texts, without_text)
+        plan = peers.choose(
+            *group, lengths, uids, seed=cfg.seed, step=step, cfg=cfg.peers, rows=usage.taught
+        )
+        return Chosen(plan, usage, None, texts, without_text)
     plan, match = controls.choose(
-        *given,
-        **keys,
+        *group,
+        lengths,
+        uids,
+        seed=cfg.seed,
+        step=step,
+        cfg=cfg.peers,
+        rows=usage.taught,
         tokens=render.block_tokens(texts, run.tokenizer, cfg.context),
         questions=[str(problem.messages) for problem in sampled.problems],
     )
@@ -287,19 +289,19 @@ def make_batch(run: Run, gathered: Gathered) -> Batch:
     advantage = advantages.advantages(
         outcomes.rewards, outcomes.valid, scale_by_std=cfg.loss.scale_by_std
     )
-    batch = Batch(
-        prompt=np.repeat(sampled.prompt, group, axis=0),
-        prompt_mask=np.repeat(sampled.prompt_mask, group, axis=0),
-        response=sampled.response.reshape(rows, length),
-        mask=mask,
-        behaviour_logp=np.where(mask, sampled.behaviour_logp.reshape(rows, length), 0.0),
-        teacher_prompt=inputs.prompt,
-        teacher_prompt_mask=inputs.prompt_mask,
-        advantage=advantage.reshape(rows),
-        row_weight=_row_weight(outcomes, cfg),
-        steps=_step_ids(run, sampled, rows),
-    )
-    return jax.device_put(batch, sharding.rows(run.mesh))
+    fields: dict[str, Any] = {
+        "prompt": np.repeat(sampled.prompt, group, axis=0),
+        "prompt_mask": np.repeat(sampled.prompt_mask, group, axis=0),
+        "response": sampled.response.reshape(rows, length),
+        "mask": mask,
+        "behaviour_logp": np.where(mask, sampled.behaviour_logp.reshape(rows, length), 0.0),
+        "teacher_prompt": inputs.prompt,
+        "teacher_prompt_mask": inputs.prompt_mask,
+        "advantage": advantage.reshape(rows),
+        "row_weight": _row_weight(outcomes, cfg),
+        "steps": _step_ids(run, sampled, rows),
+    }
+    return Batch(**jax.device_put(fields, sharding.rows(run.mesh)))
 
 
 def _trained_rows(cfg: Config, gathered: Gathered) -> np.ndarray:

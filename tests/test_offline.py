@@ -225,7 +225,7 @@ def test_gold_comes_from_the_data_of_the_files_seed(file):
     for seed in (0, 1):
         cfg = config("opsd", rollout__file=file, seed=seed, context__gold="answer")
         made, problems, _ = prepare(cfg, pathlib.Path("none"), devices=jax.devices()[:1])
-        sampled, verdicts, _ = saved_rollouts.read_step(made, 1)
+        sampled, verdicts, _ = saved_rollouts.read_step(made, made.saved, 1)
         assert {p.id for p in sampled.problems} < {p.id for p in problems}
         for problem, texts, judged in zip(
             sampled.problems, sampled.texts, verdicts, strict=True
@@ -305,7 +305,7 @@ def test_batches_of_a_run_without_a_model(file):
     cfg = config(rollout__file=file)
     words = types.SimpleNamespace(pad_id=0, chat=lambda messages: [1, 2])
     made = types.SimpleNamespace(cfg=cfg, tokenizer=words, saved=saved)
-    sampled, verdicts, draw = saved_rollouts.read_step(made, 4)
+    sampled, verdicts, draw = saved_rollouts.read_step(made, saved, 4)
     assert draw == 4
     assert sampled.response.shape == (4, 4, 5)
     assert sampled.uids.tolist() == [4, 5, 6, 7]

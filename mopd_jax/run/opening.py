@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -197,7 +198,9 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
     )
 
 
-def _sampler(cfg: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, **settings):
+def _sampler(
+    cfg: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, **settings: Any
+) -> Callable[..., Any]:
     return generate.make_rollout(
         mesh=mesh,
         length=cfg.rollout.response_length,
@@ -228,7 +231,7 @@ def _check_rows(name: str, size: int, shards: int) -> None:
         )
 
 
-def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
+def _sandbox(cfg: Config, problems: Sequence[Problem]) -> Sandbox | None:
     if not verifiers.needs_sandbox(problems):
         return None
     sandbox = Sandbox(cfg.sandbox)
@@ -238,14 +241,13 @@ def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
 
 def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
     """The config, the command and the surroundings of a run, in its folder."""
-    trains = isinstance(run, Run)
     run_folder.write(
         run.cfg,
         folder,
         command,
-        devices=run.mesh.devices.flat,
+        devices=list(run.mesh.devices.flat),
         tokenizer=run.tokenizer,
         sandbox=run.sandbox,
-        trains=trains,
-        prompts_left_out=run.prompts_left_out if trains else 0,
+        trains=isinstance(run, Run),
+        prompts_left_out=run.prompts_left_out if isinstance(run, Run) else 0,
     )
