@@ -202,26 +202,28 @@ def verify(student: Student, sampled: Sampled) -> list[list[Verdict]]:
 def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, step: int) -> Chosen:
     """Who sees whom. Labels are the verifier's; truncation decides who may be shown at all."""
     cfg = run.cfg
-    usage = peers.usage(outcomes.success, outcomes.valid, cfg.peers)
+    usage = peers.usage(outcomes, cfg.peers)
     texts = render.shown_texts(sampled.texts, run.tokenizer, cfg.context)
     readable = np.array([[text != "" for text in row] for row in texts])
     eligible = outcomes.valid & (sampled.stopped | (cfg.peers.truncated == "outcome"))
     without_text = int((eligible & ~readable).sum())
-    group = (outcomes.success, eligible & readable, texts)
-    lengths, uids = sampled.mask.sum(axis=2), sampled.uids.tolist()
+    candidates = peers.Candidates(
+        outcomes.success,
+        eligible & readable,
+        texts,
+        sampled.mask.sum(axis=2),
+        sampled.uids.tolist(),
+    )
+    rows = usage.has_context
     if cfg.peers.control == "off":
-        plan = peers.choose(
-            *group, lengths, uids, seed=cfg.seed, step=step, cfg=cfg.peers, rows=usage.taught
-        )
+        plan = peers.choose(candidates, seed=cfg.seed, step=step, cfg=cfg.peers, rows=rows)
         return Chosen(plan, usage, None, texts, without_text)
     plan, match = controls.choose(
-        *group,
-        lengths,
-        uids,
+        candidates,
         seed=cfg.seed,
         step=step,
         cfg=cfg.peers,
-        rows=usage.taught,
+        rows=rows,
         tokens=render.block_tokens(texts, run.tokenizer, cfg.context),
         questions=[str(problem.messages) for problem in sampled.problems],
     )
@@ -237,9 +239,9 @@ def render_contexts(
 ) -> Rendered:
     """What the teachers read. Feedback is on the target itself, and only where it failed."""
     cfg = run.cfg.context
-    reads = chosen.usage.taught
+    reads = chosen.usage.has_context
     if cfg.feedback == "no_success":
-        reads = reads & ~(chosen.plan.success >= 0).any(axis=2)
+        reads = reads & ~chosen.plan.shows("success")
     advice, withheld = own_feedback(verdicts, outcomes.success, reads, cfg)
     inputs, records, chats = render.teacher_inputs(
         sampled.problems,

@@ -57,6 +57,22 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
     return dataclasses.replace(header, **kept)
 
 
+def _context_fields(record: render.ContextRecord, uids: np.ndarray) -> dict[str, Any]:
+    """What a teacher was shown, as the file writes it: of its peers one list a field."""
+    shown = dataclasses.asdict(record)
+    peers = record.peers
+    del shown["peers"]
+    return {
+        "shown": [peer.rollout for peer in peers],
+        "succeeded": [peer.succeeded for peer in peers],
+        "cut": [peer.cut for peer in peers],
+        "kinds": [peer.kind for peer in peers],
+        "tokens": [peer.tokens for peer in peers],
+        "shown_uids": [int(uids[peer.prompt]) for peer in peers],
+        **shown,
+    }
+
+
 def rows(gathered: Gathered) -> Iterator[Row]:
     """One row a rollout. In `context`, `shown_uids` are the numbers of the prompts shown."""
     sampled, chosen, rendered = gathered.sampled, gathered.chosen, gathered.contexts
@@ -66,11 +82,7 @@ def rows(gathered: Gathered) -> Iterator[Row]:
         p, g = divmod(n, group)
         keep = sampled.mask[p, g]
         told = record.informed and record.gold is None
-        seen = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(record).items()
-        }
-        seen["shown_uids"] = [int(sampled.uids[q]) for q in seen.pop("prompts")]
+        seen = _context_fields(record, sampled.uids)
         if chosen.match is not None:
             seen["control"] = chosen.match.row(p, g)
         yield Row(

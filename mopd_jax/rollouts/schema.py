@@ -61,7 +61,7 @@ class Row:
 
     problem, messages: what was asked; the gold answer is not here.
     response, context, teacher_message: for people: the text, the record of who was shown
-        (`context.ContextRecord`), and what the teacher was asked.
+        (`render.ContextRecord`), and what the teacher was asked.
     stopped: the response ended by itself, and its last token is a stop token.
     prompt_ids, response_ids: as the student read and sampled them, without pads.
     behaviour_logp: f32[t] nats of the response's tokens, at `temperature`, before top-p/k.
