@@ -37,7 +37,7 @@ run would have them. Defaults are stated once, in `mopd_jax/config/`. None is of
 meaning says. *Read by* names the modules that use a setting, apart from `mopd_jax/config`.
 """
 # A field of a class's docstring: its name, or several that share a meaning, and the text.
-ENTRY = re.compile(r"^([a-z]\w*(?:, [a-z]\w*)*): (.*)$")
+ENTRY = re.compile(r"^( *)([a-z]\w*(?:, [a-z]\w*)*): (.*)$")
 
 
 def sources(root: pathlib.Path) -> dict[str, str]:
@@ -173,16 +173,15 @@ def _introduction(cls: type) -> str:
 def _meanings(cls: type) -> dict[str, str]:
     """{field: text} from the entries `name: text` or `name, name: text` of a docstring."""
     found: dict[str, str] = {}
-    current: list[str] = []
+    current, indent = [""], ""
     for line in inspect.cleandoc(cls.__doc__ or "").split("\n"):
+        inside = line.startswith(f"{indent}    ") and bool(found)
         entry = ENTRY.match(line)
-        if entry:
-            current = entry.group(1).split(", ")
-            found |= dict.fromkeys(current, entry.group(2))
-        elif line.startswith("    "):
+        if inside:
             found |= {name: f"{found[name]} {line.strip()}" for name in current}
-        else:
-            current = []
+        elif entry:
+            indent, current = entry.group(1), entry.group(2).split(", ")
+            found |= dict.fromkeys(current, entry.group(3))
     return found
 
 
@@ -217,7 +216,8 @@ def readers_of(texts: Mapping[str, str]) -> dict[tuple[type, str], set[str]]:
     """{(config class, field): modules that read it}, found in the sources.
 
     A read is an attribute access `X.field` where X is known to be of a config class: by an
-    annotation, by an assignment, as a field of another such object, or as some record's `cfg`.
+    annotation, by an assignment, as a field of another such object, or by the name `cfg`, which
+    is a whole Config unless an annotation says otherwise.
     """
     known = {cls.__name__: cls for cls in _classes(Config)}
     readers: dict[tuple[type, str], set[str]] = defaultdict(set)
@@ -273,7 +273,8 @@ class _Scope:
             if not isinstance(node, ast.ClassDef):
                 arguments = node.args
                 for arg in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
-                    below._names[arg.arg] = self._annotated(arg.annotation)
+                    if arg.annotation is not None:
+                        below._names[arg.arg] = self._annotated(arg.annotation)
             found |= below.reads(node)
         return found
 
@@ -305,7 +306,7 @@ class _Scope:
     def _types(self, node: ast.expr) -> Classes:
         """The config classes that an expression may have; empty if none is known."""
         if isinstance(node, ast.Name):
-            return self._names.get(node.id, frozenset())
+            return self._names.get(node.id, frozenset([Config] if node.id == "cfg" else []))
         if isinstance(node, ast.Attribute):
             if own := self._names.get(ast.unparse(node)):
                 return own
