@@ -173,15 +173,16 @@ def _introduction(cls: type) -> str:
 def _meanings(cls: type) -> dict[str, str]:
     """{field: text} from the entries `name: text` or `name, name: text` of a docstring."""
     found: dict[str, str] = {}
-    current, indent = [""], ""
+    current: list[str] = []
+    indent = ""
     for line in inspect.cleandoc(cls.__doc__ or "").split("\n"):
-        inside = line.startswith(f"{indent}    ") and bool(found)
-        entry = ENTRY.match(line)
-        if inside:
+        if current and line.startswith(f"{indent}    "):
             found |= {name: f"{found[name]} {line.strip()}" for name in current}
-        elif entry:
+        elif entry := ENTRY.match(line):
             indent, current = entry.group(1), entry.group(2).split(", ")
             found |= dict.fromkeys(current, entry.group(3))
+        else:
+            current = []
     return found
 
 

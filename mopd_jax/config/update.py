@@ -103,6 +103,8 @@ class LossConfig:
     support: what the divergence is over: the `full` vocabulary; the top_k tokens of the
         `student`, the `teacher` or both (`union`), with the rest as one more outcome (`tail`)
         or renormalised without it; or the `sampled` token, for `reverse_kl` only.
+    top_k: how many tokens a support of chosen tokens has.
+    tail: count the tokens that are not chosen as one more outcome.
     aggregation: how token losses become one number (`losses.token_weights`).
     step_separator: of `seq-mean-step-mean`, the text that ends a step of a response.
     every_row: means over sequences count rows without a trained token, as zeros.
