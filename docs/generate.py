@@ -95,6 +95,7 @@ def settings(texts: Mapping[str, str]) -> str:
         NOTE,
         SETTINGS_HEAD.rstrip(),
     ]
+    sections: list[tuple[str, type, list[Field]]]
     sections = [("", Config, [f for f in _fields(Config) if not f.section])]
     sections += [(f.name, f.section, _leaves(f.section)) for f in _fields(Config) if f.section]
     for name, cls, fields in sections:
@@ -144,13 +145,17 @@ def _fields(cls: type) -> list[Field]:
             Field(
                 name=field.name,
                 owner=cls,
-                section=hint if dataclasses.is_dataclass(hint) else None,
+                section=hint if isinstance(hint, type) and _is_section(hint) else None,
                 type=_cell(_type(hint)),
                 default=_cell(f"`{default!r}`"),
                 meaning=meanings.get(field.name),
             )
         )
     return found
+
+
+def _is_section(hint: type) -> bool:
+    return dataclasses.is_dataclass(hint)
 
 
 def _leaves(cls: type) -> list[Field]:
@@ -312,10 +317,10 @@ class _Scope:
             if own := self._names.get(ast.unparse(node)):
                 return own
             owners = self._types(node.value)
-            hints = [typing.get_type_hints(cls).get(node.attr) for cls in owners]
             if not owners and node.attr == "cfg":
                 return frozenset([Config])
-            return frozenset(hint for hint in hints if hint in self._known.values())
+            hints = [typing.get_type_hints(cls).get(node.attr) for cls in owners]
+            return frozenset(cls for cls in self._known.values() if cls in hints)
         if isinstance(node, ast.Call) and node.args and "replace" in ast.unparse(node.func):
             return self._types(node.args[0])
         if isinstance(node, ast.IfExp):
