@@ -26,7 +26,7 @@ class Solved:
         return Solved(self.seen.union(ids), self.solved.union(won))
 
     def metrics(self) -> dict[str, float]:
-        """Counts, and the share of the seen problems that were solved; NaN before any was seen."""
+        """Counts, and the share of the seen problems that were solved; NaN before the first."""
         seen, solved = len(self.seen), len(self.solved)
         return {
             "problems_seen": seen,
