@@ -44,7 +44,8 @@ def rope_frequencies(head_size: int, *, theta: float, scaling: RopeScaling | Non
 
 def rope(positions, frequencies):
     """(cos, sin), each f32[..., 1, C / 2]: the 1 is for the head axis."""
-    angle = positions.astype(jnp.float32)[..., None, None] * frequencies
+    positions = positions.astype(jnp.float32)[..., None, None]
+    angle = positions * of_rank(frequencies, positions.ndim)
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -53,6 +54,11 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     cos, sin = angles
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def of_rank(x: jax.Array, rank: int) -> jax.Array:
+    """`x` with as many leading axes of 1 as give it `rank` axes."""
+    return jnp.expand_dims(x, range(rank - x.ndim))
 
 
 def dot(equation, a, b):

@@ -24,7 +24,7 @@ from flax import nnx
 
 from mopd_jax.errors import ConfigError
 from mopd_jax.models import attention
-from mopd_jax.models.attention import RopeScaling, dot, precision
+from mopd_jax.models.attention import RopeScaling, dot, of_rank, precision
 from mopd_jax.models.sharding import constrain
 from mopd_jax.records import Params, record
 from mopd_jax.shapes import check_shapes
@@ -323,7 +323,7 @@ def _block(layer: Params, h: jax.Array, rope, attend, cfg: DecoderConfig):
     x = _rms_norm(h, layer["attn_norm"], cfg)
     q, k, v = (dot("...d,dhc->...hc", x, w[name]) for name in ("q", "k", "v"))
     if cfg.qkv_bias:
-        q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+        q, k, v = _biased(q, w["q_bias"]), _biased(k, w["k_bias"]), _biased(v, w["v_bias"])
     if cfg.qk_norm:
         q, k = _rms_norm(q, layer["q_norm"], cfg), _rms_norm(k, layer["k_norm"], cfg)
     q, k, v = (
@@ -331,13 +331,13 @@ def _block(layer: Params, h: jax.Array, rope, attend, cfg: DecoderConfig):
     )
     mixed, extra = attend(q, k, v)
     out = dot("...hc,hcd->...d", mixed, w["out"])
-    h = h + (out + w["out_bias"] if cfg.out_bias else out).astype(h.dtype)
+    h = h + (_biased(out, w["out_bias"]) if cfg.out_bias else out).astype(h.dtype)
     x = _rms_norm(h, layer["mlp_norm"], cfg)
     gate, up = dot("...d,df->...f", x, w["gate"]), dot("...d,df->...f", x, w["up"])
     if cfg.mlp_bias:
-        gate, up = gate + w["gate_bias"], up + w["up_bias"]
+        gate, up = _biased(gate, w["gate_bias"]), _biased(up, w["up_bias"])
     down = dot("...f,fd->...d", (jax.nn.silu(gate) * up).astype(h.dtype), w["down"])
-    h = h + (down + w["down_bias"] if cfg.mlp_bias else down).astype(h.dtype)
+    h = h + (_biased(down, w["down_bias"]) if cfg.mlp_bias else down).astype(h.dtype)
     return constrain(h, "rows", None, None), extra
 
 
@@ -365,7 +365,11 @@ def _embed(params, tokens, cfg):
     return constrain(table[tokens].astype(cfg.dtype), "rows", None, None)
 
 
+def _biased(x: jax.Array, bias: jax.Array) -> jax.Array:
+    return x + of_rank(bias, x.ndim)
+
+
 def _rms_norm(x, scale, cfg):
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + cfg.norm_epsilon)
-    return (x32 * scale).astype(x.dtype)
+    return (x32 * of_rank(scale, x.ndim)).astype(x.dtype)

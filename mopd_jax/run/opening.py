@@ -73,41 +73,12 @@ def prepare(
     student = open_student(cfg, devices)
     mesh, model, tokenizer = student.mesh, student.model, student.tokenizer
     _check_split(cfg, sharding.row_shards(mesh))
-    chosen = cfg.loss.support in ("student", "teacher", "union")
-    if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
-        raise ConfigError(
-            f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
-            "model; lower it, or set loss.support='full'"
-        )
-    teacher_samples = cfg.rollout.policy == "teacher"
+    _check_top_k(cfg, model)
     teacher_model = model
     if teacher.kept(cfg) == "external":
         teacher_model = external_teacher.check(cfg, model, tokenizer)
     saved = _saved(cfg, tokenizer, model)
-    if saved is None:
-        train_problems = sources.load(cfg.data, "train", seed=cfg.seed)
-    else:
-        train_problems = list(saved.problems.values())
-    if said := sources.overlap(train_problems, student.eval_problems):
-        if cfg.data.held_out:
-            raise sources.DataError(
-                f"{said}; remove them from one of the splits, or set data.held_out=False"
-            )
-        log.warning("WARNING %s (data.held_out=False)", said)
-    if saved is None:  # The verdicts of a file's rollouts are in the file.
-        verifiers.check(train_problems)
-    train_problems, left_out = prompt_lengths.fitting(
-        train_problems,
-        tokenizer,
-        limit=cfg.rollout.prompt_length,
-        drop=cfg.data.long_prompts == "drop" and saved is None,
-    )
-    if cfg.peers.control == "shell":
-        render.check_shells(train_problems, tokenizer, cfg.context)
-    if cfg.context.gold != "off":
-        for problem in train_problems:
-            render.gold(problem, cfg.context)
-
+    train_problems, left_out = _train_problems(student, saved)
     if student.sandbox is None:
         student = dataclasses.replace(student, sandbox=_sandbox(cfg, train_problems))
     run = Run(
@@ -120,7 +91,7 @@ def prepare(
             tokenizer,
             sampling=cfg.rollout,
             group=cfg.rollout.group,
-            model=teacher_model if teacher_samples else model,
+            model=teacher_model if cfg.rollout.policy == "teacher" else model,
         ),
         update=train_step.make_train_step(cfg, model, mesh, teacher_model),
         drift=drift.make_drift(cfg, model, mesh, teacher_model),
@@ -128,6 +99,45 @@ def prepare(
         prompts_left_out=left_out,
     )
     return run, train_problems, weights.resolve(cfg.model.path)
+
+
+def _train_problems(student: Student, saved: Saved | None) -> tuple[Sequence[Problem], int]:
+    """The problems to train on, checked, and how many were left out as too long."""
+    cfg, tokenizer = student.cfg, student.tokenizer
+    if saved is None:
+        problems = sources.load(cfg.data, "train", seed=cfg.seed)
+    else:
+        problems = list(saved.problems.values())
+    if overlap := sources.overlap(problems, student.eval_problems):
+        if cfg.data.held_out:
+            raise sources.DataError(
+                f"{overlap}; remove them from one of the splits, or set data.held_out=False"
+            )
+        log.warning("WARNING %s (data.held_out=False)", overlap)
+    if saved is None:  # The verdicts of a file's rollouts are in the file.
+        verifiers.check(problems)
+    problems, left_out = prompt_lengths.fitting(
+        problems,
+        tokenizer,
+        limit=cfg.rollout.prompt_length,
+        drop=cfg.data.long_prompts == "drop" and saved is None,
+    )
+    if cfg.peers.control == "shell":
+        render.check_shells(problems, tokenizer, cfg.context)
+    if cfg.context.gold != "off":
+        for problem in problems:
+            render.gold(problem, cfg.context)
+    return problems, left_out
+
+
+def _check_top_k(cfg: Config, model: decoder.DecoderConfig) -> None:
+    """A support of the likeliest tokens has no more of them than the vocabulary."""
+    chosen = cfg.loss.support in ("student", "teacher", "union")
+    if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
+        raise ConfigError(
+            f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
+            "model; lower it, or set loss.support='full'"
+        )
 
 
 def _saved(cfg: Config, tokenizer: Tokenizer, model: decoder.DecoderConfig) -> Saved | None:
