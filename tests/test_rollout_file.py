@@ -16,7 +16,7 @@ from mopd_jax.config import Config, DataConfig, RolloutConfig
 from mopd_jax.errors import ConfigError
 from mopd_jax.records import Verdict
 from mopd_jax.rollouts import schema, storage
-from mopd_jax.rollouts.schema import Header, RolloutFileError, Row
+from mopd_jax.rollouts.schema import Header, RolloutFileError, RolloutRow
 
 STOP = 9
 HEADER = Header(
@@ -61,9 +61,9 @@ def row(step=1, uid=0, rollout=0, **changes):
         "teacher_message": "which?",
         "prompt_ids": (1, uid % 10),
         "response_ids": np.array([rollout, 2, STOP], np.int32),
-        "behaviour_logp": np.array([-0.1, -1e-30, 0.0], np.float32),
+        "sampled_logp": np.array([-0.1, -1e-30, 0.0], np.float32),
     }
-    return Row(**fields | changes)
+    return RolloutRow(**fields | changes)
 
 
 def rows():
@@ -71,7 +71,7 @@ def rows():
 
 
 def equal(a, b):
-    for field in dataclasses.fields(Row):
+    for field in dataclasses.fields(RolloutRow):
         x, y = getattr(a, field.name), getattr(b, field.name)
         if isinstance(x, np.ndarray):
             assert x.dtype == y.dtype
@@ -151,7 +151,7 @@ def test_every_log_prob_and_text_comes_back(tmp_path_factory, bits, text, reward
     made = row(
         verdict=verdict,
         response=text,
-        behaviour_logp=values,
+        sampled_logp=values,
         messages=({"role": "system", "content": text}, {"role": "user", "content": text}),
     )
     path = tmp_path_factory.mktemp("saved") / "one.jsonl"
@@ -405,7 +405,7 @@ def test_written_whole_or_not_at_all_and_row_by_row(tmp_path):
 def test_what_is_not_finite_is_written_and_refused(tmp_path):
     path = tmp_path / "saved.jsonl"
     bad = np.array([-1.0, np.nan, -np.inf], np.float32)
-    made = [*rows()[:4], row(1, 5, 1, behaviour_logp=bad), *rows()[5:]]
+    made = [*rows()[:4], row(1, 5, 1, sampled_logp=bad), *rows()[5:]]
     storage.write(path, HEADER, made)
     assert files.dumps({"x": [float("nan")]}) == '{"x": [null]}'
     assert complaint(path).startswith("line 6: behaviour_logp[1] is null; expected a finite")

@@ -86,10 +86,10 @@ def test_the_trainers_ratio_is_to_the_student_before_the_step(method, cap):
     sampler = dataclasses.replace(trainer, loss=dataclasses.replace(loss, ratio_base="sampler"))
     rows, start = batch(), state(trainer)
     before = objectives.student_logp(start.params, rows, trainer, CFG).logp
-    weight = losses.truncated_ratio(before, rows.behaviour_logp, cap)
+    weight = losses.truncated_ratio(before, rows.sampled_logp, cap)
     assert cap is None or np.ptp(np.asarray(weight)[rows.mask]) > 0.1
     if cap is None:
-        replayed = dataclasses.replace(rows, behaviour_logp=before)
+        replayed = dataclasses.replace(rows, sampled_logp=before)
         want, _ = run(sampler, replayed, start)
         got, logged = run(trainer, rows, start)
         assert_trees_close(got.params, want.params, atol=2e-6)

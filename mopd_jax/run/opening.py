@@ -26,7 +26,8 @@ from mopd_jax.run.record import Run, Student
 from mopd_jax.run.solved import Solved
 from mopd_jax.run.state import open_state
 from mopd_jax.sandbox import Sandbox
-from mopd_jax.update import drift, external_teacher, teacher, train_step
+from mopd_jax.update import drift, external_teacher, train_step
+from mopd_jax.update.teacher import Models
 
 log = logging.getLogger("mopd")
 
@@ -79,9 +80,10 @@ def prepare(
             "model; lower it, or set loss.support='full'"
         )
     teacher_samples = cfg.rollout.policy == "teacher"
-    teacher_model = model
-    if teacher.kept(cfg) == "external":
-        teacher_model = external_teacher.check(cfg, model, tokenizer)
+    models = Models.of(cfg, model)
+    if models.teacher_slot == "external":
+        external = external_teacher.check(cfg, model, tokenizer)
+        models = dataclasses.replace(models, teacher=external)
     saved = _saved(cfg, tokenizer, model)
     if saved is None:
         train_problems = sources.load(cfg.data, "train", seed=cfg.seed)
@@ -112,17 +114,17 @@ def prepare(
     run = Run(
         **vars(student),
         folder=workdir,
-        teacher_model=teacher_model,
+        models=models,
         sample=_sampler(
             cfg,
             mesh,
             tokenizer,
             sampling=cfg.rollout,
             group=cfg.rollout.group,
-            model=teacher_model if teacher_samples else model,
+            model=models.teacher if teacher_samples else model,
         ),
-        update=train_step.make_train_step(cfg, model, mesh, teacher_model),
-        drift=drift.make_drift(cfg, model, mesh, teacher_model),
+        update=train_step.make_train_step(cfg, models, mesh),
+        drift=drift.make_drift(cfg, models, mesh),
         saved=saved,
         prompts_left_out=left_out,
     )
