@@ -191,7 +191,7 @@ def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
         ({"rollout__top_p": 0.5}, "set rollout.top_p=None"),
         ({"rollout__top_k": 5}, "set rollout.top_k=None"),
         ({"rollout__prompt_length": 5}, "more than rollout.prompt_length=5"),
-        ({"rollout__file": "/no/such.jsonl"}, "/no/such.jsonl is no file; `mopd rollout"),
+        ({"rollout__file": "/no/such.jsonl"}, "/no/such.jsonl is not a file; `mopd rollout"),
         ({"rollout__file": ""}, "RolloutConfig.file is empty"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",

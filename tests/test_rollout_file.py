@@ -243,7 +243,7 @@ DAMAGES = [
     (
         6,
         lambda f: f.update(rollout=0, context={**f["context"], "shown": [1, 2]}),
-        "line 6: step 1, uid 5, rollout 0 stands on line 5 already",
+        "line 6: step 1, uid 5, rollout 0 is on line 5 already",
     ),
     (6, put("uid", 77), "line 6: uid is 77; expected one of the 2 prompts of step 1: [4, 5]"),
     (8, put("step", 1), "line 8: uid is 8; expected one of the 2 prompts of step 1: [4, 5]"),
@@ -302,8 +302,8 @@ def test_a_wrong_header(path, name, value, words):
 
 
 def test_no_file(tmp_path):
-    assert "is no file" in complaint(tmp_path / "none.jsonl")
-    assert "is no file" in complaint(tmp_path)
+    assert "is not a file" in complaint(tmp_path / "none.jsonl")
+    assert "is not a file" in complaint(tmp_path)
     (tmp_path / "empty").touch()
     assert "is empty" in complaint(tmp_path / "empty")
 

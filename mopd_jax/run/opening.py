@@ -119,7 +119,7 @@ def prepare(
             cfg,
             mesh,
             tokenizer,
-            sampling=cfg.rollout,
+            settings=cfg.rollout,
             group=cfg.rollout.group,
             model=models.teacher if teacher_samples else model,
         ),
@@ -193,7 +193,7 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
         tokenizer=tokenizer,
         eval_problems=problems,
         sample_eval=_sampler(
-            cfg, mesh, tokenizer, sampling=cfg.eval, group=cfg.eval.samples, model=model
+            cfg, mesh, tokenizer, settings=cfg.eval, group=cfg.eval.samples, model=model
         ),
         sandbox=_sandbox(cfg, problems),
     )
