@@ -15,11 +15,13 @@ from mopd_jax import config as configs
 from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError, InputError
 
+# In a checkout a symbolic link to `configs/`.
+SHIPPED = pathlib.Path(__file__).parent / "assets/configs"
 USAGE = """\
-usage: mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
-       mopd rollout --config=FILE[:VARIANT] [--config.KEY=VALUE ...] --out=FILE [--from=RUN]
-       mopd config --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
-       mopd eval --config=FILE[:VARIANT] [--from=RUN | --model=PATH] --out=FOLDER
+usage: mopd train --config=NAME[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
+       mopd rollout --config=NAME[:VARIANT] [--config.KEY=VALUE ...] --out=FILE [--from=RUN]
+       mopd config --config=NAME[:VARIANT] [--config.KEY=VALUE ...]
+       mopd eval --config=NAME[:VARIANT] [--from=RUN | --model=PATH] --out=FOLDER
        mopd compare FOLDER_A FOLDER_B [...] [--metrics=NAME,NAME] [--out=FOLDER]
        mopd data prepare NAME --source=PATH|hub [--out=DIR] [--option.KEY=VALUE ...]
        mopd data check NAME [--dir=DIR] [--policy=error|exclude|keep] [--threads=N]
@@ -34,7 +36,8 @@ data     turn source files into a checked data set, judge its gold answers, look
 
 A flag may also be written with a space, --name value.
 
-  --config=configs/quickstart.py:grpo    a config file and a variant of it
+  --config=quickstart:grpo               a shipped config and a variant of it
+  --config=FOLDER/FILE.py:grpo           a file: what has a / or ends in .py
   --config.peers.failures=0              any setting, by its dotted name
   --workdir=DIR                          default: runs/<file>-<variant>-<settings' hash>
   --from=RUN                             a run folder: its newest checkpoint; eval without
@@ -228,9 +231,10 @@ def _tree(given: Sequence[tuple[str, str]]):
     """The ConfigDict that --config names, and its file's stem."""
     specs = [value for name, value in given if name == "config"]
     if len(specs) != 1:
-        raise ConfigError(f"give --config=FILE[:VARIANT] once, not {len(specs)} times")
-    file, _, variant = specs[0].partition(":")
-    return load(pathlib.Path(file), variant), pathlib.Path(file).stem
+        raise ConfigError(f"give --config=NAME[:VARIANT] once, not {len(specs)} times")
+    name, _, variant = specs[0].partition(":")
+    path = config_path(name)
+    return load(path, variant), path.stem
 
 
 def _own_config(folder: pathlib.Path) -> Config:
@@ -284,6 +288,26 @@ def _not_empty(flag: str, value: str) -> str:
     return value
 
 
+def config_path(name: str) -> pathlib.Path:
+    """The file that `--config=NAME` means.
+
+    A name with a `/` or with the ending `.py` is a path; any other is a config that the package
+    ships, whatever files the current folder has.
+
+    Raises:
+        ConfigError: no shipped config has that name; the message has the nearest.
+    """
+    if "/" in name or name.endswith(".py"):
+        return pathlib.Path(name)
+    shipped = {path.stem: path for path in SHIPPED.glob("*.py")}
+    if name not in shipped:
+        message = configs.unknown(f"config {name!r}", name, shipped)
+        if pathlib.Path(f"{name}.py").is_file():
+            message += f"; the file of this folder is --config={name}.py"
+        raise ConfigError(message)
+    return shipped[name]
+
+
 def load(path: pathlib.Path, variant: str = ""):
     """Runs `get_config` of a config file: a locked ConfigDict.
 
@@ -291,7 +315,10 @@ def load(path: pathlib.Path, variant: str = ""):
     """
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.py"))
-        raise ConfigError(configs.unknown(f"config file {path}", str(path), near))
+        message = configs.unknown(f"config file {path}", str(path), near)
+        if (SHIPPED / path.name).is_file():
+            message += f"; --config={path.stem} is the one that the package ships"
+        raise ConfigError(message)
     module_spec = importlib.util.spec_from_file_location(f"mopd_config_{path.stem}", path)
     module = importlib.util.module_from_spec(module_spec)
     try:

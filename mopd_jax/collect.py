@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mopd_jax import experience, saved_rollouts, step_metrics
@@ -59,7 +60,7 @@ def collect(
         raise ConfigError(f"{out} is there already; remove it, or choose another --out")
     origin = None if start is None else latest_checkpoint(start, cfg)
     run, problems, source = prepare(cfg, out.parent, devices=devices)
-    weights, zero = sampling_params(run, source, origin), np.int32(0)
+    weights, zero = sampling_params(run, source, origin), jnp.int32(0)
     state = TrainState(
         params=weights,
         teacher=weights,  # Whoever samples, these are its weights.
@@ -77,7 +78,7 @@ def collect(
     log.info("%s: %d rollouts in %.1f MB", out, rows, out.stat().st_size / 1e6)
 
 
-def _rows(run: Run, state: TrainState, problems: list[Problem]) -> Iterator[RolloutRow]:
+def _rows(run: Run, state: TrainState, problems: Sequence[Problem]) -> Iterator[RolloutRow]:
     """The rows of all steps; a line is logged of each."""
     cfg = run.cfg
     take = experience.sampler(run, sources.ProblemStream(problems, seed=cfg.seed))

@@ -202,24 +202,28 @@ def verify(student: Student, sampled: Sampled) -> list[list[Verdict]]:
 def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, step: int) -> Chosen:
     """Who sees whom. Labels are the verifier's; truncation decides who may be shown at all."""
     cfg = run.cfg
-    usage = peers.usage(outcomes.success, outcomes.valid, cfg.peers)
+    usage = peers.usage(outcomes, cfg.peers)
     texts = render.shown_texts(sampled.texts, run.tokenizer, cfg.context)
     readable = np.array([[text != "" for text in row] for row in texts])
     eligible = outcomes.valid & (sampled.stopped | (cfg.peers.truncated == "outcome"))
     without_text = int((eligible & ~readable).sum())
-    given = (
+    candidates = peers.Candidates(
         outcomes.success,
         eligible & readable,
         texts,
         sampled.mask.sum(axis=2),
         sampled.uids.tolist(),
     )
-    keys = {"seed": cfg.seed, "step": step, "cfg": cfg.peers, "rows": usage.taught}
+    rows = usage.has_context
     if cfg.peers.control == "off":
-        return Chosen(peers.choose(*given, **keys), usage, None, texts, without_text)
+        plan = peers.choose(candidates, seed=cfg.seed, step=step, cfg=cfg.peers, rows=rows)
+        return Chosen(plan, usage, None, texts, without_text)
     plan, match = controls.choose(
-        *given,
-        **keys,
+        candidates,
+        seed=cfg.seed,
+        step=step,
+        cfg=cfg.peers,
+        rows=rows,
         tokens=render.block_tokens(texts, run.tokenizer, cfg.context),
         questions=[str(problem.messages) for problem in sampled.problems],
     )
@@ -235,9 +239,9 @@ def render_contexts(
 ) -> Rendered:
     """What the teachers read. Feedback is on the target itself, and only where it failed."""
     cfg = run.cfg.context
-    reads = chosen.usage.taught
+    reads = chosen.usage.has_context
     if cfg.feedback == "no_success":
-        reads = reads & ~(chosen.plan.success >= 0).any(axis=2)
+        reads = reads & ~chosen.plan.shows("success")
     advice, withheld = own_feedback(verdicts, outcomes.success, reads, cfg)
     inputs, records, chats = render.teacher_inputs(
         sampled.problems,
@@ -287,19 +291,19 @@ def make_batch(run: Run, gathered: Gathered) -> Batch:
     advantage = advantages.advantages(
         outcomes.rewards, outcomes.valid, scale_by_std=cfg.loss.scale_by_std
     )
-    batch = Batch(
-        prompt=np.repeat(sampled.prompt, group, axis=0),
-        prompt_mask=np.repeat(sampled.prompt_mask, group, axis=0),
-        response=sampled.response.reshape(rows, length),
-        mask=mask,
-        sampled_logp=np.where(mask, sampled.sampled_logp.reshape(rows, length), 0.0),
-        teacher_prompt=inputs.prompt,
-        teacher_prompt_mask=inputs.prompt_mask,
-        advantage=advantage.reshape(rows),
-        row_weight=_row_weight(outcomes, cfg),
-        steps=_step_ids(run, sampled, rows),
-    )
-    return jax.device_put(batch, sharding.rows(run.mesh))
+    fields: dict[str, Any] = {
+        "prompt": np.repeat(sampled.prompt, group, axis=0),
+        "prompt_mask": np.repeat(sampled.prompt_mask, group, axis=0),
+        "response": sampled.response.reshape(rows, length),
+        "mask": mask,
+        "sampled_logp": np.where(mask, sampled.sampled_logp.reshape(rows, length), 0.0),
+        "teacher_prompt": inputs.prompt,
+        "teacher_prompt_mask": inputs.prompt_mask,
+        "advantage": advantage.reshape(rows),
+        "row_weight": _row_weight(outcomes, cfg),
+        "steps": _step_ids(run, sampled, rows),
+    }
+    return Batch(**jax.device_put(fields, sharding.rows(run.mesh)))
 
 
 def _trained_rows(cfg: Config, gathered: Gathered) -> np.ndarray:

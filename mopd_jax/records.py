@@ -23,7 +23,7 @@ from typing import Any, Protocol, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
-Class = TypeVar("Class", bound=type)
+Class = TypeVar("Class")
 
 Params = Any  # A pytree of f32 arrays, as `models.decoder.init` makes it.
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -41,7 +41,7 @@ def is_chat(messages: Any) -> bool:
 
 
 @dataclass_transform(frozen_default=True)
-def record(cls: Class) -> Class:
+def record(cls: type[Class]) -> type[Class]:
     """Frozen dataclass that is also a pytree; every field is a child."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
@@ -176,7 +176,7 @@ class Outcomes:
     @property
     def mixed(self) -> np.ndarray:
         """bool[P], groups with at least one success and one failure."""
-        return self.success.any(axis=1) & self.failure.any(axis=1)
+        return np.logical_and(self.success.any(axis=1), self.failure.any(axis=1))
 
 
 class Tokenizer(Protocol):

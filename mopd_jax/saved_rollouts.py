@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from mopd_jax.experience import Gathered, Take
 from mopd_jax.records import Sampled, TrainState, Verdict
 from mopd_jax.rollouts import storage
 from mopd_jax.rollouts.schema import Header, RolloutRow
+from mopd_jax.rollouts.storage import Saved
 from mopd_jax.run.record import Run
 
 
@@ -25,14 +27,16 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
             keep what that file says of who sampled them.
     """
     cfg = run.cfg
+    model = cfg.model.path
     by_teacher = cfg.rollout.policy == "teacher"  # Its weights never move.
-    by_external = by_teacher and cfg.teacher.kind == "external"
+    if by_teacher and cfg.teacher.kind == "external" and cfg.teacher.path is not None:
+        model = cfg.teacher.path
     header = Header(
         tokenizer=run.tokenizer.fingerprint,
         vocab_size=run.model.vocab_size,
         stop_ids=tuple(run.tokenizer.stop_ids),
         policy=cfg.rollout.policy,
-        model=cfg.teacher.path if by_external else cfg.model.path,
+        model=model,
         trained=0 if by_teacher else trained,
         seed=cfg.seed,
         instruction=cfg.data.instruction,
@@ -53,6 +57,22 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
     return dataclasses.replace(header, **kept)
 
 
+def _context_fields(record: render.ContextRecord, uids: np.ndarray) -> dict[str, Any]:
+    """What a teacher was shown, as the file writes it: of its peers one list a field."""
+    shown = dataclasses.asdict(record)
+    peers = record.peers
+    del shown["peers"]
+    return {
+        "shown": [peer.rollout for peer in peers],
+        "succeeded": [peer.succeeded for peer in peers],
+        "cut": [peer.cut for peer in peers],
+        "kinds": [peer.kind for peer in peers],
+        "tokens": [peer.tokens for peer in peers],
+        "shown_uids": [int(uids[peer.prompt]) for peer in peers],
+        **shown,
+    }
+
+
 def rows(gathered: Gathered) -> Iterator[RolloutRow]:
     """One row a rollout. In `context`, `shown_uids` are the numbers of the prompts shown."""
     sampled, chosen, rendered = gathered.sampled, gathered.chosen, gathered.contexts
@@ -62,11 +82,7 @@ def rows(gathered: Gathered) -> Iterator[RolloutRow]:
         p, g = divmod(n, group)
         keep = sampled.mask[p, g]
         told = record.informed and record.gold is None
-        seen = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(record).items()
-        }
-        seen["shown_uids"] = [int(sampled.uids[q]) for q in seen.pop("prompts")]
+        seen = _context_fields(record, sampled.uids)
         if chosen.match is not None:
             seen["control"] = chosen.match.row(p, g)
         yield RolloutRow(
@@ -87,37 +103,37 @@ def rows(gathered: Gathered) -> Iterator[RolloutRow]:
         )
 
 
-def reader(run: Run) -> Take:
-    """Reads each step's rollouts and verdicts from the file of the run, `run.saved`."""
+def reader(run: Run, saved: Saved) -> Take:
+    """Reads each step's rollouts and verdicts from a file of rollouts."""
 
     def take(
         state: TrainState, step: int
     ) -> tuple[Sampled, Callable[[], list[list[Verdict]]], int]:
         del state  # The file's rollouts are of the student it names.
-        sampled, verdicts, draw = read_step(run, step)
+        sampled, verdicts, draw = read_step(run, saved, step)
         return sampled, lambda: verdicts, draw
 
     return take
 
 
-def read_step(run: Run, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
+def read_step(run: Run, saved: Saved, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
     """The rollouts that step `step` trains on, their verdicts [P][G], and the number that keys
     the draws of the step (`Saved.turn`)."""
-    index, draw = run.saved.turn(step)
-    saved = run.saved.batch(index)
+    index, draw = saved.turn(step)
+    rows = saved.batch(index)
     cfg, tokenizer = run.cfg.rollout, run.tokenizer
     shape = (cfg.prompts, cfg.group, cfg.response_length)
-    firsts = saved[:: cfg.group]
-    problems = [run.saved.problems[storage.key(row.asked)] for row in firsts]
+    firsts = rows[:: cfg.group]
+    problems = [saved.problems[storage.key(row.asked)] for row in firsts]
     prompt, prompt_mask = render.student_prompts(problems, tokenizer, length=cfg.prompt_length)
     response = np.full(shape, tokenizer.pad_id, np.int32)
     mask = np.zeros(shape, bool)
     logp = np.zeros(shape, np.float32)
-    for n, row in enumerate(saved):
+    for n, row in enumerate(rows):
         at = (*divmod(n, cfg.group), slice(len(row.response_ids)))
         response[at], mask[at], logp[at] = row.response_ids, True, row.sampled_logp
 
-    def groups(values):
+    def groups(values: list[Any]) -> list[list[Any]]:
         return [values[n : n + cfg.group] for n in range(0, len(values), cfg.group)]
 
     sampled = Sampled(
@@ -128,7 +144,7 @@ def read_step(run: Run, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
         response=response,
         mask=mask,
         sampled_logp=logp,
-        stopped=np.array(groups([row.stopped for row in saved])),
-        texts=groups([row.response for row in saved]),
+        stopped=np.array(groups([row.stopped for row in rows])),
+        texts=groups([row.response for row in rows]),
     )
-    return sampled, groups([row.verdict for row in saved]), draw
+    return sampled, groups([row.verdict for row in rows]), draw

@@ -74,10 +74,13 @@ def group_metrics(
         "teacher_prompt_tokens_max": int(np.max(prompt_tokens)),
         "contexts_clipped": float(
             np.mean(
-                [sum(r.cut) + r.dropped + r.feedback_cut + r.gold_cut > 0 for r in contexts]
+                [
+                    r.peer_tokens_cut + r.dropped + r.feedback_cut + r.gold_cut > 0
+                    for r in contexts
+                ]
             )
         ),
-        "peer_tokens_cut": int(sum(sum(record.cut) for record in contexts)),
+        "peer_tokens_cut": int(sum(record.peer_tokens_cut for record in contexts)),
         "peers_dropped": int(sum(record.dropped for record in contexts)),
         **_shares(contexts),
     }
@@ -85,14 +88,14 @@ def group_metrics(
 
 def _shares(contexts: list[ContextRecord]) -> dict[str, float]:
     """Fractions of rows by what their contexts, as rendered, hold."""
-    good = np.array([any(record.succeeded) for record in contexts])
-    bad = np.array([not all(record.succeeded) for record in contexts])
+    good = np.array([any(peer.succeeded for peer in record.peers) for record in contexts])
+    bad = np.array([not all(peer.succeeded for peer in record.peers) for record in contexts])
     return {
         "informed": float(np.mean([record.informed for record in contexts])),
         "shows_success": float(good.mean()),
         "shows_failure": float(bad.mean()),
         "shows_failures_only": float((bad & ~good).mean()),
-        "peers_per_row": float(np.mean([len(record.shown) for record in contexts])),
+        "peers_per_row": float(np.mean([len(record.peers) for record in contexts])),
     }
 
 
@@ -114,13 +117,13 @@ def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
     """How the rows are used, and all that was withheld, cut, replaced or left empty.
 
     `own_text_shown` is the share of rows that were shown a peer whose text, as it is shown, is
-    the target's own (`peers.same_text`).
+    the target's own (`peers.exclude="text"` shows none).
     """
     records, texts = rendered.records, chosen.texts
     own = [text for row in texts for text in row]
     copies = [
-        any(texts[q][i] == own[n] for q, i in zip(r.prompts, r.shown, strict=True))
-        for n, r in enumerate(records)
+        any(texts[peer.prompt][peer.rollout] == own[n] for peer in record.peers)
+        for n, record in enumerate(records)
     ]
     metrics: dict[str, float] = {
         "rows_left_out": float((chosen.usage.left_out != "").mean()),
@@ -133,11 +136,11 @@ def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
         "feedback_withheld": rendered.withheld,
         "shows_gold": float(np.mean([r.gold is not None for r in records])),
         "gold_tokens_cut": sum(r.gold_cut for r in records),
-        "summaries": sum(kind.startswith("summary") for r in records for kind in r.kinds),
+        "summaries": sum(peer.kind.startswith("summary") for r in records for peer in r.peers),
         "summary_fallbacks": sum(r.fallbacks for r in records),
     }
     if chosen.match is None:
         return metrics
     # The match is that of the blocks as chosen; this many of them the prompt's limit took.
-    cut = int(chosen.match.given.sum()) - sum(sum(r.tokens) for r in records)
+    cut = int(chosen.match.given.sum()) - sum(r.peer_tokens for r in records)
     return metrics | chosen.match.metrics() | {"control_tokens_cut": cut}

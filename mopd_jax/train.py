@@ -65,8 +65,9 @@ def train(
     run, state, stream, solved = open_run(cfg, workdir, command=command, devices=devices)
     book = Logbook(workdir, step=int(state.step))
     first = int(state.step) + 1
-    read = run.saved is not None
-    take = saved_rollouts.reader(run) if read else experience.sampler(run, stream)
+    take = experience.sampler(run, stream)
+    if run.saved is not None:
+        take = saved_rollouts.reader(run, run.saved)
     with jax.set_mesh(run.mesh), run.sandbox or contextlib.nullcontext():
         if first <= cfg.steps:
             checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])

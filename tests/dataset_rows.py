@@ -1,17 +1,14 @@
 """Helpers of the tests of data sets."""
 
-import importlib.util
 import json
 
-import pytest
+import wants
 
 from mopd_jax import cli
 from mopd_jax.data.prepared import catalogue
 from mopd_jax.data.prepared.rows import Row
 
-needs_tfds = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow_datasets") is None, reason="TFDS is not installed"
-)
+needs_tfds = wants.module("tensorflow_datasets")
 
 
 def lines(path, *rows):

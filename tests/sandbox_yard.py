@@ -7,6 +7,7 @@ As a script it runs all hostile programs as another user and prints what went wr
 
 import os
 import pathlib
+import platform
 import shutil
 import signal
 import socket
@@ -17,9 +18,11 @@ import textwrap
 import time
 
 import hostile_programs
+import pytest
+import wants
 
 from mopd_jax.config.sandbox import SandboxConfig
-from mopd_jax.sandbox import Program, Sandbox
+from mopd_jax.sandbox import Program, Sandbox, SandboxError
 
 SECRET = "the-text-of-the-secret"
 LIMITS = {
@@ -35,6 +38,20 @@ LIMITS = {
 
 def config(level, **changes):
     return SandboxConfig(level=level, **(LIMITS | {"workers": 1} | changes))
+
+
+def open_or_skip(level, **changes):
+    """A sandbox; a machine without bubblewrap or namespaces is no failure of this package."""
+    if platform.system() != "Linux":
+        pytest.skip(wants.reason("Linux"))
+    if level == "namespaces" and shutil.which("bwrap") is None:
+        pytest.skip(wants.reason("bubblewrap"))
+    try:
+        return Sandbox(config(level, **changes))
+    except SandboxError as error:
+        if level == "namespaces":
+            pytest.skip(f"{wants.reason('namespaces')}; here: {error}")
+        raise
 
 
 class Yard:

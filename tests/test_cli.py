@@ -18,7 +18,7 @@ FLAG = f"--config={QUICKSTART}"
 def test_help(argv, capsys):
     assert cli.main(argv) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("usage: mopd train --config=FILE")
+    assert out.startswith("usage: mopd train --config=NAME")
     assert not err
 
 
@@ -26,7 +26,7 @@ def test_help(argv, capsys):
     ("argv", "message"),
     [
         (["tain"], "'tain' does not exist; did you mean train"),
-        (["config"], "give --config=FILE[:VARIANT] once, not 0 times"),
+        (["config"], "give --config=NAME[:VARIANT] once, not 0 times"),
         (["config", FLAG, FLAG], "once, not 2 times"),
         (["config", "quickstart"], "flags are written --name=value"),
         (["config", FLAG, "--workdir"], "flags are written --name=value"),

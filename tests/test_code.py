@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sandbox_yard
 from hypothesis import strategies as st
-from test_sandbox import open_or_skip
+from sandbox_yard import open_or_skip
 
 from mopd_jax import config, experience, verifiers
 from mopd_jax.config import Config

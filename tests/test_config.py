@@ -111,6 +111,31 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
 
 
 @pytest.mark.parametrize(
+    ("dotted", "text", "answer"),
+    [
+        ("peers.same_text", "False", "is config.peers.exclude .*'text' for False"),
+        (
+            "peers.groups",
+            "mixed",
+            "config.peers.no_success='mask' and config.peers.all_success",
+        ),
+        ("peers.failures_when", "no_success", "config.peers.slots"),
+        ("peers.control_topup", "False", "control_topped_up counts"),
+        *[
+            (f"context.{name}", "{text} {n}", "a constant of mopd_jax/contexts/render.py")
+            for name in ("cut_mark", "summary_success", "summary_failure", "feedback_block")
+        ],
+    ],
+)
+def test_an_old_setting_is_answered_with_what_holds_now(dotted, text, answer):
+    with pytest.raises(ConfigError, match=f"^config.{dotted} .*{answer}"):
+        config.override(config.defaults(), dotted, text)
+    section, name = dotted.split(".")
+    with pytest.raises(ConfigError, match=f"^config.{dotted} .*{answer}"):
+        config.from_config_dict(Config, {section: {name: text}})
+
+
+@pytest.mark.parametrize(
     ("changes", "remedy"),
     [
         ({"model__path": ""}, "name a folder"),
@@ -132,8 +157,6 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         ({"context__success": "no slot"}, r"no \{text\}"),
         ({"context__failure": "no slot"}, r"no \{text\}"),
         ({"context__neutral": "no slot"}, r"no \{text\}"),
-        ({"context__summary_failure": "no slot"}, r"no \{text\}"),
-        ({"context__feedback_block": "no slot"}, r"no \{text\}"),
         ({"context__feedback_tokens": 1}, "at least 2"),
         ({"context__summary_chars": 0}, "at least 1"),
         ({"context__summary_tag": "<summary>"}, "a name without brackets"),
@@ -142,11 +165,6 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         (
             {"peers__summaries": 2, "data__instruction": "in <sum></sum>"},
             "what to write inside <summary>",
-        ),
-        ({"peers__groups": "mixed", "peers__no_success": "mask"}, "set peers.groups='all'"),
-        (
-            {"peers__groups": "mixed", "peers__all_success": "plain_prompt"},
-            "set peers.groups='all'",
         ),
         (
             {"peers__control": "random", "peers__successes": 0, "peers__failures": 0},
@@ -169,7 +187,6 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
             {"peers__control": "shell", "peers__control_match": "token"},
             "set peers.control_match='block'",
         ),
-        ({"peers__control": "random", "peers__control_topup": False}, "leave it True"),
         *[
             (
                 {"peers__control": name, "rollout__prompts": 1},
@@ -177,10 +194,6 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
             )
             for name in ("unrelated", "cross_failures", "success_only")
         ],
-        (
-            {"peers__control": "success_only", "rollout__prompts": 1},
-            "or peers.control_topup=False",
-        ),
         *[
             ({"peers__control": name, "peers__failures": 0}, "it would be the run itself")
             for name in ("cross_failures", "success_only", "shuffled")
@@ -190,7 +203,6 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
             for only in (
                 {"peers__successes": 0},
                 {"peers__slots": 1},
-                {"peers__failures_when": "no_success"},
             )
         ],
         (
@@ -217,7 +229,6 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
             ({"loss__method": "grpo", f"peers__{name}": value}, f"peers.{name}='{value}': only")
             for name, value in [
                 ("targets", "failed"),
-                ("groups", "mixed"),
                 ("no_success", "mask"),
                 ("all_success", "plain_prompt"),
                 ("control", "shuffled"),
@@ -335,8 +346,6 @@ def test_an_impossible_setting_has_a_remedy(changes, remedy):
 def test_one_prompt_is_enough_for_controls_of_its_own_peers():
     for name in ("off", "random", "shuffled", "shell"):
         assert built(rollout__prompts=1, peers__control=name).peers.control == name
-    only = {"peers__control": "success_only", "peers__control_topup": False}
-    assert not built(rollout__prompts=1, **only).peers.control_topup
 
 
 RICH = {
@@ -371,10 +380,10 @@ def test_a_variant_of_a_config_with_every_context_is_valid(variant):
 def test_a_variant_without_peers_has_no_control(variant):
     tree = config.defaults()
     tree.peers.control, tree.peers.control_match = "random", "token"
-    tree.peers.groups = "mixed"
+    tree.peers.no_success = "mask"
     cfg = config.from_config_dict(Config, methods.apply(tree, variant))
     assert (cfg.peers.control, cfg.peers.control_match) == ("off", "block")
-    assert cfg.peers.groups == ("mixed" if variant == "opsd" else "all")
+    assert cfg.peers.no_success == ("mask" if variant == "opsd" else "failures")
 
 
 def test_grpo_needs_no_peers_and_opd_a_plain_prompt():
@@ -598,7 +607,7 @@ PUBLISHED = {
     "peers.threshold": 1.0,
     "peers.summaries": 0,
     "peers.targets": "all",
-    "peers.groups": "all",
+    "peers.exclude": "rollout",
     "peers.no_success": "failures",
     "peers.all_success": "successes",
     "context.strip_thinking": True,

@@ -20,17 +20,24 @@ from mopd_jax.config import (
     methods,
 )
 from mopd_jax.contexts import controls, peers
-from mopd_jax.contexts.render import ContextRecord
+from mopd_jax.contexts.render import ContextRecord, ShownPeer
 from mopd_jax.models import sharding, tokenizer
 from mopd_jax.records import Outcomes, Sampled, Verdict
 from mopd_jax.rollouts import schema
 
 
-def record(shown, succeeded, *, p=0, **fields):
-    """Of a row that is shown rollouts of prompt p."""
-    count = len(shown)
-    given = {"prompts": (p,) * count, "informed": count > 0, **fields}
-    return ContextRecord(shown, succeeded, (0,) * count, 0, 10, "", **given)
+def record(shown, succeeded, *, p=0, tokens=0, cut=0, **fields):
+    """Of a row that is shown rollouts of prompt p; `tokens` and `cut` are of each."""
+    pairs = zip(shown, succeeded, strict=True)
+    seen = tuple(
+        ShownPeer(p, i, ok, "success" if ok else "failure", tokens, cut) for i, ok in pairs
+    )
+    fields = {"dropped": 0, "length": 10, "reason": "", "informed": bool(seen)} | fields
+    return ContextRecord(seen, **fields)
+
+
+def rollouts(record):
+    return tuple(peer.rollout for peer in record.peers)
 
 
 def test_shares_by_hand():
@@ -78,11 +85,10 @@ def test_groups_without_a_verdict_are_neither_mixed_nor_failed():
         texts=[["a", "b"]] * 3,
     )
     contexts = [record((), ())] * 4
-    contexts += [
-        dataclasses.replace(record((), ()), **cut) for cut in ({"dropped": 1}, {"cut": (3,)})
-    ]
+    contexts += [record((), (), dropped=1), record((0,), (True,), cut=3)]
     got = step_metrics.group_metrics(sampled, Outcomes(success * 1.0, valid, success), contexts)
     assert got["contexts_clipped"] == 2 / 6
+    assert (got["peer_tokens_cut"], got["peers_dropped"]) == (3, 1)
     assert got["mixed_groups"] == 1 / 3
     assert got["all_failed_groups"] == 0
     assert got["all_solved_groups"] == 1 / 3
@@ -176,7 +182,10 @@ def trained(step):
     [
         ({}, [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]),
         ({"targets": "failed"}, [[0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]),
-        ({"groups": "mixed"}, [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]),
+        (
+            {"no_success": "mask", "all_success": "mask"},
+            [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]],
+        ),
         ({"no_success": "mask"}, [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]),
         ({"all_success": "mask"}, [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]),
         ({"all_success": "plain_prompt"}, [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]),
@@ -215,9 +224,9 @@ def test_a_truncated_success_is_a_success_or_no_peer(words, truncated):
         step[0].contexts.records[8:11], step[0].contexts.chats[8:11], strict=True
     ):
         content = chat[-1]["content"]
-        assert (3 in record.shown) == (truncated == "outcome")
+        assert (3 in rollouts(record)) == (truncated == "outcome")
         assert (f"<ok> {TEXTS[2][3]}" in content) == (truncated == "outcome")
-        assert set(record.kinds) == {"success"}
+        assert {peer.kind for peer in record.peers} == {"success"}
         assert "<bad>" not in content
 
 
@@ -231,26 +240,26 @@ def test_peers_are_chosen_by_the_text_that_is_shown(words, control):
     assert chosen.texts[2] == ["r4", "r4", "", "r5"]
     assert step_metrics.choice_metrics(chosen, rendered)["peers_without_text"] == 1
     for record in rendered.records:
-        shown = list(zip(record.prompts, record.shown, strict=True))
+        shown = [(peer.prompt, peer.rollout) for peer in record.peers]
         assert len({chosen.texts[q][i] for q, i in shown}) == len(shown)
         assert record.dropped == 0
         assert (2, 2) not in shown
     # What takes a slot is read.
     if control == "off":
-        assert [r.shown for r in rendered.records[8:]] == [(1, 3), (0, 3), (0, 3), (0,)]
+        assert [*map(rollouts, rendered.records[8:])] == [(1, 3), (0, 3), (0, 3), (0,)]
         kept = made(words, texts=texts, context={"strip_thinking": False})
         assert kept[0].chosen.without_text == 0
 
 
-@pytest.mark.parametrize("same_text", [True, False])
-def test_the_targets_text_as_it_is_shown_is_counted_or_not_shown(words, same_text):
+@pytest.mark.parametrize("exclude", ["rollout", "text"])
+def test_the_targets_text_as_it_is_shown_is_counted_or_not_shown(words, exclude):
     """Rollouts 0 and 1 of the last group think otherwise and say the same."""
     texts = [*TEXTS[:2], ["<think> r1 </think> r4", "<think> r2 </think> r4", "r5", "r6"]]
-    step = made(words, texts=texts, successes=3, same_text=same_text)
-    shown = [r.shown for r in step[0].contexts.records[8:]]
-    assert [sorted(row) for row in shown[:2]] == ([[1, 2], [0, 2]] if same_text else [[2], [2]])
+    step = made(words, texts=texts, successes=3, exclude=exclude)
+    shown = [sorted(rollouts(record)) for record in step[0].contexts.records[8:10]]
+    assert shown == ([[1, 2], [0, 2]] if exclude == "rollout" else [[2], [2]])
     got = step_metrics.choice_metrics(step[0].chosen, step[0].contexts)["own_text_shown"]
-    assert got == (2 / 12 if same_text else 0)
+    assert got == (2 / 12 if exclude == "rollout" else 0)
 
 
 @pytest.mark.parametrize("rule", ["most_similar", "least_similar"])
@@ -259,7 +268,8 @@ def test_likeness_is_of_the_text_that_is_shown(words, rule):
     thought = "<think> " + "r9 r8 " * 9 + "</think> "
     texts = [*TEXTS[:2], [thought + "r1 r2", thought + "r3 r4", "r1 r2 r5", "r6"]]
     step = made(words, texts=texts, rule=rule, successes=1)
-    assert step[0].contexts.records[8].shown == ((2,) if rule == "most_similar" else (1,))
+    seen = rollouts(step[0].contexts.records[8])
+    assert seen == ((2,) if rule == "most_similar" else (1,))
 
 
 def test_feedback_is_of_the_own_failed_attempt(words):
@@ -294,7 +304,8 @@ def test_feedback_with_gold_is_withheld_and_counted(words):
     assert sum("r7" in chat[-1]["content"] for chat in step[0].contexts.chats) == 5
     # Nothing is withheld where there is nothing, or nobody to read it.
     assert made(words, gold=True, feedback=" ", context=options)[0].contexts.withheld == 0
-    assert made(words, gold=True, groups="mixed", context=options)[0].contexts.withheld == 1
+    masks = {"no_success": "mask", "all_success": "mask"}
+    assert made(words, gold=True, context=options, **masks)[0].contexts.withheld == 1
     assert made(words, gold=True)[0].contexts.withheld == 0
     # Nor where a success is shown in its place: prompt 0's failure, but not the failed group.
     assert made(words, gold=True, context={"feedback": "no_success"})[0].contexts.withheld == 4
@@ -315,14 +326,16 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
     assert values["control_empty_slots"] == chosen.match.empty.sum()
     assert np.isnan(values["control_matched"]) == (control == "shell")
     assert (values["control_relabelled"] > 0) == (control == "shuffled")
-    wanted = sum(sum(r.tokens) for r in real[0].contexts.records)
+    wanted = sum(r.peer_tokens for r in real[0].contexts.records)
     assert chosen.match.wanted.sum() == wanted
-    assert chosen.match.given.sum() == sum(sum(r.tokens) for r in rendered.records)
+    assert chosen.match.given.sum() == sum(r.peer_tokens for r in rendered.records)
     rows = list(saved_rollouts.rows(gathered))
     for n, row in enumerate(rows):
         row = json.loads(files.dumps(schema.row_fields(row)))
         seen, p = row["context"], n // 4
-        assert len(seen["shown"]) == len(seen["shown_uids"]) == len(seen["kinds"])
+        assert set(seen) == CONTEXT_FIELDS | {"control"}
+        for name in ("shown", "shown_uids", "succeeded", "kinds", "tokens", "cut"):
+            assert len(seen[name]) == len(rendered.records[n].peers)
         assert (row["uid"], row["rollout"]) not in zip(
             seen["shown_uids"], seen["shown"], strict=True
         )
@@ -339,12 +352,45 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
         assert seen["control"]["wanted"] == chosen.match.wanted[p, n % 4]
 
 
+def test_the_fields_of_a_context_in_a_file(words):
+    """Format 2 has of the shown peers one list a field; nothing else may change it."""
+    options = {"feedback": "always", "peer_tokens": 3, "feedback_tokens": 2}
+    gathered, _ = made(words, feedback="r7 r8 r9", rule="first", context=options)
+    row = list(saved_rollouts.rows(gathered))[1]
+    assert row.context == {
+        "shown": [0, 2],
+        "shown_uids": [70, 70],
+        "succeeded": [True, True],
+        "kinds": ["success", "success"],
+        "tokens": [3, 3],
+        "cut": [1, 1],
+        "dropped": 0,
+        "length": gathered.contexts.records[1].length,
+        "reason": "",
+        "fallbacks": 0,
+        "feedback": 2,
+        "feedback_cut": 1,
+        "feedback_dropped": False,
+        "gold": None,
+        "gold_cut": 0,
+        "informed": True,
+    }
+    assert set(row.context) == CONTEXT_FIELDS
+
+
+CONTEXT_FIELDS = {
+    *("shown", "shown_uids", "succeeded", "kinds", "tokens", "cut", "dropped", "length"),
+    *("reason", "fallbacks", "feedback", "feedback_cut", "feedback_dropped"),
+    *("gold", "gold_cut", "informed"),
+}
+
+
 def test_what_the_limit_takes_of_a_control_is_counted(words):
     step = made(words, control="random", context={"teacher_prompt_length": 20})
     taken = step_metrics.choice_metrics(step[0].chosen, step[0].contexts)["control_tokens_cut"]
     assert taken > 0
     assert taken == step[0].chosen.match.given.sum() - sum(
-        sum(r.tokens) for r in step[0].contexts.records
+        r.peer_tokens for r in step[0].contexts.records
     )
 
 
@@ -360,7 +406,7 @@ def test_metrics_of_a_match_by_hand():
         relabelled=np.array([[0, 0, 0, 3]]),
     )
     usage = peers.Usage(np.full((1, 4), "", object), np.zeros((1, 4), bool))
-    seen = [record((1,), (True,), tokens=(n,)) for n in (100, 90, 0, 51)]
+    seen = [record((1,), (True,), tokens=n) for n in (100, 90, 0, 51)]
     rendered = experience.Rendered(None, seen, [], 0)
     chosen = experience.Chosen(None, usage, match, [[""] * 4], 0)
     got = step_metrics.choice_metrics(chosen, rendered)

@@ -233,7 +233,7 @@ def fails(capsys, *words):
     ("words", "message"),
     [
         (["eval", *FLAGS], "give --out=FOLDER"),
-        (["eval", "--out=x"], "give --config=FILE[:VARIANT] once, not 0 times"),
+        (["eval", "--out=x"], "give --config=NAME[:VARIANT] once, not 0 times"),
         (["eval", *FLAGS, "--out="], "--out= names no folder"),
         (["eval", *FLAGS, "--out=x", "--form=y"], "did you mean from"),
         (["eval", *FLAGS, "--out=x", "--from=nowhere"], "nowhere/config.json cannot be read"),

@@ -58,7 +58,7 @@ def test_a_healthy_step_is_silent(cfg):
         ({"trained_tokens": 0.0}, "no token carries a signal"),
         (
             {"trained_tokens": 0.0, "informed": 0.0, "rows_left_out": 1.0},
-            "peers.targets='all', groups='all'.* leave every row out",
+            "peers.targets='all', no_success='failures'.* leave every row out",
         ),
         (
             {"trained_tokens": 0.0, "informed": 0.0, "peers_dropped": 3},

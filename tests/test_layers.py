@@ -35,6 +35,7 @@ IO = {
     "sandbox",
     "saved_rollouts",
     "selfcheck",
+    "step_metrics",
     "train",
     "verifiers",
     "models.tokenizer",

@@ -225,7 +225,7 @@ def test_gold_comes_from_the_data_of_the_files_seed(file):
     for seed in (0, 1):
         cfg = config("opsd", rollout__file=file, seed=seed, context__gold="answer")
         made, problems, _ = prepare(cfg, pathlib.Path("none"), devices=jax.devices()[:1])
-        sampled, verdicts, _ = saved_rollouts.read_step(made, 1)
+        sampled, verdicts, _ = saved_rollouts.read_step(made, made.saved, 1)
         assert {p.id for p in sampled.problems} < {p.id for p in problems}
         for problem, texts, judged in zip(
             sampled.problems, sampled.texts, verdicts, strict=True
@@ -290,8 +290,9 @@ def test_flags_of_rollout(capsys, more, words):
 
 
 def test_a_student_of_nan_writes_nothing(tmp_path, monkeypatch):
-    made = types.SimpleNamespace(sampled_logp=np.array([0.0, np.nan])), list
-    monkeypatch.setattr(collect.experience, "sample_and_verify", lambda *_, **__: made)
+    sampled = types.SimpleNamespace(sampled_logp=np.array([0.0, np.nan]))
+    gathered = types.SimpleNamespace(sampled=sampled)
+    monkeypatch.setattr(collect.experience, "gather", lambda *_, **__: gathered)
     assert "step 1: a log-prob of the student is not finite" in refused(
         write, tmp_path / "nan.jsonl"
     )
@@ -299,12 +300,12 @@ def test_a_student_of_nan_writes_nothing(tmp_path, monkeypatch):
 
 
 def test_batches_of_a_run_without_a_model(file):
-    """`offline.take` gives back the arrays that `offline.rows` took apart."""
+    """`read_step` gives back the arrays that `rows` took apart."""
     saved = storage.read(file)
     cfg = config(rollout__file=file)
     words = types.SimpleNamespace(pad_id=0, chat=lambda messages: [1, 2])
     made = types.SimpleNamespace(cfg=cfg, tokenizer=words, saved=saved)
-    sampled, verdicts, draw = saved_rollouts.read_step(made, 4)
+    sampled, verdicts, draw = saved_rollouts.read_step(made, saved, 4)
     assert draw == 4
     assert sampled.response.shape == (4, 4, 5)
     assert sampled.uids.tolist() == [4, 5, 6, 7]

@@ -13,11 +13,11 @@ import pytest
 from mopd_jax import experience
 from mopd_jax.config import Config, ContextConfig, DataConfig, MeshConfig, RolloutConfig
 from mopd_jax.contexts import controls, peers, render
-from mopd_jax.contexts.peers import PeerPlan
+from mopd_jax.contexts.peers import Entry, PeerPlan
 from mopd_jax.data import sources
 from mopd_jax.errors import ConfigError
 from mopd_jax.models import decoder, sharding, tokenizer
-from mopd_jax.records import Verdict
+from mopd_jax.records import Outcomes, Verdict
 from mopd_jax.rollouts import generate
 from mopd_jax.sandbox import worker
 from mopd_jax.testing import random_batch, tiny_decoder
@@ -29,7 +29,6 @@ BASE = Config(
     context=ContextConfig(
         teacher_prompt_length=60,
         success="<ok> {text}",
-        summary_success="d01 {text}",
         closing="r0",
     ),
 )
@@ -85,18 +84,18 @@ def plan(cfg):
     texts = [[f"p{p} r{i} " + "w " * (5 * i % 8) for i in range(8)] for p in range(6)]
     texts[5][:3] = ["said by three"] * 3
     success = np.array([[g < wins for g in range(8)] for wins in (0, 1, 2, 3, 4, 8)])
-    use = peers.usage(success, success | (lengths > 1), cfg.peers)
-    given = (success, np.ones_like(success), texts, lengths, list(range(6)))
-    options = {"seed": cfg.seed, "step": 1, "cfg": cfg.peers, "rows": use.taught}
+    outcomes = Outcomes(success * 1.0, success | (lengths > 1), success)
+    use = peers.usage(outcomes, cfg.peers)
+    everyone = np.ones_like(success)
+    candidates = peers.Candidates(success, everyone, texts, lengths, list(range(6)))
+    options = {"seed": cfg.seed, "step": 1, "cfg": cfg.peers, "rows": use.has_context}
     match = None
     if cfg.peers.control == "off":
-        made = peers.choose(*given, **options)
+        made = peers.choose(candidates, **options)
     else:
         asked = [f"{p}" for p in range(6)]
-        made, match = controls.choose(*given, **options, tokens=lengths, questions=asked)
-    shown = [[made.entries(p, g) for g in range(8)] for p in range(6)]
-    shell = None if made.shell is None else made.shell.tolist()
-    return shown, shell, str(match), use.reasons.tolist()
+        made, match = controls.choose(candidates, **options, tokens=lengths, questions=asked)
+    return made.entries, made.bare.tolist(), str(match), use.reasons.tolist()
 
 
 def contexts(cfg):
@@ -104,14 +103,16 @@ def contexts(cfg):
     (problem, *_) = sources.load(Config().data, "train", seed=0)
     brief = "<sum> r8 </sum> <summary> r9 </summary> r5 1 2 3 4 5"
     texts = [["r1 1 2 3 4 5", "r2 2 3 4 5 6", "<think> r3 </think> r3 4", brief, "r6 7 8 9"]]
-    empty = [[-1, -1]] * 4
-    shown = PeerPlan(
-        np.array([[[1, 2], *empty]]),
-        np.array([[[4]] + [[-1]] * 4]),
-        summary=np.array([[[3], [4], [-1], [-1], [-1]]]),
-        outcome=np.array([[True, True, True, True, False]]),
-        neutral=cfg.peers.control == "random",
+    success = "neutral" if cfg.peers.control == "random" else "success"
+    failure = "neutral" if cfg.peers.control == "random" else "failure"
+    first = (
+        Entry(0, 1, True, success),
+        Entry(0, 2, True, success),
+        Entry(0, 3, True, "summary_success"),
+        Entry(0, 4, False, failure),
     )
+    second = (Entry(0, 4, False, "summary_failure"),)
+    shown = PeerPlan(((first, second, (), (), ()),), np.zeros((1, 5), bool))
     verdicts = [[Verdict(0.0, feedback="r7 6 5 4", feedback_has_gold=i == 4) for i in range(5)]]
     advice, withheld = experience.own_feedback(
         verdicts, np.zeros((1, 5), bool), np.ones((1, 5), bool), cfg.context
@@ -157,7 +158,7 @@ def stepwise(cfg):
 def solution(cfg):
     words = tokenizer.load("builtin:codebook")
     (problem, *_) = sources.load(Config().data, "train", seed=0)
-    empty = PeerPlan(np.full((1, 2, 1), -1), np.full((1, 2, 1), -1))
+    empty = peers.without_peers(1, 2)
     shown = render.teacher_inputs([problem], [["r1", "r2"]], empty, words, cfg=cfg.context)
     return shown[1:]
 
@@ -237,11 +238,9 @@ CASES = [
             {"failure_rule": "longest"},
             {"rule": "most_similar"},
             {"rule": "least_similar"},
-            {"failures_when": "no_success"},
-            {"same_text": False},
+            {"exclude": "text"},
             {"summaries": 1},
             {"targets": "failed"},
-            {"groups": "mixed"},
             {"no_success": "mask"},
             {"no_success": "plain_prompt"},
             {"all_success": "mask"},
@@ -251,7 +250,6 @@ CASES = [
     ],
     (plan, "peers", {"summary_source": "failure"}, {"summaries": 2}),
     (plan, "peers", {"control_match": "token"}, {"control": "unrelated"}),
-    (plan, "peers", {"control_topup": False}, {"control": "success_only"}),
     *[
         (contexts, "context", change, {})
         for change in [
@@ -263,8 +261,6 @@ CASES = [
             {"closing": ""},
             {"separator": " <bad> "},
             {"strip_thinking": False},
-            {"summary_success": "<ok> {text}"},
-            {"summary_failure": "<bad> {text}"},
             {"summary_tag": "sum"},
             {"summary_chars": 5},
             {"feedback": "no_success"},
@@ -274,7 +270,6 @@ CASES = [
     *[
         (contexts, "context", change, {"feedback": "always"})
         for change in [
-            {"feedback_block": "<bad> {text}"},
             {"feedback_tokens": 2},
             {"feedback_with_gold": True},
         ]
@@ -301,7 +296,6 @@ CASES = [
         ]
     ],
     (instructed, "data", {"instruction": "r0"}, {}),
-    (contexts, "context", {"cut_mark": " <bad> "}, {"peer_tokens": 3}),
 ]
 
 

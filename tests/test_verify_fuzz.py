@@ -7,6 +7,7 @@ import time
 
 import psutil
 import pytest
+import wants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -156,7 +157,7 @@ def plain_problem(name):
         return codebook.problems("eval", seed=0)[0]
     if name == "exact":
         return Problem("p", TURN, "a b", "exact")
-    gym = pytest.importorskip("reasoning_gym")
+    gym = wants.importing("reasoning_gym")
     entry = gym.create_dataset("spell_backward", size=1, seed=0)[0]
     meta = {"task": "spell_backward", "entry": entry}
     return Problem("p", TURN, str(entry["answer"]), name, meta)

@@ -7,11 +7,10 @@ from typing import Literal
 from mopd_jax.errors import at_least, require
 
 Rule = Literal["first", "uniform", "shortest", "longest", "most_similar", "least_similar"]
-FailuresWhen = Literal["always", "no_success"]
 TruncatedPeers = Literal["exclude", "outcome"]
 SummarySource = Literal["success", "failure", "all"]
 Targets = Literal["all", "failed"]
-Groups = Literal["all", "mixed"]
+Exclude = Literal["rollout", "text"]
 NoSuccess = Literal["failures", "mask", "plain_prompt"]
 AllSuccess = Literal["successes", "mask", "plain_prompt"]
 Control = Literal[
@@ -22,7 +21,7 @@ Feedback = Literal["off", "no_success", "always"]
 Gold = Literal["off", "answer", "solution"]
 
 # Settings of `peers` by which a run chooses its rows; without a teacher nothing reads them.
-ROW_POLICIES = ("targets", "groups", "no_success", "all_success", "control")
+ROW_POLICIES = ("targets", "no_success", "all_success", "control")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,25 +33,22 @@ class PeerConfig:
     rule: which of the candidates are taken. `uniform` draws by (seed, step, prompt, rollout);
         the others order them by index, by response length in tokens, or by the likeness of
         their text to the target's (`peers.similarity`).
-    failures_when: `no_success` shows failures only where no success can be shown.
     summaries, summary_source: the most further peers that are shown by their summary only, and
         of which outcome; a peer that is shown in full is not summarised as well.
     truncated: a response cut at T is no peer (`exclude`), or is shown under the heading of its
         verified outcome like any other (`outcome`).
-    same_text: whether a peer may have just the target's text, as it is shown; the teacher could
-        then copy the target. Of a run and of its controls alike.
+    exclude: what of the target's own no context of its row may hold, in a run and in its
+        controls alike: its `rollout`, or also every peer whose `text`, as it is shown, is the
+        target's, which the teacher could copy.
     failure_rule: the rule for failures, where it is another; None: the same.
     threshold: a reward of at least this is a success.
-    targets, groups: which rows are distilled at all: also or only `failed` targets, also or
-        only those of groups with both outcomes (`mixed`).
+    targets: which rows are distilled at all: of `all` targets, or of `failed` ones only.
     no_success, all_success: what becomes of groups where no rollout succeeded, or all did:
         trained with the peers there are, not trained (`mask`), or held to the teacher on the
-        plain prompt (`plain_prompt`).
+        plain prompt (`plain_prompt`). With both at `mask`, only groups of both outcomes train.
     control: the same run with one thing taken away (`controls.py`).
     control_match: a control has as many blocks as the run it controls (`block`), and also as
         many tokens, to 2 % where its candidates allow that (`token`).
-    control_topup: slots of `success_only` without a success of the same prompt are filled with
-        successes of other prompts, and counted; else they stay empty, and are counted.
     """
 
     successes: int = 2
@@ -60,21 +56,18 @@ class PeerConfig:
     slots: int | None = None
     rule: Rule = "uniform"
     failure_rule: Rule | None = None
-    failures_when: FailuresWhen = "always"
     summaries: int = 0
     summary_source: SummarySource = "success"
     truncated: TruncatedPeers = "exclude"
-    same_text: bool = True
+    exclude: Exclude = "rollout"
     threshold: float = 1.0
     targets: Targets = "all"
-    groups: Groups = "all"
     no_success: NoSuccess = "failures"
     all_success: AllSuccess = "successes"
     control: Control = "off"
     control_match: Match = "block"
-    control_topup: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 0, "successes", "failures", "summaries")
         at_least(self, 1, "slots")
         require(
@@ -82,16 +75,9 @@ class PeerConfig:
             f"PeerConfig.threshold is {self.threshold}; rewards lie in [0, 1], so set "
             "peers.threshold in (0, 1]",
         )
-        kept = (self.no_success, self.all_success)
-        require(
-            self.groups == "all" or kept == ("failures", "successes"),
-            "PeerConfig.groups 'mixed' leaves out the groups that no_success="
-            f"{self.no_success!r} and all_success={self.all_success!r} speak of; set "
-            "peers.groups='all', or leave those two as they are by default",
-        )
         self._check_control()
 
-    def _check_control(self):
+    def _check_control(self) -> None:
         off = self.control == "off"
         require(
             off or self.successes + self.failures > 0,
@@ -110,36 +96,33 @@ class PeerConfig:
         )
         both = min(self.successes, self.failures) > 0 and self.slots != 1
         require(
-            self.control != "shuffled" or (both and self.failures_when == "always"),
+            self.control != "shuffled" or both,
             "PeerConfig.control 'shuffled' permutes headings of successes and failures, and "
-            f"successes={self.successes}, failures={self.failures}, slots={self.slots}, "
-            f"failures_when={self.failures_when!r} never show both, so it would be the run "
-            "itself; show both, or set another peers.control",
+            f"successes={self.successes}, failures={self.failures}, slots={self.slots} never "
+            "show both, so it would be the run itself; show both, or set another peers.control",
         )
         require(
             self.control_match == "block" or self.control not in ("off", "shuffled", "shell"),
             f"PeerConfig.control_match 'token' chooses peers by length, and control "
             f"{self.control!r} chooses none; set peers.control_match='block'",
         )
-        require(
-            self.control_topup or self.control == "success_only",
-            f"PeerConfig.control_topup belongs to control 'success_only', not "
-            f"{self.control!r}; leave it True",
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContextConfig:
-    """How the chosen peers become the teacher's prompt: one template object for every method.
+    """How the chosen peers become the teacher's prompt: the same templates for every method.
 
-    The last user message becomes question, success blocks, summaries, failure blocks, feedback,
-    closing line, joined by `separator`; earlier turns stay. `{text}` in a template is the
-    peer's response, its summary, or the verifier's text.
+    The last user message becomes question, gold, success blocks, summaries, failure blocks,
+    feedback, closing line, joined by `separator`; earlier turns stay. `{text}` in a template is
+    the text of the block. The headings of summaries and of feedback, and the mark where tokens
+    were cut, are constants of `contexts/render.py`.
     teacher_prompt_length: Q in tokens, the assistant header included. None is
         `rollout.prompt_length`, and all there is to fit where no context is shown.
     peer_tokens: budget of one peer; a longer one loses its middle, never its head or tail.
+    success, another_success, failure: headings of a peer in full, by its verified outcome; the
+        second is for all successes but the first.
     neutral: heading of a peer whose outcome is hidden (control `random`).
-    cut_mark: stands where tokens were cut; `{n}` is their number.
+    closing: the last line wherever a block is shown; "" for none.
     strip_thinking: remove `<think>` spans, unclosed ones included, from every peer.
     summary_tag, summary_chars: a summary is the first closed span of this tag, else the first
         characters of the response; how often it was the latter is counted.
@@ -160,30 +143,19 @@ class ContextConfig:
     neutral: str = "An attempt at this problem:\n\n{text}"
     closing: str = "Now solve the original problem correctly."
     separator: str = "\n\n"
-    cut_mark: str = " [... {n} tokens left out ...] "
     strip_thinking: bool = True
-    summary_success: str = "Summary of another correct solution: {text}"
-    summary_failure: str = "Summary of another failed attempt: {text}"
     summary_tag: str = "summary"
     summary_chars: int = 300
     feedback: Feedback = "off"
-    feedback_block: str = "Feedback on your own earlier attempt, which failed:\n\n{text}"
     feedback_tokens: int | None = None
     feedback_with_gold: bool = False
     gold: Gold = "off"
     gold_block: str = "The reference solution of this problem:\n\n{text}"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 1, "teacher_prompt_length", "summary_chars")
         at_least(self, 2, "peer_tokens", "feedback_tokens")
-        peers = ("success", "another_success", "failure", "neutral")
-        for name in (
-            *peers,
-            "summary_success",
-            "summary_failure",
-            "feedback_block",
-            "gold_block",
-        ):
+        for name in ("success", "another_success", "failure", "neutral", "gold_block"):
             require(
                 "{text}" in getattr(self, name),
                 f"ContextConfig.{name} has no {{text}}, so its text would not be shown",
@@ -243,10 +215,9 @@ def check_contexts(
     )
     crosses = ("unrelated", "cross_failures", "success_only")
     require(
-        prompts > 1 or peers.control not in crosses or not peers.control_topup,
+        prompts > 1 or peers.control not in crosses,
         f"peers.control={peers.control!r} takes peers of other prompts of the step, and "
-        f"rollout.prompts={prompts} has none; set rollout.prompts to 2 or more"
-        + (", or peers.control_topup=False" if peers.control == "success_only" else ""),
+        f"rollout.prompts={prompts} has none; set rollout.prompts to 2 or more",
     )
     require(
         peers.control == "off" or not feedback,

@@ -192,7 +192,7 @@ def _no_peers(cfg):
     cfg.peers.failures = 0
     cfg.peers.summaries = 0
     cfg.peers.slots = None
-    for name in ("control", "control_match", "control_topup"):
+    for name in ("control", "control_match"):
         cfg.peers[name] = getattr(PeerConfig, name)
     cfg.context.feedback = "off"
     cfg.context.feedback_with_gold = False

@@ -19,6 +19,24 @@ from mopd_jax.errors import ConfigError, unknown
 # Below here the names are the data source's, which checks them itself.
 _FREE = "config.data.options"
 
+# Settings that have another name now, or none: {old: new}.
+RENAMED = {
+    "peers.same_text": "peers.exclude ('rollout' for True, 'text' for False)",
+}
+RETIRED = {
+    "peers.groups": "for 'mixed' set config.peers.no_success='mask' and "
+    "config.peers.all_success='mask'; a group without any verdict has no peers either way",
+    "peers.failures_when": "config.peers.slots limits failures to the slots that successes "
+    "leave; with slots=1 and successes=1 a failure is shown only where no success can be",
+    "peers.control_topup": "'success_only' always fills up with successes of other prompts, "
+    "and control_topped_up counts them",
+    **{
+        f"context.{name}": "its text is the same for every run, a constant of "
+        "mopd_jax/contexts/render.py"
+        for name in ("cut_mark", "summary_success", "summary_failure", "feedback_block")
+    },
+}
+
 
 def to_config_dict(cfg: Any) -> ConfigDict:
     """Frozen dataclass -> ConfigDict with locked keys; the inverse of `from_config_dict`."""
@@ -50,11 +68,21 @@ def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
     given = dict(cfg.items())
     for name in given:
         if name not in names:
+            _answer_old(f"{where}.{name}")
             raise ConfigError(unknown(f"{where}.{name}", name, names))
     built = {
         name: _convert(hints[name], value, f"{where}.{name}") for name, value in given.items()
     }
     return cls(**built)
+
+
+def _answer_old(where: str) -> None:
+    """Raises ConfigError for a setting that was renamed or retired, with what holds now."""
+    dotted = where.removeprefix("config.")
+    if dotted in RENAMED:
+        raise ConfigError(f"{where} is config.{RENAMED[dotted]} now; set that")
+    if dotted in RETIRED:
+        raise ConfigError(f"{where} does not exist any more: {RETIRED[dotted]}")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -111,6 +139,7 @@ def override(cfg: ConfigDict, dotted: str, text: str) -> None:
             raise ConfigError(unknown(f"{where}.{name}", name, list(node)))
         node, where = node[name], f"{where}.{name}"
     if last not in node and not where.startswith(_FREE):
+        _answer_old(f"{where}.{last}")
         raise ConfigError(unknown(f"{where}.{last}", last, list(node)))
     try:
         value = ast.literal_eval(text)

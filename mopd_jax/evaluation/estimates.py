@@ -14,8 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mopd_jax.evaluation import estimates
-
 _ROUNDING = 1e-12  # Of sums that are equal but for the order of their terms.
 
 
@@ -167,7 +165,7 @@ def paired(
 def _interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     if len(values) < 2:
         return np.nan, np.nan
-    return estimates.bootstrap_interval(values, resamples=resamples, seed=seed)
+    return bootstrap_interval(values, resamples=resamples, seed=seed)
 
 
 def sign_flip(differences: np.ndarray, *, permutations: int = 10_000, seed: int = 0) -> float:

@@ -50,8 +50,8 @@ def rope_frequencies(head_size: int, *, theta: float, scaling: RopeScaling | Non
 
 def rope(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(cos, sin) of positions i32[...], each f32[..., 1, C / 2]: the 1 is for the head axis."""
-    angle = positions.astype(jnp.float32)[..., None, None]
-    angle = angle * aligned(frequencies, angle)
+    positions = positions.astype(jnp.float32)[..., None, None]
+    angle = positions * of_rank(frequencies, positions.ndim)
     return jnp.cos(angle), jnp.sin(angle)
 
 
@@ -62,9 +62,9 @@ def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def aligned(x: jax.Array, like: jax.Array) -> jax.Array:
-    """`x` with axes of size 1 in front, as many as `like` has more."""
-    return jnp.expand_dims(x, range(like.ndim - x.ndim))
+def of_rank(x: jax.Array, rank: int) -> jax.Array:
+    """`x` with axes of size 1 in front, so that it has `rank` axes."""
+    return jnp.expand_dims(x, range(rank - x.ndim))
 
 
 def dot(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:

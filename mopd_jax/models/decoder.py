@@ -26,7 +26,7 @@ from flax import nnx
 from mopd_jax.errors import ConfigError
 from mopd_jax.kernels import HiddenTeacher
 from mopd_jax.models import attention, sharding
-from mopd_jax.models.attention import RopeScaling, aligned, dot, precision
+from mopd_jax.models.attention import RopeScaling, dot, of_rank, precision
 from mopd_jax.models.sharding import constrain
 from mopd_jax.records import Params, record
 from mopd_jax.shapes import check_shapes
@@ -353,14 +353,10 @@ def _block(
 ) -> tuple[jax.Array, Extra]:
     """One layer on h [..., D]; `attend(q, k, v) -> (mixed, extra)` decides what is visible."""
     w = {name: value.astype(h.dtype) for name, value in layer.items()}
-
-    def plus(x: jax.Array, bias: str) -> jax.Array:
-        return x + aligned(w[bias], x)
-
     x = _rms_norm(h, layer["attn_norm"], cfg)
     q, k, v = (dot("...d,dhc->...hc", x, w[name]) for name in ("q", "k", "v"))
     if cfg.qkv_bias:
-        q, k, v = plus(q, "q_bias"), plus(k, "k_bias"), plus(v, "v_bias")
+        q, k, v = _biased(q, w["q_bias"]), _biased(k, w["k_bias"]), _biased(v, w["v_bias"])
     if cfg.qk_norm:
         q, k = _rms_norm(q, layer["q_norm"], cfg), _rms_norm(k, layer["k_norm"], cfg)
     q, k, v = (
@@ -368,13 +364,13 @@ def _block(
     )
     mixed, extra = attend(q, k, v)
     out = dot("...hc,hcd->...d", mixed, w["out"])
-    h = h + (plus(out, "out_bias") if cfg.out_bias else out).astype(h.dtype)
+    h = h + (_biased(out, w["out_bias"]) if cfg.out_bias else out).astype(h.dtype)
     x = _rms_norm(h, layer["mlp_norm"], cfg)
     gate, up = dot("...d,df->...f", x, w["gate"]), dot("...d,df->...f", x, w["up"])
     if cfg.mlp_bias:
-        gate, up = plus(gate, "gate_bias"), plus(up, "up_bias")
+        gate, up = _biased(gate, w["gate_bias"]), _biased(up, w["up_bias"])
     down = dot("...f,fd->...d", (jax.nn.silu(gate) * up).astype(h.dtype), w["down"])
-    h = h + (plus(down, "down_bias") if cfg.mlp_bias else down).astype(h.dtype)
+    h = h + (_biased(down, w["down_bias"]) if cfg.mlp_bias else down).astype(h.dtype)
     return constrain(h, "rows", None, None), extra
 
 
@@ -402,7 +398,11 @@ def _embed(params: Params, tokens: jax.Array, cfg: DecoderConfig) -> jax.Array:
     return constrain(table[tokens].astype(cfg.dtype), "rows", None, None)
 
 
+def _biased(x: jax.Array, bias: jax.Array) -> jax.Array:
+    return x + of_rank(bias, x.ndim)
+
+
 def _rms_norm(x: jax.Array, scale: jax.Array, cfg: DecoderConfig) -> jax.Array:
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + cfg.norm_epsilon)
-    return (x32 * aligned(scale, x32)).astype(x.dtype)
+    return (x32 * of_rank(scale, x.ndim)).astype(x.dtype)

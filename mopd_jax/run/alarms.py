@@ -61,7 +61,7 @@ def _of_rewards(outcomes: Outcomes) -> list[str]:
 def _nothing_trained(values: Mapping[str, Any], cfg: Config) -> str:
     """Why no token was trained on: the first row of the table that applies."""
     without_text, dropped = values["peers_without_text"], values["peers_dropped"]
-    policies = ("targets", "groups", "no_success", "all_success")
+    policies = ("targets", "no_success", "all_success")
     table = (
         (cfg.loss.method != "distill", _UNSUPERVISED.get(cfg.loss.method, "")),
         (

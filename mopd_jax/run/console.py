@@ -6,7 +6,8 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,7 +16,8 @@ from mopd_jax.config import Config
 log = logging.getLogger("mopd")
 
 
-def say(step: int, cfg: Config, values: dict[str, float]) -> None:
+def say(step: int, cfg: Config, values: Mapping[str, Any]) -> None:
+    """Logs the line of a training step."""
     parts = [
         f"step {step}/{cfg.steps}",
         f"solved {values['solve_rate']:.3f}",
@@ -39,7 +41,7 @@ def say(step: int, cfg: Config, values: dict[str, float]) -> None:
     log.info("%s", "  ".join(parts))
 
 
-def say_rollouts(step: int, cfg: Config, values: dict[str, float]) -> None:
+def say_rollouts(step: int, cfg: Config, values: Mapping[str, Any]) -> None:
     """The line of a step that samples and trains nothing."""
     log.info(
         "step %d/%d  solved %.3f  mixed %.2f  truncated %.2f  resp %.0f  %.2f s",

@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,42 +74,13 @@ def prepare(
     student = open_student(cfg, devices)
     mesh, model, tokenizer = student.mesh, student.model, student.tokenizer
     _check_split(cfg, sharding.row_shards(mesh))
-    chosen = cfg.loss.support in ("student", "teacher", "union")
-    if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
-        raise ConfigError(
-            f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
-            "model; lower it, or set loss.support='full'"
-        )
-    teacher_samples = cfg.rollout.policy == "teacher"
+    _check_top_k(cfg, model)
     models = Models.of(cfg, model)
     if models.teacher_slot == "external":
         external = external_teacher.check(cfg, model, tokenizer)
         models = dataclasses.replace(models, teacher=external)
     saved = _saved(cfg, tokenizer, model)
-    if saved is None:
-        train_problems = sources.load(cfg.data, "train", seed=cfg.seed)
-    else:
-        train_problems = list(saved.problems.values())
-    if said := sources.overlap(train_problems, student.eval_problems):
-        if cfg.data.held_out:
-            raise sources.DataError(
-                f"{said}; remove them from one of the splits, or set data.held_out=False"
-            )
-        log.warning("WARNING %s (data.held_out=False)", said)
-    if saved is None:  # The verdicts of a file's rollouts are in the file.
-        verifiers.check(train_problems)
-    train_problems, left_out = prompt_lengths.fitting(
-        train_problems,
-        tokenizer,
-        limit=cfg.rollout.prompt_length,
-        drop=cfg.data.long_prompts == "drop" and saved is None,
-    )
-    if cfg.peers.control == "shell":
-        render.check_shells(train_problems, tokenizer, cfg.context)
-    if cfg.context.gold != "off":
-        for problem in train_problems:
-            render.gold(problem, cfg.context)
-
+    train_problems, left_out = _train_problems(student, saved)
     if student.sandbox is None:
         student = dataclasses.replace(student, sandbox=_sandbox(cfg, train_problems))
     run = Run(
@@ -121,7 +93,7 @@ def prepare(
             tokenizer,
             settings=cfg.rollout,
             group=cfg.rollout.group,
-            model=models.teacher if teacher_samples else model,
+            model=models.teacher if cfg.rollout.policy == "teacher" else model,
         ),
         update=train_step.make_train_step(cfg, models, mesh),
         drift=drift.make_drift(cfg, models, mesh),
@@ -129,6 +101,45 @@ def prepare(
         prompts_left_out=left_out,
     )
     return run, train_problems, weights.resolve(cfg.model.path)
+
+
+def _train_problems(student: Student, saved: Saved | None) -> tuple[Sequence[Problem], int]:
+    """The problems to train on, checked, and how many were left out as too long."""
+    cfg, tokenizer = student.cfg, student.tokenizer
+    if saved is None:
+        problems = sources.load(cfg.data, "train", seed=cfg.seed)
+    else:
+        problems = list(saved.problems.values())
+    if overlap := sources.overlap(problems, student.eval_problems):
+        if cfg.data.held_out:
+            raise sources.DataError(
+                f"{overlap}; remove them from one of the splits, or set data.held_out=False"
+            )
+        log.warning("WARNING %s (data.held_out=False)", overlap)
+    if saved is None:  # The verdicts of a file's rollouts are in the file.
+        verifiers.check(problems)
+    problems, left_out = prompt_lengths.fitting(
+        problems,
+        tokenizer,
+        limit=cfg.rollout.prompt_length,
+        drop=cfg.data.long_prompts == "drop" and saved is None,
+    )
+    if cfg.peers.control == "shell":
+        render.check_shells(problems, tokenizer, cfg.context)
+    if cfg.context.gold != "off":
+        for problem in problems:
+            render.gold(problem, cfg.context)
+    return problems, left_out
+
+
+def _check_top_k(cfg: Config, model: decoder.DecoderConfig) -> None:
+    """A support of the likeliest tokens has no more of them than the vocabulary."""
+    chosen = cfg.loss.support in ("student", "teacher", "union")
+    if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
+        raise ConfigError(
+            f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
+            "model; lower it, or set loss.support='full'"
+        )
 
 
 def _saved(cfg: Config, tokenizer: Tokenizer, model: decoder.DecoderConfig) -> Saved | None:
@@ -199,7 +210,9 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
     )
 
 
-def _sampler(cfg: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, **settings):
+def _sampler(
+    cfg: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, **settings: Any
+) -> Callable[..., Any]:
     return generate.make_rollout(
         mesh=mesh,
         length=cfg.rollout.response_length,
@@ -230,7 +243,7 @@ def _check_rows(name: str, size: int, shards: int) -> None:
         )
 
 
-def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
+def _sandbox(cfg: Config, problems: Sequence[Problem]) -> Sandbox | None:
     if not verifiers.needs_sandbox(problems):
         return None
     sandbox = Sandbox(cfg.sandbox)
@@ -240,14 +253,13 @@ def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
 
 def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
     """The config, the command and the surroundings of a run, in its folder."""
-    trains = isinstance(run, Run)
     run_folder.write(
         run.cfg,
         folder,
         command,
-        devices=run.mesh.devices.flat,
+        devices=list(run.mesh.devices.flat),
         tokenizer=run.tokenizer,
         sandbox=run.sandbox,
-        trains=trains,
-        prompts_left_out=run.prompts_left_out if trains else 0,
+        trains=isinstance(run, Run),
+        prompts_left_out=run.prompts_left_out if isinstance(run, Run) else 0,
     )

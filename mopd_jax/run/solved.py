@@ -22,8 +22,7 @@ class Solved:
             problems: [P]; the same problem may occur twice, or again at another step.
         """
         ids = [problem.id for problem in problems]
-        solved = outcomes.success.any(axis=1).tolist()
-        won = [name for name, some in zip(ids, solved, strict=True) if some]
+        won = [name for name, row in zip(ids, outcomes.success, strict=True) if row.any()]
         return Solved(self.seen.union(ids), self.solved.union(won))
 
     def metrics(self) -> dict[str, float]:

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from mopd_jax.config import Config
-from mopd_jax.contexts import render
-from mopd_jax.contexts.peers import PeerPlan
+from mopd_jax.contexts import peers, render
 from mopd_jax.experience import Sampled
 from mopd_jax.models import decoder, sharding
 from mopd_jax.records import Batch, Problem, TrainState
@@ -126,11 +125,10 @@ def few(run: Run, sampled: Sampled) -> Rows:
 
 def plain(run: Run, rows: Rows) -> Rows:
     """The same rows, with the prompts that a teacher with an empty context reads."""
-    nobody = np.full((len(rows.problems), 1, 0), -1, np.int32)
     inputs, _, _ = render.teacher_inputs(
         rows.problems,
         [[""]] * len(rows.problems),
-        PeerPlan(nobody, nobody),
+        peers.without_peers(len(rows.problems), 1),
         run.tokenizer,
         cfg=dataclasses.replace(run.cfg.context, gold="off"),
     )

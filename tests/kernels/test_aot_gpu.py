@@ -6,7 +6,6 @@ Needs `pip install jax-cuda13-plugin jax-cuda13-pjrt` of jaxlib's version, and n
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import re
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import wants
 from jax.experimental import topologies
 
 from mopd_jax.kernels import HiddenTeacher, RowKernels, dispatch, linear_divergence_loss
@@ -22,10 +22,7 @@ from mopd_jax.kernels.linear_divergence.options import Spec
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("jax_cuda13_plugin") is None,
-        reason="compiling for a GPU needs `pip install jax-cuda13-plugin jax-cuda13-pjrt`",
-    ),
+    wants.module("jax_cuda13_plugin", "the GPU compiler"),
 ]
 
 H100 = """

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import wants
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -22,7 +23,7 @@ from mopd_jax import kernels
 from mopd_jax.kernels import HeadSharding, HiddenTeacher
 from mopd_jax.kernels.linear_divergence import tuning
 
-pytest.importorskip("libtpu", reason="libtpu, the compiler, is missing: pip install 'jax[tpu]'")
+wants.importing("libtpu", "the TPU compiler")
 pytestmark = pytest.mark.slow
 
 # The shapes of Qwen3-4B, a bf16 head without and with a teacher of the same size.

@@ -224,7 +224,7 @@ def _merged(found, part, spec):
     lses = []
     for top, rest in sides:
         rows[top] = jnp.max(parts[:, top], axis=0)
-        lses.append(parts[:, top] - rows[top] + parts[:, rest])
+        lses.append(parts[:, top] - rows[top][None] + parts[:, rest])
         rows[rest] = jnp.log(jnp.sum(jnp.exp(lses[-1]), axis=0))
     kind = None if spec.measure is None else spec.measure.kind
     online = {}

@@ -272,8 +272,10 @@ def unused(ids: jax.Array, logq: jax.Array, vocab_size: int) -> jax.Array:
     and those whose id stood in a used place before: chosen twice, it counts once.
     """
     idle = (ids < 0) | (ids >= vocab_size) | (logq == -jnp.inf)
-    apart = jnp.where(idle, -1 - jnp.arange(ids.shape[-1]), ids)  # Equal to no other.
-    before = jnp.tri(ids.shape[-1], k=-1, dtype=bool)
+    places, lead = ids.shape[-1], range(ids.ndim - 1)
+    unlike = jnp.expand_dims(-1 - jnp.arange(places), lead)  # Equal to no other.
+    apart = jnp.where(idle, unlike, ids)
+    before = jnp.expand_dims(jnp.tri(places, k=-1, dtype=bool), lead)
     return idle | jnp.any((apart[..., :, None] == apart[..., None, :]) & before, axis=-1)
 
 
