@@ -186,7 +186,8 @@ class Tokenizer(Protocol):
     stop_ids: tuple[int, ...]
     vocab_size: int
     specials: tuple[str, ...]  # Texts that `chat` would read as special tokens.
-    fingerprint: str
+    fingerprint: str  # Of vocabulary and chat template.
+    vocabulary: str  # Fingerprint of the vocabulary alone: which token each id is.
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation with the assistant header at the end."""

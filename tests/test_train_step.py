@@ -19,7 +19,7 @@ from mopd_jax.config import (
 )
 from mopd_jax.models import decoder
 from mopd_jax.testing import random_batch, tiny_decoder
-from mopd_jax.update import teacher, train_step
+from mopd_jax.update import objectives, teacher, train_step
 from mopd_jax.update.teacher import Models
 
 CFG = tiny_decoder()
@@ -239,3 +239,23 @@ def test_master_weights_stay_float32_under_bf16_compute():
     size = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(moved)))
     off = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(error)))
     assert off < 0.05 * size
+
+
+@pytest.mark.parametrize(
+    ("rollout", "want"),
+    [
+        ({}, "sampler_scorer_gap"),
+        ({"file": "some.jsonl"}, "off_policy_gap"),
+        ({"policy": "teacher"}, "off_policy_gap"),
+    ],
+)
+def test_whose_rollouts_they_are_names_the_gap(rollout, want):
+    options = {}
+    if "policy" in rollout:
+        options = {
+            "loss": LossConfig(method="sft", sft_rows="all"),
+            "teacher": TeacherConfig(kind="frozen"),
+        }
+    cfg = config(rollout=RolloutConfig(prompts=4, group=4, **rollout), **options)
+    assert objectives.log_name(objectives.SAMPLED_LOGP_GAP, cfg) == want
+    assert objectives.log_name("loss", cfg) == "loss"

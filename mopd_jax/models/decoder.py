@@ -5,7 +5,7 @@ functions work on `params`, the nested dict of its arrays, with the layers stack
 axis and scanned. Three functions run the layers, each in its own way:
 
     hidden_states   whole sequences, for scoring and training
-    extend          a sequence behind a cache of earlier columns; with no cache, a prefill
+    extend          a sequence after a cache of earlier columns; with no cache, a prefill
     decode_step     one token for each of G rollouts per prompt, whose prefix is stored once
 
 Masked columns are never attended to, so pads may be anywhere; positions count real tokens.
@@ -241,7 +241,7 @@ def extend(
     *,
     cfg: DecoderConfig,
 ) -> tuple[jax.Array, KVCache]:
-    """Runs L new columns behind the columns of `cache`; None is an empty one (prefill).
+    """Runs L new columns after the columns of `cache`; None is an empty cache (prefill).
 
     Args:
         tokens, mask: i32[B, L], bool[B, L].
@@ -276,7 +276,7 @@ def extend(
 
 
 def empty_suffix(prefix: KVCache, group: int, length: int) -> Suffix:
-    """Room for `length` decoded tokens of `group` rollouts behind each prompt of `prefix`."""
+    """Zeros for `length` decoded tokens of `group` rollouts after each prompt of `prefix`."""
     layers, prompts, _, kv_heads, size = prefix.k.shape
     zeros = jnp.zeros((layers, prompts, group, length, kv_heads, size), prefix.k.dtype)
     zeros = constrain(zeros, "layers", "rows", None, None, "kv_heads", None)

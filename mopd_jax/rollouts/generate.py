@@ -7,14 +7,16 @@ alone, not on its place in the batch; the caller makes keys from (seed, step, pr
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mopd_jax.config import EvalConfig, RolloutConfig
 from mopd_jax.models import decoder, sharding
-from mopd_jax.models.decoder import DecoderConfig
+from mopd_jax.models.decoder import DecoderConfig, Suffix
 from mopd_jax.records import Params, Rollouts
 from mopd_jax.rollouts import sampling
 from mopd_jax.shapes import check_shapes
@@ -64,42 +66,68 @@ def rollout(
     def draw(
         logits: jax.Array, t: int | jax.Array, done: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t))))(
-            keys
-        )
         token, logp = sampling.sample(
-            logits, uniform, temperature=temperature, top_k=top_k, top_p=top_p
+            logits, _uniform(keys, t), temperature=temperature, top_k=top_k, top_p=top_p
         )
         token = jnp.where(done, pad_id, token)
         return token, jnp.where(done, 0.0, logp), done | jnp.isin(token, stops)
 
-    def keep_going(carry: tuple) -> jax.Array:
-        t, _, _, _, done, _ = carry
-        return (t < length) & ~jnp.all(done)
+    def keep_going(now: _Decoding) -> jax.Array:
+        return (now.t < length) & ~jnp.all(now.done)
 
-    def step(carry: tuple) -> tuple:
-        t, tokens, logps, live, done, suffix = carry
-        last = jax.lax.dynamic_index_in_dim(tokens, t - 1, axis=2, keepdims=False)
-        hidden, suffix = decoder.decode_step(params, last, t - 1, prefix, suffix, cfg=cfg)
-        token, logp, now_done = draw(decoder.logits(params, hidden), t, done)
-        put = jax.lax.dynamic_update_index_in_dim
-        tokens, logps = put(tokens, token, t, axis=2), put(logps, logp, t, axis=2)
-        return t + 1, tokens, logps, put(live, ~done, t, axis=2), now_done, suffix
-
-    token, logp, done = draw(first, 0, jnp.zeros((P, G), bool))
-    tokens = jnp.full((P, G, length), pad_id, jnp.int32).at[:, :, 0].set(token)
-    logps = jnp.zeros((P, G, length)).at[:, :, 0].set(logp)
-    live = jnp.zeros((P, G, length), bool).at[:, :, 0].set(True)
-    suffix = decoder.empty_suffix(prefix, G, length)
-    carry = (jnp.int32(1), tokens, logps, live, done, suffix)
-    _, tokens, logps, live, done, _ = jax.lax.while_loop(keep_going, step, carry)
-
-    def rows(x: jax.Array) -> jax.Array:
-        return sharding.constrain(
-            x.reshape(P * G, *x.shape[2:]), "rows", *[None] * (x.ndim - 2)
+    def step(now: _Decoding) -> _Decoding:
+        t, last = now.t, _column(now.tokens, now.t - 1)
+        hidden, suffix = decoder.decode_step(params, last, t - 1, prefix, now.suffix, cfg=cfg)
+        token, logp, done = draw(decoder.logits(params, hidden), t, now.done)
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=t, axis=2)
+        return _Decoding(
+            t + 1,
+            put(now.tokens, token),
+            put(now.logps, logp),
+            put(now.live, ~now.done),
+            done,
+            suffix,
         )
 
-    return Rollouts(prompt, prompt_mask, rows(tokens), rows(live), rows(logps), rows(done))
+    token, logp, done = draw(first, 0, jnp.zeros((P, G), bool))
+    start = _Decoding(
+        jnp.int32(1),
+        jnp.full((P, G, length), pad_id, jnp.int32).at[:, :, 0].set(token),
+        jnp.zeros((P, G, length)).at[:, :, 0].set(logp),
+        jnp.zeros((P, G, length), bool).at[:, :, 0].set(True),
+        done,
+        decoder.empty_suffix(prefix, G, length),
+    )
+    end = jax.lax.while_loop(keep_going, step, start)
+    rows = map(_by_rows, (end.tokens, end.live, end.logps, end.done))
+    return Rollouts(prompt, prompt_mask, *rows)
+
+
+class _Decoding(NamedTuple):
+    """What the sampling loop carries. Columns from `t` on are not filled."""
+
+    t: jax.Array  # i32[], the column that is sampled next
+    tokens: jax.Array  # i32[P, G, T]
+    logps: jax.Array  # f32[P, G, T]
+    live: jax.Array  # bool[P, G, T], tokens up to and including the row's end token
+    done: jax.Array  # bool[P, G], rows that have ended
+    suffix: Suffix
+
+
+def _uniform(keys: jax.Array, t: int | jax.Array) -> jax.Array:
+    """f32[P, G] in [0, 1), of column t of each row."""
+    return jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t))))(keys)
+
+
+def _column(x: jax.Array, t: jax.Array) -> jax.Array:
+    """[P, G, T] -> [P, G]."""
+    return jax.lax.dynamic_index_in_dim(x, t, axis=2, keepdims=False)
+
+
+def _by_rows(x: jax.Array) -> jax.Array:
+    """[P, G, ...] -> [N, ...], laid over the mesh by rows."""
+    rows = x.reshape(-1, *x.shape[2:])
+    return sharding.constrain(rows, "rows", *[None] * (rows.ndim - 1))
 
 
 def make_rollout(

@@ -13,7 +13,7 @@ import json
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError
@@ -108,7 +108,9 @@ def check_fit(header: Header, path: pathlib.Path, cfg: Config, tokenizer: Tokeni
         ConfigError: with the setting to change.
     """
     same = ("prompts", "group", "response_length", "temperature", "top_p", "top_k", "policy")
-    settings = {f"rollout.{name}": (getattr(header, name), cfg.rollout) for name in same}
+    settings: dict[str, tuple[Any, Any]] = {
+        f"rollout.{name}": (getattr(header, name), cfg.rollout) for name in same
+    }
     # What is trained on and what is evaluated must read the same.
     settings["data.instruction"] = (header.instruction, cfg.data)
     for name, (want, section) in settings.items():

@@ -12,17 +12,14 @@ from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError
 from mopd_jax.models import decoder, tokenizer, weights
 from mopd_jax.models.decoder import DecoderConfig
-from mopd_jax.models.tokenizer import ChatTokenizer
-from mopd_jax.records import Params
+from mopd_jax.records import Params, Tokenizer
 
 log = logging.getLogger("mopd")
 
 _END = 1 << 20  # Bytes read at each end of a file for its fingerprint.
 
 
-def check(
-    cfg: Config, student: DecoderConfig, student_tokenizer: ChatTokenizer
-) -> DecoderConfig:
+def check(cfg: Config, student: DecoderConfig, student_tokenizer: Tokenizer) -> DecoderConfig:
     """The architecture of the teacher at `teacher.path`, checked to fit the student.
 
     Its width, depth and family are its own. Padding of its vocabulary beyond the student's is

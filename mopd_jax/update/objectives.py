@@ -257,7 +257,7 @@ def _likelihood(
     return loss, _common_metrics(loss, stats, rows, cfg)
 
 
-def _logp(stats: TokenStats, aux: None) -> jax.Array:
+def _logp(stats: TokenStats | TokenLogprob, aux: None) -> jax.Array:
     del aux
     return stats.logp
 

@@ -96,14 +96,14 @@ def teacher_output(
         )
 
     if cfg.kind == "student":
-        made = output(student, models.student)
+        result = output(student, models.student)
     elif cfg.kind == "trust_region":
         # (1 - r) h W + r h' W' is one product, of states and heads side by side.
         old, new = output(teacher, models.teacher), output(student, models.teacher)
-        made = HiddenTeacher(
+        result = HiddenTeacher(
             jnp.concatenate([(1 - cfg.rate) * old.hidden, cfg.rate * new.hidden], axis=-1),
             jnp.concatenate([old.head, new.head], axis=-1),
         )
     else:
-        made = output(teacher, models.teacher)
-    return jax.lax.stop_gradient(made)
+        result = output(teacher, models.teacher)
+    return jax.lax.stop_gradient(result)

@@ -81,7 +81,7 @@ def init_state(
 def state_shardings(cfg: Config, models: Models, mesh: jax.sharding.Mesh) -> TrainState:
     """Shardings of every leaf of the state: moments and teacher lie as the parameters do."""
     weights = decoder.shardings(models.student, mesh)
-    everywhere = sharding.replicated(mesh)
+    everywhere: Any = sharding.replicated(mesh)
     tx = make_optimizer(cfg.optimizer)
     moments = optax.tree_utils.tree_map_params(
         tx,
@@ -200,7 +200,7 @@ def accumulate(
     come from one call of `weigh`.
 
     Args:
-        sums: of the rows before; None: there are none.
+        sums: of the rows before; None for the first.
         params: the student's weights.
     """
     gradient = jax.grad(objectives.objective, has_aux=True)
