@@ -23,8 +23,6 @@ from mopd_jax.config_dict import at_least as _at_least
 from mopd_jax.config_dict import require as _require
 from mopd_jax.config_sandbox import SandboxConfig
 from mopd_jax.config_update import (
-    Aggregation,
-    Divergence,
     LossConfig,
     OptimizerConfig,
     TeacherConfig,
@@ -32,11 +30,9 @@ from mopd_jax.config_update import (
 )
 
 __all__ = [
-    "Aggregation",
     "Config",
     "ConfigError",
     "ContextConfig",
-    "Divergence",
     "LossConfig",
     "OptimizerConfig",
     "PeerConfig",

@@ -18,6 +18,21 @@ from ml_collections import ConfigDict
 # Below here the names are the data source's, which checks them itself.
 _FREE = "config.data.options"
 
+# Settings that have another name now, or none: {old: new}.
+RENAMED = {
+    "loss.alpha": "loss.divergence.alpha",
+    "loss.pointwise_clip": "loss.divergence.clip",
+    "loss.support": "loss.divergence.support",
+    "loss.top_k": "loss.divergence.top_k",
+    "loss.tail": "loss.divergence.tail",
+    # Now a section: what is a value there was the kind.
+    "loss.divergence": "loss.divergence.kind",
+}
+RETIRED = {
+    "loss.continuous": "it divided a jsd by alpha (1 - alpha), a constant factor of the loss, "
+    "which AdamW does not see; near the ends of alpha choose the KL itself",
+}
+
 
 class InputError(ValueError):
     """What a user gave cannot be used; the message says what, where and the remedy."""
@@ -67,17 +82,33 @@ def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     if not hasattr(cfg, "items"):
+        _answer_old(where)
         raise ConfigError(
             f"{where}={cfg!r} must be a section with settings: {', '.join(names)}"
         )
     given = dict(cfg.items())
     for name in given:
         if name not in names:
+            _answer_old(f"{where}.{name}")
             raise ConfigError(unknown(f"{where}.{name}", name, names))
     built = {
         name: _convert(hints[name], value, f"{where}.{name}") for name, value in given.items()
     }
-    return cls(**built)
+    try:
+        return cls(**built)
+    except InputError:
+        raise
+    except ValueError as error:  # A record that is not of the configuration alone.
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _answer_old(where: str) -> None:
+    """Raises ConfigError for a setting that was renamed or retired, with what holds now."""
+    dotted = where.removeprefix("config.")
+    if dotted in RENAMED:
+        raise ConfigError(f"{where} is config.{RENAMED[dotted]} now; set that")
+    if dotted in RETIRED:
+        raise ConfigError(f"{where} does not exist any more: {RETIRED[dotted]}")
 
 
 def unknown(where: str, name: str, known) -> str:
@@ -98,7 +129,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        (hint,) = [a for a in args if a is not type(None)]
+        # The first: what else such a field may hold in code, an array, no setting can be.
+        hint = next(a for a in args if a is not type(None))
         return _convert(hint, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -141,6 +173,7 @@ def override(cfg: ConfigDict, dotted: str, text: str) -> None:
             raise ConfigError(unknown(f"{where}.{name}", name, list(node)))
         node, where = node[name], f"{where}.{name}"
     if last not in node and not where.startswith(_FREE):
+        _answer_old(f"{where}.{last}")
         raise ConfigError(unknown(f"{where}.{last}", last, list(node)))
     try:
         value = ast.literal_eval(text)

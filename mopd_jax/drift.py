@@ -14,7 +14,7 @@ import optax
 
 from mopd_jax import metrics, scoring, sharding, teacher, train_step
 from mopd_jax.config import Config
-from mopd_jax.kernels import HiddenTeacher, linear_divergence
+from mopd_jax.kernels import Divergence, Hidden, TokenStats, linear_divergence
 from mopd_jax.metrics import Ratio
 from mopd_jax.models import decoder
 from mopd_jax.models.decoder import DecoderConfig
@@ -43,15 +43,13 @@ def drift(
         teacher.taught, cfg=cfg.teacher, student_model=model, model=other
     )
 
-    def compare(first: HiddenTeacher, second: HiddenTeacher, part: Batch):
+    def compare(first: Hidden, second: Hidden, part: Batch) -> TokenStats:
         return linear_divergence(
-            first.hidden,
-            first.head,
-            second.hidden,
-            second.head,
+            first,
+            second,
             part.response,
             part.mask,
-            kind="reverse_kl",
+            divergence=Divergence("reverse_kl"),
             temperature=cfg.rollout.temperature,
             chunk_tokens=cfg.model.head_chunk,
             sharding=sharding.head_sharding(),
@@ -61,7 +59,7 @@ def drift(
         states = scoring.response_states(
             state.params, part.prompt, part.prompt_mask, part.response, part.mask, cfg=model
         )
-        student = HiddenTeacher(states, decoder.head(state.params).astype(states.dtype))
+        student = Hidden(states, decoder.head(state.params).astype(states.dtype))
         informed = taught(state.teacher, state.params, part)
         plain = taught(state.teacher, state.params, part, plain=True)
         moved = compare(student, plain, part).divergence

@@ -13,7 +13,7 @@ from typing import get_args
 
 from ml_collections import ConfigDict
 
-from mopd_jax.config import ConfigError, PeerConfig, unknown
+from mopd_jax.config import ConfigError, PeerConfig, to_config_dict, unknown
 from mopd_jax.config_contexts import ROW_POLICIES, Control
 from mopd_jax.config_update import READ_BY, LossConfig, OptimizerConfig, TeacherConfig
 
@@ -70,8 +70,7 @@ def _opsd(cfg):
     _no_peers(cfg)
     cfg.context.gold = "solution"
     _unmoved_teacher(cfg)
-    cfg.loss.divergence = "forward_kl"
-    cfg.loss.pointwise_clip = 0.05
+    cfg.loss.divergence.update(kind="forward_kl", alpha=None, clip=0.05)
 
 
 def _gkd(cfg):
@@ -124,7 +123,7 @@ def _published(cfg):
     cfg.context.feedback_with_gold = False
     cfg.context.gold = "off"
     cfg.peers.truncated = "outcome"
-    cfg.loss.support = "student"
+    cfg.loss.divergence.support = "student"
     cfg.loss.every_row = True
 
 
@@ -165,7 +164,7 @@ def _objective(cfg, method):
     cfg.loss.method = method
     for field in dataclasses.fields(LossConfig):
         if method not in READ_BY.get(field.name, (method,)):
-            cfg.loss[field.name] = field.default
+            cfg.loss[field.name] = _plain(field.default)
     for name in ("aggregation", "every_row", "step_separator"):
         cfg.loss[name] = getattr(LossConfig, name)
     _reset(cfg.teacher, TeacherConfig)
@@ -182,7 +181,12 @@ def _unmoved_teacher(cfg):
 def _reset(section, config):
     """Sets every field of a section as it is by default."""
     for field in dataclasses.fields(config):
-        section[field.name] = field.default
+        section[field.name] = _plain(field.default)
+
+
+def _plain(default):
+    """A default as a ConfigDict has it."""
+    return to_config_dict(default) if dataclasses.is_dataclass(default) else default
 
 
 def _no_peers(cfg):

@@ -16,11 +16,9 @@ import jax.numpy as jnp
 from mopd_jax import losses, metrics, scoring, sharding, teacher
 from mopd_jax.config import Config, LossConfig
 from mopd_jax.kernels import (
-    HiddenTeacher,
-    StoredTeacher,
-    Support,
+    Hidden,
+    Stored,
     TokenLogprob,
-    TopK,
     linear_divergence_loss,
     linear_logprob,
     linear_topk,
@@ -46,7 +44,7 @@ class Rows(NamedTuple):
     # f32[N, T] nats, of the policy that the importance ratio is relative to. None: of the
     # student as it is, so that the ratio is 1.
     base_logp: jax.Array | None = None
-    stored: StoredTeacher | None = None  # In place of the teacher's forward pass.
+    stored: Stored | None = None  # In place of the teacher's forward pass.
 
 
 # (student, teacher, rows, cfg, models) -> (loss f32[], metrics)
@@ -55,23 +53,15 @@ Objective = Callable[[Params, Params, Rows, Config, Models], tuple[jax.Array, di
 
 def token_weights(batch: Batch, cfg: LossConfig) -> jax.Array:
     """Weights f32[N, T] of the tokens of an update, all its rows together."""
-    totals = losses.batch_totals(batch.mask, every_row=cfg.every_row)
+    by_length = cfg.aggregation == "seq-mean-token-sum-norm"
     weights = losses.token_weights(
-        batch.mask, aggregation=cfg.aggregation, totals=totals, steps=batch.steps
+        batch.mask,
+        aggregation=cfg.aggregation,
+        totals=losses.batch_totals(batch.mask, every_row=cfg.every_row),
+        scale=batch.mask.shape[1] if by_length else None,
+        steps=batch.steps,
     )
     return weights if batch.row_weight is None else weights * batch.row_weight[:, None]
-
-
-def distill_options(cfg: Config) -> dict[str, Any]:
-    """What a run's settings are to `losses.distill_loss`, the ratios and weights apart."""
-    return {
-        "divergence": cfg.loss.divergence,
-        "alpha": cfg.loss.alpha,
-        "continuous": cfg.loss.continuous,
-        "clip": cfg.loss.pointwise_clip,
-        "support": _support(cfg.loss),
-        "temperature": cfg.rollout.temperature,
-    }
 
 
 def student_logp(params: Params, batch: Batch, cfg: Config, model: DecoderConfig):
@@ -82,21 +72,19 @@ def student_logp(params: Params, batch: Batch, cfg: Config, model: DecoderConfig
 
 def stored_teacher(
     state_teacher: Params, student: Params, batch: Batch, cfg: Config, models: Models
-) -> StoredTeacher:
-    """The teacher's `loss.top_k` likeliest tokens at each response token, after its context."""
-    found = _taught(state_teacher, student, batch, cfg, models)
+) -> Stored:
+    """The teacher's `top_k` likeliest tokens at each response token, after its context."""
     return linear_topk(
-        found.hidden,
-        found.head,
+        _taught(state_teacher, student, batch, cfg, models),
         batch.mask,
-        cfg.loss.top_k,
+        cfg.loss.divergence.chosen,
         temperature=cfg.rollout.temperature,
         chunk_tokens=cfg.model.head_chunk,
         sharding=sharding.head_sharding(),
     )
 
 
-def _taught(state_teacher, student, batch, cfg, models) -> HiddenTeacher:
+def _taught(state_teacher, student, batch, cfg, models) -> Hidden:
     return teacher.taught(
         state_teacher,
         student,
@@ -110,32 +98,33 @@ def _taught(state_teacher, student, batch, cfg, models) -> HiddenTeacher:
 def _distill(params, state_teacher, rows, cfg, models):
     batch = rows.batch
     student = _student_states(params, batch, models.student)
-    taught, head = rows.stored, None
+    taught = rows.stored
     if taught is None:
-        taught, head = vars(_taught(state_teacher, params, batch, cfg, models)).values()
+        taught = _taught(state_teacher, params, batch, cfg, models)
     # Without a base the student is its own: what is left of both ratios is that to the sampler.
-    base, cap, constant = batch.behaviour_logp, cfg.loss.rollout_cap, None
+    base, cap, weights = batch.behaviour_logp, cfg.loss.rollout_cap, rows.weights
     if rows.base_logp is not None:
         base, cap = rows.base_logp, cfg.loss.importance_cap
         constant = losses.truncated_ratio(base, batch.behaviour_logp, cfg.loss.rollout_cap)
+        weights = weights * jnp.where(batch.mask, constant, 0.0)
     loss, stats = losses.distill_loss(
-        student,
-        decoder.head(params).astype(student.dtype),
+        Hidden(student, decoder.head(params).astype(student.dtype)),
         taught,
-        head,
         batch.response,
         batch.mask,
-        weights=rows.weights,
-        rollout_weights=constant,
-        behaviour_logp=None if cap is None else base,
+        weights=weights,
+        sampled_logp=None if cap is None else base,
         importance_cap=cap,
+        divergence=cfg.loss.divergence,
+        temperature=cfg.rollout.temperature,
         chunk_tokens=cfg.model.head_chunk,
         sharding=sharding.head_sharding(),
-        **distill_options(cfg),
     )
     logged = _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
     apart = stats.divergence
-    if cfg.loss.support == "sampled":  # Its own value means nothing; this is the KL on average.
+    if (
+        cfg.loss.divergence.support == "sampled"
+    ):  # Its own value means nothing; this is the KL on average.
         apart = stats.logp - stats.teacher_logp
     logged["divergence"] = metrics.masked(apart, batch.mask)
     # Of a stored teacher, where it knows the target.
@@ -144,12 +133,6 @@ def _distill(params, state_teacher, rows, cfg, models):
         stats.teacher_logp - stats.logp, known
     )
     return loss, logged
-
-
-def _support(cfg: LossConfig) -> Support:
-    if cfg.support in ("full", "sampled"):
-        return cfg.support
-    return TopK(cfg.top_k, cfg.support, cfg.tail)
 
 
 def _grpo(params, reference, rows, cfg, models):
@@ -184,8 +167,7 @@ def _likelihood(sign, params, state_teacher, rows, cfg, models):
     hidden = _student_states(params, rows.batch, models.student)
     loss, stats = linear_divergence_loss(
         _logp,
-        hidden,
-        decoder.head(params).astype(hidden.dtype),
+        Hidden(hidden, decoder.head(params).astype(hidden.dtype)),
         None,
         rows.batch.response,
         rows.batch.mask,
@@ -219,8 +201,7 @@ def _student_states(params, batch, model):
 
 def _logprob(hidden, params, batch, cfg) -> TokenLogprob:
     return linear_logprob(
-        hidden,
-        decoder.head(params).astype(hidden.dtype),
+        Hidden(hidden, decoder.head(params).astype(hidden.dtype)),
         batch.response,
         batch.mask,
         temperature=cfg.rollout.temperature,

@@ -109,11 +109,11 @@ def prepare(
     student = open_student(cfg, devices)
     mesh, model, words = student.mesh, student.model, student.tokenizer
     _check_split(cfg, sharding.row_shards(mesh))
-    chosen = cfg.loss.support in ("student", "teacher", "union")
-    if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
+    chosen = cfg.loss.divergence.chosen or 0
+    if cfg.loss.method == "distill" and chosen > model.vocab_size:
         raise ConfigError(
-            f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
-            "model; lower it, or set loss.support='full'"
+            f"loss.divergence.top_k={chosen} is more than the {model.vocab_size} tokens of the "
+            "model; lower it, or set loss.divergence.support='full'"
         )
     taught = cfg.rollout.policy == "teacher"
     beside = model

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mopd_jax import sharding
-from mopd_jax.kernels import TokenLogprob, linear_logprob
+from mopd_jax.kernels import Hidden, TokenLogprob, linear_logprob
 from mopd_jax.models import decoder
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Params
@@ -47,8 +47,7 @@ def score(
     """Log-prob and entropy f32[N, T] in nats of each response token, 0 where masked."""
     hidden = response_states(params, prompt, prompt_mask, response, response_mask, cfg=cfg)
     return linear_logprob(
-        hidden,
-        decoder.head(params).astype(hidden.dtype),
+        Hidden(hidden, decoder.head(params).astype(hidden.dtype)),
         response,
         response_mask,
         temperature=temperature,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from mopd_jax import scoring
 from mopd_jax.config import Config, TeacherConfig
-from mopd_jax.kernels import HiddenTeacher
+from mopd_jax.kernels import Hidden
 from mopd_jax.models import decoder
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Batch, Params, TrainState
@@ -62,7 +62,7 @@ def taught(
     student_model: DecoderConfig,
     model: DecoderConfig,
     plain: bool = False,
-) -> HiddenTeacher:
+) -> Hidden:
     """Hidden states [N, T, E] and head [V, E] whose logits are the teacher's; constant.
 
     Args:
@@ -74,19 +74,19 @@ def taught(
     if plain:
         prompt, mask = batch.prompt, batch.prompt_mask
 
-    def states(params, model):
-        hidden = scoring.response_states(
+    def output(params: Params, model: DecoderConfig) -> Hidden:
+        states = scoring.response_states(
             params, prompt, mask, batch.response, batch.mask, cfg=model
         )
-        return hidden, decoder.head(params).astype(hidden.dtype)
+        return Hidden(states, decoder.head(params).astype(states.dtype))
 
     if cfg.kind == "student":
-        pair = states(student, student_model)
+        found = output(student, student_model)
     elif cfg.kind == "trust_region":
         # (1 - r) h W + r h' W' is one product, of states and heads side by side.
-        (old, old_head), (new, new_head) = states(teacher, model), states(student, model)
-        hidden = jnp.concatenate([(1 - cfg.rate) * old, cfg.rate * new], axis=-1)
-        pair = hidden, jnp.concatenate([old_head, new_head], axis=-1)
+        old, new = output(teacher, model), output(student, model)
+        states = jnp.concatenate([(1 - cfg.rate) * old.states, cfg.rate * new.states], axis=-1)
+        found = Hidden(states, jnp.concatenate([old.head, new.head], axis=-1))
     else:
-        pair = states(teacher, model)
-    return HiddenTeacher(*jax.lax.stop_gradient(pair))
+        found = output(teacher, model)
+    return jax.lax.stop_gradient(found)

@@ -161,8 +161,7 @@ def taught_scorer(run: Run) -> Callable[[TrainState, Rows], np.ndarray]:
             model=run.teacher_model,
         )
         return linear_logprob(
-            found.hidden,
-            found.head,
+            found,
             batch.response,
             batch.mask,
             temperature=cfg.rollout.temperature,
