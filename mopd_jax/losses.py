@@ -56,8 +56,9 @@ class Totals(NamedTuple):
 def batch_totals(mask: jax.Array, *, every_row: bool = False) -> Totals:
     """Denominators of the batch with mask bool[..., T], to be made before any split.
 
-    A row is all that the last dimension holds; packed tokens [M] are one row. `every_row` counts
-    rows without a token as sequences too: what a sum divided by the size of the batch does.
+    A row is all that the last dimension holds; packed tokens [M] are one row. `every_row`
+    counts rows without a token as sequences too: what a sum divided by the size of the batch
+    does.
     """
     mask = _bool(mask)
     rows = jnp.ones(mask.shape[:-1], bool) if every_row else jnp.any(mask, axis=-1)
@@ -204,7 +205,7 @@ def distill_loss(
             None; a support of "sampled" and an importance cap need them.
         mask: bool[N, T]; elsewhere nothing is read, not even a NaN. None is `targets >= 0`, and
             without targets every position: then padding counts as tokens do. A label below 0
-            under a true mask is an error; inside `jit`, where it cannot be one, the loss is NaN.
+            under a true mask is an error; inside `jit`, which cannot raise it, the loss is NaN.
         weights: f32[N, T] with the whole normalisation in them, as `token_weights` makes them;
             None is the mean over the tokens of the mask. For a part of a batch give
             `token_weights(mask, totals=batch_totals(mask of the whole batch))`.
@@ -227,10 +228,8 @@ def distill_loss(
         sampled_logp = jnp.asarray(sampled_logp)
         checks.check_by_token(mask, sampled_logp=sampled_logp)
     if weights is None:
-        floating = [
-            x for x in jax.tree.leaves(student) if jnp.issubdtype(x.dtype, jnp.floating)
-        ]
-        weights = token_weights(mask, dtype=jnp.result_type(jnp.float32, *floating))
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(student))
+        weights = token_weights(mask, dtype=dtype)
     weights = jnp.asarray(weights)
     if targets is not None:
         weights = _without_ignored(weights, jnp.asarray(targets), mask)
@@ -288,7 +287,7 @@ def _without_ignored(weights: jax.Array, targets: jax.Array, mask: jax.Array) ->
 def _capped_divergence(
     stats: TokenStats, sampled_logp: jax.Array | None, *, cap: float | None
 ) -> jax.Array:
-    if cap is None:
+    if cap is None or stats.logp is None or sampled_logp is None:
         return stats.divergence
     ratio = importance_ratio(jax.lax.stop_gradient(stats.logp), sampled_logp)
     return stats.divergence * jnp.minimum(ratio, cap)

@@ -122,9 +122,8 @@ def _distill(params, state_teacher, rows, cfg, models):
     )
     logged = _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
     apart = stats.divergence
-    if (
-        cfg.loss.divergence.support == "sampled"
-    ):  # Its own value means nothing; this is the KL on average.
+    if cfg.loss.divergence.support == "sampled":
+        # Its own value means nothing; this is the KL on average.
         apart = stats.logp - stats.teacher_logp
     logged["divergence"] = metrics.masked(apart, batch.mask)
     # Of a stored teacher, where it knows the target.

@@ -84,10 +84,10 @@ def _settings(
     name = resolve(given, jax.default_backend())
     if name == "pallas_tpu":
         sides = (student, operands.teacher)
-        widths = [x.head.shape[-1] if isinstance(x, Hidden) else 0 for x in sides]
+        width, other = (x.head.shape[-1] if isinstance(x, Hidden) else 0 for x in sides)
         floating = jax.tree.leaves((student, operands.teacher))
         itemsize = max(x.dtype.itemsize for x in floating)
-        return name, tuning.blocks(jax.devices()[0].device_kind, *widths, itemsize)
+        return name, tuning.blocks(jax.devices()[0].device_kind, width, other, itemsize)
     return name, RowKernels() if name == "pallas_gpu" else None
 
 

@@ -88,8 +88,8 @@ def _statistics_backward(
 
 
 def _inner(stats: Stats, cotangents: Stats) -> jax.Array:
-    products = jax.tree.map(jnp.multiply, stats, cotangents)
-    return sum(jax.tree.leaves(products))
+    products = jax.tree.leaves(jax.tree.map(jnp.multiply, stats, cotangents))
+    return functools.reduce(jnp.add, products)
 
 
 differentiable_statistics.defvjp(_statistics_forward, _statistics_backward)
@@ -195,11 +195,12 @@ def run(
     arguments = (student, operands, weights, aux)
     if spec.sharding is None:
         return local(*arguments)
+    tokens: Any  # In records, specs take the places of arrays.
     tokens, _ = sharded.specs(spec.sharding)
-    everywhere = jax.sharding.PartitionSpec()
+    everywhere: Any = jax.sharding.PartitionSpec()
     mine = sharded.output_specs(student, spec.sharding)
     theirs = sharded.output_specs(operands.teacher, spec.sharding)
-    outputs = (None, tokens, None)
+    outputs: Any = (None, tokens, None)
     if token_loss is not None:
         outputs = (everywhere, tokens, Gradients(mine, tokens, tokens))
     return sharded.over_mesh(
@@ -216,7 +217,7 @@ class _Tokens(NamedTuple):
     student: jax.Array  # states [M, D] or logits [M, V]
     teacher: jax.Array | Stored | None
     targets: jax.Array | None
-    weights: jax.Array | None
+    weights: Any  # f32[M], None where only statistics are wanted
     aux: Any
 
 
@@ -225,7 +226,7 @@ class _Sums(NamedTuple):
 
     loss: jax.Array  # f32[]
     to_student: jax.Array  # [M, D] or [M, V]
-    to_head: jax.Array | None  # f32[V, D]
+    to_head: Any  # f32[V, D], None where the student is Logits
     to_weights: jax.Array  # f32[M]
     to_aux: list[jax.Array]
 
@@ -328,8 +329,9 @@ def _train(
     states, head, rows = some.student, fixed.head, fixed.row_statistics
     narrow = jnp.result_type(states, *jax.tree.leaves(head))
     weighted = functools.partial(_weighted, token_loss)
-    fuses = isinstance(rows, FusedRowStatistics) and rows.fuses(some.aux)
-    at_once = rows.losses if fuses else functools.partial(_losses, rows)
+    at_once: Callable[..., Any] = functools.partial(_losses, rows)
+    if isinstance(rows, FusedRowStatistics) and rows.fuses(some.aux):
+        at_once = rows.losses
     stats, each, to_aux, grad = at_once(
         weighted,
         *_logits_of(fixed, some),
@@ -386,8 +388,8 @@ def _losses(
         each, to_stats, to_aux = weighted(stats, aux, weights)
         # Where no token is, a loss of zeros need not have a derivative.
         to_stats = jax.tree.map(lambda x: jnp.where(valid, x, 0), to_stats)
-        cotangents = (getattr(to_stats, name, None) for name in _PULLED)
-        return stats, each, to_aux, pull(*cotangents).astype(dtype)
+        grad = pull(getattr(to_stats, "divergence", None), to_stats.logp, to_stats.entropy)
+        return stats, each, to_aux, grad.astype(dtype)
 
     return _by_rows(whole, arrays, part)
 
@@ -414,9 +416,6 @@ def _by_rows(function: Callable[..., Any], arrays: tuple[Any, ...], part: Part) 
         return jax.tree.map(lambda x: x.reshape(tokens, *x.shape[2:]), results)
 
     return jax.lax.platform_dependent(*arrays, cpu=blocks, default=function)
-
-
-_PULLED = ("divergence", "logp", "entropy")  # The statistics that are differentiable.
 
 
 def _start(

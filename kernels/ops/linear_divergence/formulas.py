@@ -127,7 +127,8 @@ def _values(
 def _values_jvp(
     divergence: Divergence, primals: tuple[Any, ...], tangents: tuple[Any, ...]
 ) -> tuple[jax.Array, jax.Array]:
-    value, *slopes = _terms_at(*primals, divergence)
+    student, teacher, alpha = primals
+    value, *slopes = _terms_at(student, teacher, alpha, divergence)
     out = jnp.zeros_like(value)
     for tangent, slope in zip(tangents[:2], slopes, strict=True):
         if not isinstance(tangent, SymbolicZero):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from mopd_jax.kernels.linear_divergence.statistics import Part
 class Side(NamedTuple):
     """One device's share of a model's output: what has a row for each token, and the head."""
 
-    by_token: jax.Array | Stored | None  # [M, D], [M, V] or Stored of [M, K]; None: no model
+    by_token: Any  # [M, D], [M, V] or a Stored of [M, K]; None where there is no model
     head: jax.Array | None  # [V, D], ready for products
 
 

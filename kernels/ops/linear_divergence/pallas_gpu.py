@@ -85,7 +85,7 @@ class RowKernels:
         """
         check(logits, teacher, spec, part)
         inputs = (logits, teacher, _known(targets, logits))
-        each = jax.ShapeDtypeStruct(logits.shape[:1], jnp.float32)
+        each: Any = jax.ShapeDtypeStruct(logits.shape[:1], jnp.float32)
         of_teacher = None if teacher is None else each
         outputs = (
             _record(teacher, each),
@@ -160,7 +160,7 @@ class RowKernels:
 
         def restored(values: list[jax.Array]) -> Any:
             pairs = zip(leaves, values, strict=True)
-            return tree.unflatten([x.astype(like.dtype) for like, x in pairs])
+            return jax.tree.unflatten(tree, [x.astype(like.dtype) for like, x in pairs])
 
         kernel = functools.partial(
             pallas_gpu_kernels.loss_kernel,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ class _Walk(NamedTuple):
     logit: jax.Array  # The target's if it is among the columns, else 0.
     teacher_top: jax.Array | None = None
     teacher_total: jax.Array | None = None
-    teacher_logit: jax.Array | None = None
+    teacher_logit: Any = None
     value: jax.Array | None = None
     slopes: jax.Array | None = None
 
@@ -180,8 +180,10 @@ def loss_kernel(
     jax.tree.map(window.store, (stats_out, each_out, aux_out), (stats, each, to_aux))
     # Where no token is, a loss of zeros need not have a derivative.
     there = window.load(valid) != 0
-    to_stats = {name: jnp.where(there, x, 0) for name, x in vars(to_stats).items()}
-    cotangents = Cotangents(*map(to_stats.get, Cotangents._fields))
+    to_stats = jax.tree.map(lambda x: jnp.where(there, x, 0), to_stats)
+    cotangents = Cotangents(
+        to_stats.logp, to_stats.entropy, getattr(to_stats, "divergence", None)
+    )
     targets = window.load(targets)
 
     def write(j: jax.Array, carry: int) -> int:
@@ -356,21 +358,18 @@ def _merge(first: _Walk, second: _Walk, divergence: Divergence | None) -> _Walk:
     walk = walk._replace(
         teacher_top=teacher_top,
         teacher_total=teacher_total,
-        teacher_logit=_sum(first.teacher_logit, second.teacher_logit),
+        teacher_logit=first.teacher_logit + second.teacher_logit,
     )
     if not divergence.merges:
         return walk
     slopes = zero
-    for x, a, b in zip(parts, sums, teacher_sums, strict=True):
+    own = (first.slopes, second.slopes)
+    for x, a, b in zip(own, sums, teacher_sums, strict=True):
         share, teacher_share = a - log_sum, b - teacher_log_sum
         moved = formulas.terms(share, teacher_share, divergence).to_student
-        slopes += jnp.exp(share) * x.slopes + moved
+        slopes += jnp.exp(share) * cast(jax.Array, x) + moved
     value = both.forward_kl if divergence.kind == "forward_kl" else both.reverse_kl
     return walk._replace(value=value, slopes=slopes)
-
-
-def _sum(first: Any, second: Any) -> jax.Array:
-    return first + second
 
 
 def _merge_sums(*parts: Any) -> tuple[jax.Array, jax.Array, list[jax.Array], jax.Array]:

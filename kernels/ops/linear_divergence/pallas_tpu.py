@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
 import jax.numpy as jnp
@@ -155,8 +155,10 @@ def _specs(spec: Spec, operands: Operands) -> tuple[Any, Any, Any, Any]:
     """How arrays of tokens, heads, the teacher and what is saved lie on the mesh."""
     if spec.sharding is None:
         raise TypeError("no sharding was given")
+    tokens: Any  # In records, specs take the places of arrays.
     tokens, heads = sharded.specs(spec.sharding)
-    kept = _Saved(PartitionSpec(None, spec.sharding.tokens), tokens)
+    rows: Any = PartitionSpec(None, spec.sharding.tokens)
+    kept = _Saved(rows, tokens)
     return tokens, heads, sharded.output_specs(operands.teacher, spec.sharding), kept
 
 
@@ -174,7 +176,8 @@ class _Inputs(NamedTuple):
 def _inputs(
     spec: Spec, blocks: Blocks, hidden: jax.Array, head: jax.Array, operands: Operands
 ) -> _Inputs:
-    teacher, targets, mask, _ = operands
+    teacher, mask = cast(Hidden | None, operands.teacher), operands.mask
+    targets = cast(jax.Array, operands.targets)
     tokens = min(blocks.tokens, -(-mask.size // _LANES) * _LANES)
     places, live = partition(mask.reshape(-1), tokens)
     part = sharded.vocabulary(head.shape[0], spec)
@@ -224,7 +227,7 @@ def _sweeps(
     elif kind is not None:
         # Of p log(p/q) - p + q the slopes to log p sum to p log(p/q), those to log q to q - p.
         slopes = value if kind == "reverse_kl" else slopes
-    given = operands.targets
+    given = cast(jax.Array, operands.targets)
     known = (given >= 0) & (given < spec.vocab_size)
 
     def result(values: jax.Array) -> jax.Array:
@@ -257,9 +260,9 @@ def _merged(swept: jax.Array, part: Part, spec: Spec) -> jax.Array:
         lses.append(parts[:, top] - rows[top] + parts[:, rest])
         rows[rest] = jnp.log(jnp.sum(jnp.exp(lses[-1]), axis=0))
     kind = None if spec.divergence is None else spec.divergence.kind
-    online = {}
+    online: dict[str, jax.Array] = {}
     if spec.divergence is not None and spec.divergence.merges:
-        online = {kind: parts[:, kernels.VALUE]}
+        online = {spec.divergence.kind: parts[:, kernels.VALUE]}
     if kind is None:
         lses = lses[:1]
     each = kernels.moments(lses, entropy=parts[:, kernels.ENTROPY], **online)
@@ -270,7 +273,9 @@ def _merged(swept: jax.Array, part: Part, spec: Spec) -> jax.Array:
     apart = [statistics.Moments(*(x[i] for x in each)) for i in range(len(parts))]
     merged = functools.reduce(statistics.merge, apart)
     rows[kernels.ENTROPY] = merged.entropy
-    rows[kernels.VALUE] = getattr(merged, kind) if online else jnp.zeros_like(swept[0])
+    rows[kernels.VALUE] = jnp.zeros_like(swept[0])
+    for name in online:
+        rows[kernels.VALUE] = getattr(merged, name)
     for row in (kernels.AT_TARGET, kernels.TEACHER_AT_TARGET):
         rows[row] = jnp.sum(parts[:, row], axis=0)
     return jnp.stack([rows[row] for row in range(kernels.ROWS)])
@@ -356,7 +361,7 @@ def _call(
         in_specs += [
             pl.BlockSpec((x.shape[0], tokens), lambda i, j, c: (0, live(i, c))) for x in extra
         ]
-        shape = (rows, hidden.shape[0])
+        shape: tuple[int, ...] = (rows, hidden.shape[0])
         out = pl.BlockSpec((rows, tokens), lambda i, j, c: (0, kernels.place(i, steps)))
     else:
         in_specs += [

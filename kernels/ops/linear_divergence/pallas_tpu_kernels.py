@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from mopd_jax.kernels.linear_divergence import formulas, statistics
+from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.options import Spec
 from mopd_jax.kernels.linear_divergence.statistics import Moments
 
@@ -39,7 +40,7 @@ TOTAL_SLOPE, TO_DIVERGENCE, TO_LOGP, TO_ENTROPY = range(5, 9)
 BACKWARD_ROWS = 2 * ROWS
 
 
-def place(i: Any, blocks: int) -> jax.Array:
+def place(i: Any, blocks: Any) -> jax.Array:
     """Which block of tokens step `i` of `blocks` takes: the even ones, then the odd ones.
 
     Where two cores share a grid, each takes half of it. The live blocks come first, so that in
@@ -116,7 +117,7 @@ def second_sweep(counts: Any, *refs: Any, spec: Spec) -> None:
         get = functools.partial(_read, swept)
         logp = student - get(TOP) - get(REST)
         teacher_logp = teacher - get(TEACHER_TOP) - get(TEACHER_REST)
-        each = formulas.terms(logp, teacher_logp, spec.divergence)
+        each = formulas.terms(logp, teacher_logp, cast(Divergence, spec.divergence))
         for row, values in ((SUM_VALUES, each.value), (SUM_SLOPES, each.to_student)):
             _write(out, row, _read(out, row) + jnp.sum(values, axis=0, keepdims=True))
 
@@ -221,7 +222,7 @@ def _scores(
         return jnp.where(real, soft, EMPTY), slope
 
     student, slope = scores(hidden, head, spec.student_cap)
-    other = scores(*teacher, spec.teacher_cap)[0] if teacher else None
+    other = scores(teacher[0], teacher[1], spec.teacher_cap)[0] if teacher else None
     return student, other, slope
 
 
@@ -249,19 +250,19 @@ def _fold(state: Any, student: Any, teacher: Any, hit: Any, spec: Spec) -> None:
         heres.append(top - new + log_rest)
         _write(state, top_row, new)
         _write(state, rest_row, old_rest * jnp.exp(old - new) + rest * jnp.exp(top - new))
-        swept = jnp.sum(jnp.where(hit, scores, 0), axis=0, keepdims=True)
-        _write(state, target_row, _read(state, target_row) + swept)
+        at_target = jnp.sum(jnp.where(hit, scores, 0), axis=0, keepdims=True)
+        _write(state, target_row, _read(state, target_row) + at_target)
     logp = logps[0]
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=0, keepdims=True)
-    old = {"entropy": _read(state, ENTROPY)}
-    new = {"entropy": entropy}
+    past = {"entropy": _read(state, ENTROPY)}
+    here = {"entropy": entropy}
     online = None
     if spec.divergence is not None and spec.divergence.merges:
         online = spec.divergence.kind
         each = formulas.terms(logp, logps[1], spec.divergence).value
-        new[online] = jnp.sum(each, axis=0, keepdims=True)
-        old[online] = _read(state, VALUE)
-    merged = statistics.merge(moments(befores, **old), moments(heres, **new))
+        here[online] = jnp.sum(each, axis=0, keepdims=True)
+        past[online] = _read(state, VALUE)
+    merged = statistics.merge(moments(befores, **past), moments(heres, **here))
     _write(state, ENTROPY, merged.entropy)
     if online is not None:
         _write(state, VALUE, getattr(merged, online))

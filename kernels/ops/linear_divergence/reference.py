@@ -7,12 +7,14 @@ the others write out.
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 
 from mopd_jax.kernels.linear_divergence import formulas, statistics
 from mopd_jax.kernels.linear_divergence.chunked import Operands
+from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.logits import product
 from mopd_jax.kernels.linear_divergence.options import Spec
 from mopd_jax.kernels.linear_divergence.outputs import Hidden, Logits, Output, Stored
@@ -32,26 +34,28 @@ def token_statistics(spec: Spec, student: Output, operands: Operands) -> Stats:
     of_target = None if targets is None else at_targets(logp, targets)
     entropy = under_mask(mask, formulas.entropy(logp))
     divergence = spec.divergence
+    at_teacher = None
     if divergence is None or teacher is None:
         if of_target is None:
             raise TypeError("log-probs of targets are asked for, and there are no targets")
         return TokenLogprob(under_mask(mask, of_target), entropy)
-    at_teacher = None
     if isinstance(teacher, Stored):
         wide = jnp.promote_types(jnp.float32, teacher.logp.dtype)
         teacher = dataclasses.replace(teacher, logp=teacher.logp.astype(wide))
         if targets is not None:
             at_teacher = statistics.stored_logp(teacher, targets, spec)
-        value = _over_ids(logp, teacher, spec)
+        value = _over_ids(logp, teacher, divergence, spec.vocab_size)
     else:
         teacher_logp = _log_probs(teacher, mask, spec.teacher_cap, spec)
         at_teacher = None if targets is None else at_targets(teacher_logp, targets)
         if divergence.support == "full":
             value = formulas.value(logp, teacher_logp, divergence)
-        elif divergence.support == "sampled":
+        elif of_target is not None and at_teacher is not None and divergence.chosen is None:
+            # "sampled"
             value = jax.lax.stop_gradient(of_target - at_teacher) * of_target
         else:
-            value = _over_ids(logp, _chosen(logp, teacher_logp, spec), spec)
+            chosen = _chosen(logp, teacher_logp, divergence)
+            value = _over_ids(logp, chosen, divergence, spec.vocab_size)
     return TokenStats(
         divergence=under_mask(mask, value),
         logp=None if of_target is None else under_mask(mask, of_target),
@@ -97,24 +101,24 @@ def _from_head(output: Hidden, mask: jax.Array, spec: Spec) -> jax.Array:
     return product("...d,vd->...v", states, output.head[: spec.vocab_size])
 
 
-def _chosen(logp: jax.Array, teacher_logp: jax.Array, spec: Spec) -> Stored:
+def _chosen(logp: jax.Array, teacher_logp: jax.Array, divergence: Divergence) -> Stored:
     """The chosen tokens, with the teacher's log-probs of them."""
-    divergence = spec.divergence
-    if divergence is None or divergence.chosen is None:
-        raise TypeError("no tokens are chosen by this divergence")
     both = {"student": logp, "teacher": teacher_logp}
     names = tuple(both) if divergence.support == "union" else (divergence.support,)
     tops = [
-        jax.lax.top_k(jax.lax.stop_gradient(both[name]), divergence.chosen)[1] for name in names
+        jax.lax.top_k(jax.lax.stop_gradient(both[name]), cast(int, divergence.chosen))[1]
+        for name in names
     ]
     ids = jnp.concatenate(tops, axis=-1)
     return Stored(ids, jnp.take_along_axis(teacher_logp, ids, axis=-1))
 
 
-def _over_ids(logp: jax.Array, teacher: Stored, spec: Spec) -> jax.Array:
+def _over_ids(
+    logp: jax.Array, teacher: Stored, divergence: Divergence, vocab_size: int
+) -> jax.Array:
     """The divergence over the tokens of a Stored, f32[...]."""
     ids, logq = teacher.ids, teacher.logp
-    idle = statistics.unused(ids, logq, spec.vocab_size)
+    idle = statistics.unused(ids, logq, vocab_size)
     chosen = jnp.take_along_axis(logp, jnp.where(idle, 0, ids), axis=-1)
     chosen, logq = (jnp.where(idle, -jnp.inf, x) for x in (chosen, logq))
-    return statistics.coarse_divergence(chosen, logq, spec.divergence)
+    return statistics.coarse_divergence(chosen, logq, divergence)

@@ -7,7 +7,6 @@ axis; the gradient of the hidden states, summed over `vocab`; the loss, summed o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -28,12 +27,13 @@ def specs(sharding: HeadSharding) -> tuple[PartitionSpec, PartitionSpec]:
 def output_specs(output: Teacher | None, sharding: HeadSharding) -> Any:
     """How a model's output of any kind lies, as a pytree of its structure or a prefix of it."""
     tokens, head = specs(sharding)
+    lies: list[Any] = []
     if isinstance(output, Hidden):
-        return dataclasses.replace(output, states=tokens, head=head)
-    if isinstance(output, Logits):
+        lies = [tokens, head]
+    elif isinstance(output, Logits):
         between = (None,) * (output.values.ndim - 2)
-        return Logits(PartitionSpec(sharding.tokens, *between, sharding.vocab))
-    return tokens
+        lies = [PartitionSpec(sharding.tokens, *between, sharding.vocab)]
+    return jax.tree.unflatten(jax.tree.structure(output), lies) if lies else tokens
 
 
 def over_mesh(

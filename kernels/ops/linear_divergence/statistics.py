@@ -71,11 +71,11 @@ class Part(NamedTuple):
     start: jax.Array | int = 0  # Id of the first column.
     padded: bool = False  # Columns from the size of the vocabulary on are there, and not real.
 
-    def ids(self, shape: tuple[int, int]) -> jax.Array:
+    def ids(self, shape: tuple[int, ...]) -> jax.Array:
         """i32[C, V], of each column."""
         return self.start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
 
-    def real(self, shape: tuple[int, int], vocab_size: int) -> jax.Array | None:
+    def real(self, shape: tuple[int, ...], vocab_size: int) -> jax.Array | None:
         """bool[C, V], which columns exist; None for all."""
         return self.ids(shape) < vocab_size if self.padded else None
 
