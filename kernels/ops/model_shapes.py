@@ -1,4 +1,4 @@
-"""Shapes of real models' heads, named in one place: tests and benchmarks take them from here."""
+"""Shapes of the heads of real models, for tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -114,7 +114,9 @@ def softened(logits, cap, spec):
 @each_divergence
 def test_statistics_and_gradient_match_float64(name):
     tokens, columns, rows = RAGGED
-    spec = make_spec(DIVERGENCES[name], columns, temperature=0.7, student_cap=5.0, teacher_cap=4.0)
+    spec = make_spec(
+        DIVERGENCES[name], columns, temperature=0.7, student_cap=5.0, teacher_cap=4.0
+    )
     arguments = make(tokens, columns)
     got = run(rows, spec, *arguments)
     # Logits up to 8 units large.
@@ -336,6 +338,37 @@ def test_the_loss_in_bfloat16_is_as_with_rows_of_xla(loss):
 
     got = both(RowKernels(block=8, rows=2, interpret=True))
     check_bfloat16(got, both(statistics.token_statistics))
+
+
+def test_without_targets_it_is_as_with_rows_of_xla():
+    hidden, head, operands, weights = operands_of("float32")
+    operands = operands._replace(targets=None)
+    spec = make_spec(DIVERGENCES["reverse_kl"], 19)
+
+    def total(rows):
+        def statistics_alone(hidden, head):
+            stats = chunked.differentiable_statistics(
+                spec, rows, Hidden(hidden, head), operands
+            )
+            assert stats.logp is None and stats.teacher_logp is None
+            return jnp.sum(weights * stats.divergence * stats.entropy)
+
+        def loss(hidden, head):
+            return chunked.loss_with_gradients(
+                *(spec, rows, lambda stats, aux: aux * stats.divergence * stats.entropy),
+                *(Hidden(hidden, head), operands, weights, weights),
+            )[0]
+
+        return [
+            jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, head)
+            for f in (statistics_alone, loss)
+        ]
+
+    got = total(RowKernels(block=8, rows=2, interpret=True))
+    for a, b in zip(
+        jax.tree.leaves(got), jax.tree.leaves(total(statistics.token_statistics)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def check_bfloat16(got, want):

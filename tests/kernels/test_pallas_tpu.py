@@ -348,6 +348,25 @@ def test_the_loss_from_the_kernels_is_that_of_chunks():
     assert_close(loss(BLOCKS), loss("chunked"))
 
 
+def test_without_targets_the_rest_is_the_same():
+    hidden, head, other, other_head, targets, mask, weights = make(RAGGED)
+    teacher, of = Hidden(other, other_head), Divergence("reverse_kl")
+
+    def run(targets):
+        def loss(student):
+            stats = kernels.linear_divergence(
+                *(student, teacher, targets, mask), divergence=of, implementation=BLOCKS
+            )
+            return jnp.sum(weights[0] * stats.divergence + weights[1] * stats.entropy), stats
+
+        return jax.jit(jax.grad(loss, has_aux=True))(Hidden(hidden, head))
+
+    (want, stats), (got, same) = run(targets), run(None)
+    assert same.logp is None and same.teacher_logp is None
+    np.testing.assert_array_equal(same.divergence, stats.divergence)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
 def assert_mesh_does_not_matter(name, shape, embed):
     n, t, v, tokens = 8, 5, 24, 21
     hidden, head, other, other_head, targets, mask, weights = make((n, t, v, 8, 4))
@@ -462,7 +481,10 @@ def test_operands_of_float32_are_served_where_float64_is_allowed():
 
 
 def test_float64_is_refused():
-    with jax.enable_x64(True), pytest.raises(ValueError, match="student.states of dtype float64"):
+    with (
+        jax.enable_x64(True),
+        pytest.raises(ValueError, match="student.states of dtype float64"),
+    ):
         call("float64")
 
 

@@ -152,9 +152,7 @@ def test_gradients_lie_as_their_parameters_do_and_heads_are_gathered_once():
             sharding=sharding,
         )[0]
 
-    step = jax.jit(
-        jax.grad(loss, (0, 1)), in_shardings=(rows, heads, Hidden(rows, heads))
-    )
+    step = jax.jit(jax.grad(loss, (0, 1)), in_shardings=(rows, heads, Hidden(rows, heads)))
     compiled = step.lower(hidden, head, teacher).compile()
     text = compiled.as_text()
     counts = {op: len(re.findall(rf"\b{op}(?:-start)?\(", text)) for op in COLLECTIVES}
@@ -203,6 +201,38 @@ def test_inside_a_callers_own_shard_map(form, checked):
         jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, head) for f in (over_devices, alone)
     )
     assert_equal_to_rounding(got, want)
+
+
+@pytest.mark.parametrize(
+    "shape, embed", [((2, 2, 2), "fsdp"), ((1, 1, 8), None), ((8, 1, 1), None)]
+)
+@pytest.mark.parametrize("sides", ["teacher", "both"])
+def test_logits_are_split_too(shape, embed, sides):
+    """Their rows and their columns, and alpha and temperature as arrays."""
+    hidden, head, teacher, targets, mask, behaviour = make()
+    taught = jnp.einsum("nte,ve->ntv", teacher.states, jnp.nan_to_num(teacher.head))
+    student = Hidden(hidden, head)
+    if sides == "both":
+        student = Logits(jnp.einsum("ntd,vd->ntv", hidden, jnp.nan_to_num(head)))
+    weights = losses.token_weights(mask, aggregation="seq-mean-token-mean")
+
+    def run(sharding):
+        def loss(student, alpha, temperature):
+            return kernels.linear_divergence_loss(
+                token_loss,
+                *(student, Logits(taught), targets, mask, weights, behaviour),
+                divergence=Divergence(alpha=alpha),
+                temperature=temperature,
+                vocab_size=TOKENS,
+                chunk_tokens=3,
+                sharding=sharding,
+            )
+
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return step(student, jnp.float32(0.3), jnp.float32(0.8))
+
+    sharding = HeadSharding(("data", "fsdp"), "tensor", embed, mesh(*shape))
+    assert_equal_to_rounding(run(sharding), run(None))
 
 
 def refused(sharding, **changes):
