@@ -558,7 +558,7 @@ def test_a_schedule_is_refused_where_it_would_be_compiled_in(settings, dial):
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_a_constant_may_have_few_bits(dtype, implementation):
-    """A teacher's states, head, logits and stored log-probs, against float64 of what they are."""
+    """A teacher's states, head, logits and stored log-probs, against float64 of the same."""
     student, teacher, targets, mask = make()
     rounded = jax.tree.map(lambda x: jnp.asarray(x, dtype), teacher)
     wide = jax.tree.map(np.float64, rounded)
