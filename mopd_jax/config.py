@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from mopd_jax.config_contexts import ContextConfig, PeerConfig, check_contexts
 from mopd_jax.config_dict import (
     ConfigError,
+    answer_locked,
     fingerprint,
     from_config_dict,
     override,
@@ -38,6 +39,7 @@ __all__ = [
     "PeerConfig",
     "SandboxConfig",
     "TeacherConfig",
+    "answer_locked",
     "defaults",
     "fingerprint",
     "from_config_dict",

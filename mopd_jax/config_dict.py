@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from typing import Any, Literal
@@ -109,6 +110,17 @@ def _answer_old(where: str) -> None:
         raise ConfigError(f"{where} is config.{RENAMED[dotted]} now; set that")
     if dotted in RETIRED:
         raise ConfigError(f"{where} does not exist any more: {RETIRED[dotted]}")
+
+
+def answer_locked(error: AttributeError) -> None:
+    """Raises ConfigError where a config file set what a locked ConfigDict does not have any more.
+
+    The error of ml_collections names the last part of the setting only.
+    """
+    name = re.search(r'Key "(\w+)" does not exist', str(error))
+    for dotted in (*RENAMED, *RETIRED):
+        if name is not None and dotted.rpartition(".")[2] == name[1]:
+            _answer_old(f"config.{dotted}")
 
 
 def unknown(where: str, name: str, known) -> str:

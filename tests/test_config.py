@@ -473,6 +473,17 @@ def test_an_old_setting_is_answered_with_the_new_one(old, value, new):
         config.from_config_dict(Config, tree)
 
 
+def test_an_old_setting_in_a_config_file_is_answered_too(tmp_path):
+    file = tmp_path / "old.py"
+    start = "from mopd_jax import config\ndef get_config():\n    cfg = config.defaults()\n"
+    file.write_text(start + "    cfg.loss.support = 'student'\n    return cfg\n")
+    with pytest.raises(ConfigError, match="config.loss.support is config.loss.divergence.supp"):
+        cli.load(file)
+    file.write_text(start + "    cfg.loss.nothing = 1\n    return cfg\n")
+    with pytest.raises(AttributeError, match="nothing"):
+        cli.load(file)
+
+
 @pytest.mark.parametrize("leaf", LEAVES, ids=".".join)
 def test_the_fingerprint_sees_every_leaf(leaf):
     # Copied and set past the validation: another value of any type must show.
