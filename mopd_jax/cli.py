@@ -328,7 +328,11 @@ def load(path: pathlib.Path, variant: str = "") -> ConfigDict:
         raise ConfigError(f"config file {path} has no get_config(variant)")
     if variant and not inspect.signature(make).parameters:
         raise ConfigError(f"config file {path} has no variants, so not {variant!r} either")
-    return make(variant) if variant else make()
+    try:
+        return make(variant) if variant else make()
+    except AttributeError as error:
+        configs.answer_locked(error)
+        raise
 
 
 def _joined(words: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from test_train_step import CFG, assert_trees_close, batch, config, run, state
 
 from mopd_jax.config import LossConfig, OptimizerConfig, RolloutConfig, TeacherConfig
+from mopd_jax.kernels import Divergence
 from mopd_jax.models import decoder, scoring
 from mopd_jax.testing import tiny_decoder
 from mopd_jax.update import drift, teacher, train_step
@@ -122,7 +123,7 @@ def test_what_the_state_holds_beside_the_student(loss, options, want):
 
 def test_a_cached_teacher_trains_the_same():
     """With two epochs it is scored once, and gives what it gives when scored anew."""
-    loss = LossConfig(support="teacher", top_k=6)
+    loss = LossConfig(divergence=Divergence(support="teacher", top_k=6))
     optimizer = dataclasses.replace(config().optimizer, epochs=2, micro_batches=2)
     free, cached = (
         config(loss=loss, optimizer=optimizer, teacher=TeacherConfig(cache=cache))

@@ -8,14 +8,15 @@ held against.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mopd_jax import losses
-from mopd_jax.config import Config, Divergence, LossConfig
+from mopd_jax.config import Config, LossConfig
+from mopd_jax.kernels import Divergence, DivergenceKind, Hidden
 from mopd_jax.records import Batch
 from mopd_jax.selfcheck.result import Result, fail
 from mopd_jax.update import objectives, preferences, train_step
@@ -67,9 +68,8 @@ def check(cfg: Config) -> Result:
             fail(
                 "loss",
                 f"{causes[found.what]} ({found.what} of a known case off by {found.error:.2g}; "
-                f"loss.method={cfg.loss.method!r}, divergence={cfg.loss.divergence!r}, alpha="
-                f"{cfg.loss.alpha}, support={cfg.loss.support!r}); reinstall the package, or "
-                "undo the change to losses.py, objectives.py or the kernels",
+                f"loss.method={cfg.loss.method!r}, {cfg.loss.divergence}); reinstall the "
+                "package, or undo the change to losses.py, objectives.py or the kernels",
             )
     return Result("loss", numbers, "" if compared else "these settings have no known case")
 
@@ -86,7 +86,7 @@ def compare(cfg: Config) -> list[Compared]:
     if not pairwise and want is not None:
         got = objectives.token_weights(_batch(cfg.loss), cfg.loss)
         found.append(Compared("weights", np.asarray(got), want))
-    if cfg.loss.method == "distill" and cfg.loss.divergence in get_args(Divergence):
+    if cfg.loss.method == "distill":
         found += _distilled(cfg)
     elif cfg.loss.method == "grpo":
         found.append(_reinforced(cfg))
@@ -112,10 +112,9 @@ def weights(mask: np.ndarray, aggregation: str, *, every_row: bool) -> np.ndarra
 def divergence(
     p: np.ndarray,
     q: np.ndarray,
-    kind: Divergence,
+    kind: DivergenceKind,
     *,
     alpha: float | None = None,
-    continuous: bool = False,
     clip: float | None = None,
 ) -> float:
     """Nats between the probabilities p of a student and q of a teacher, f64[K] each.
@@ -132,7 +131,6 @@ def divergence(
     else:
         m = (1 - alpha) * p + alpha * q
         terms = (1 - alpha) * _terms(p, m) + alpha * _terms(q, m)
-        terms = terms / (alpha * (1 - alpha)) if continuous else terms
     return float(np.sum(terms if clip is None else np.minimum(terms, clip)))
 
 
@@ -141,19 +139,18 @@ def _terms(a, b):
     return a * np.log(a / b)
 
 
-def token_loss(logits: np.ndarray, n: int, cfg: LossConfig) -> float:
+def token_loss(logits: np.ndarray, n: int, of: Divergence) -> float:
     """Loss of token n when its student's logits are f64[3]; what is constant under
     differentiation stays that of `STUDENT`."""
     p, q, target = np.exp(logits) / np.exp(logits).sum(), TEACHER[n], TARGET[n]
-    if cfg.support == "sampled":
+    if of.support == "sampled":
         return np.log(STUDENT[n, target] / q[target]) * np.log(p[target])
-    if cfg.support != "full":
+    if of.support != "full":
         best = {"student": [STUDENT[n]], "teacher": [q], "union": [STUDENT[n], q]}
-        largest = [np.argsort(-x)[: cfg.top_k] for x in best[cfg.support]]
+        largest = [np.argsort(-x)[: of.chosen] for x in best[of.support]]
         kept = sorted(set(np.concatenate(largest).tolist()))
-        p, q = _outcomes(p, kept, cfg.tail), _outcomes(q, kept, cfg.tail)
-    options = {"alpha": cfg.alpha, "continuous": cfg.continuous, "clip": cfg.pointwise_clip}
-    return divergence(p, q, cfg.divergence, **options)
+        p, q = _outcomes(p, kept, of.tail), _outcomes(q, kept, of.tail)
+    return divergence(p, q, of.kind, alpha=of.alpha, clip=of.clip)
 
 
 def _outcomes(p, kept, tail):
@@ -182,8 +179,9 @@ def _batch(cfg: LossConfig) -> Batch:
 
 def _distilled(cfg) -> list[Compared]:
     # The three words have no hundred largest.
-    small = dataclasses.replace(cfg.loss, top_k=min(cfg.loss.top_k, 2))
-    given = objectives.distill_options(dataclasses.replace(cfg, loss=small))
+    small = dataclasses.replace(
+        cfg.loss.divergence, top_k=min(cfg.loss.divergence.chosen or 2, 2)
+    )
     temperature, cap = cfg.rollout.temperature, cfg.loss.importance_cap
     logp = np.log(STUDENT[np.arange(len(TARGET)), TARGET])
 
@@ -203,37 +201,38 @@ def _distilled(cfg) -> list[Compared]:
     def loss(hidden):
         head = jnp.eye(3)
         made, _ = losses.distill_loss(
-            hidden,
-            head,
-            teacher,
-            head,
+            Hidden(hidden, head),
+            Hidden(teacher, head),
             targets,
             MASK,
             weights=weigh,
-            behaviour_logp=behaviour,
+            sampled_logp=behaviour,
             importance_cap=cap,
-            **given,
+            divergence=small,
+            temperature=temperature,
         )
         return made
 
     value, slopes = jax.device_get(jax.jit(jax.value_and_grad(loss))(student))
-    want, want_slopes = _by_definition(small, weigh[MASK])
+    want, want_slopes = _by_definition(small, cap, weigh[MASK])
     return [
         Compared("loss", value, np.float64(want)),
         Compared("slopes", slopes, np.float64(spread(want_slopes / temperature, 0.0))),
     ]
 
 
-def _by_definition(cfg, weigh):
+def _by_definition(
+    of: Divergence, cap: float | None, weigh: np.ndarray
+) -> tuple[float, np.ndarray]:
     """The loss and its slopes f64[4, 3] to the logits, from the settings themselves."""
-    cap, step = cfg.importance_cap, 1e-5
+    step = 1e-5
     factor = weigh.astype(np.float64) * (1.0 if cap is None else np.minimum(RATIO, cap))
     value, slopes = 0.0, np.zeros(STUDENT.shape)
     for n, logits in enumerate(np.log(STUDENT)):
-        value += factor[n] * token_loss(logits, n, cfg)
+        value += factor[n] * token_loss(logits, n, of)
         for v, moved in enumerate(step * np.eye(3)):
-            rise = token_loss(logits + moved, n, cfg)
-            fall = token_loss(logits - moved, n, cfg)
+            rise = token_loss(logits + moved, n, of)
+            fall = token_loss(logits - moved, n, of)
             slopes[n, v] = factor[n] * (rise - fall) / (2 * step)
     return value, slopes
 
