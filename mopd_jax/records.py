@@ -118,6 +118,9 @@ class Verdict:
     feedback_has_gold: the feedback may contain gold answers or hidden tests. A verifier must
         declare it: such feedback reaches a teacher only by `context.feedback_with_gold`.
     error: why no verdict was possible; such a row is neither success nor failure.
+    answer: the final answer extracted from the response, with or without an error; None where
+        none can be extracted, or answers of this verifier are not compared as strings. Equal
+        answers are written alike. It never contains gold that the response does not.
     format_ok: the answer stands where and how it was asked for; None: there is no such format.
     truncated: the response was cut before it ended.
     tests_skipped: tests that were not run since enough had cost too much; they count as failed
@@ -128,6 +131,7 @@ class Verdict:
     test_fraction: float | None = None
     feedback: str = ""
     error: str = ""
+    answer: str | None = None
     format_ok: bool | None = None
     truncated: bool = False
     feedback_has_gold: bool = False

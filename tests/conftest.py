@@ -1,9 +1,10 @@
-"""How all tests run: on eight virtual CPU devices, set before jax is imported; without broadcasts
-between ranks; on the same examples every time. The last line counts what was skipped."""
+"""How all tests run: eight virtual CPU devices, set before jax is imported; no broadcast
+between ranks; the same examples every time. The last line counts what was skipped."""
 
 import atexit
 import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -44,6 +45,22 @@ except ModuleNotFoundError as error:
 SMOKE = {
     "test_cli",
     "test_config",
+    "test_context",
+    "test_controls",
+    "test_decoder",
+    "test_evaluate",
+    "test_experience",
+    "test_groups",
+    "test_layers",
+    "test_losses",
+    "test_peers",
+    "test_responses",
+    "test_rollout_file",
+    "test_statistics",
+    "test_tables",
+    "test_tokenizer",
+    "test_verify_choice",
+    "test_verify_tools",
 }
 WANTED = (
     "mopd_jax/wanted"  # Key of pytest's cache: ids of tests that skipped for want of something.
@@ -70,6 +87,15 @@ def pytest_addoption(parser):
         action="store_true",
         help="run the tests that the last run skipped because something was not installed",
     )
+
+
+def pytest_configure(config):
+    files = {path.stem for path in pathlib.Path(__file__).parent.rglob("test_*.py")}
+    if SMOKE - files:
+        raise pytest.UsageError(
+            f"SMOKE of tests/conftest.py names {', '.join(sorted(SMOKE - files))}: no file of "
+            "tests/ has that name; put the new name there"
+        )
 
 
 def pytest_ignore_collect(collection_path, config):
@@ -99,6 +125,6 @@ def pytest_terminal_summary(terminalreporter, config):
     line = wants.closing_line(reasons.values())
     if line:
         terminalreporter.write_line(line)
-    if not config.option.collectonly:
+    if config.pluginmanager.hasplugin("cacheprovider") and not config.option.collectonly:
         wanted = [name for name, why in reasons.items() if wants.REASON.search(why)]
         config.cache.set(WANTED, wanted)

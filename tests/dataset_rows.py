@@ -6,7 +6,7 @@ import wants
 
 from mopd_jax import cli
 from mopd_jax.data.prepared import catalogue
-from mopd_jax.data.prepared.rows import Row
+from mopd_jax.data.prepared.rows import SourceRow
 
 needs_tfds = wants.module("tensorflow_datasets")
 
@@ -22,7 +22,7 @@ def parsed(name, *rows, part="rows", **options):
     form = catalogue.find(name)
     made = []
     for i, fields in enumerate(rows):
-        row = Row(fields, f"{part}.jsonl, row {i + 1}", part, i)
+        row = SourceRow(fields, f"{part}.jsonl, row {i + 1}", part, i)
         made += form.parse(row, {**form.options, **options})
     return made
 

@@ -522,7 +522,7 @@ def test_the_commands_of_the_documentation_are_understood():
     texts += [path.read_text() for path in (ROOT / "configs").glob("*.py")]
     text = re.sub(r"\\+\n", " ", "\n".join(texts))
     words = {"DOMAIN": "biology", "TASK": "code", "METHOD": "sdpo"}
-    words |= {"[:VARIANT]": "", "FILE": "configs/quickstart.py"}
+    words |= {"[:VARIANT]": "", "FILE": "configs/quickstart.py", "=NAME": "=quickstart"}
     for word, setting in words.items():
         text = text.replace(word, setting)
     read = 0

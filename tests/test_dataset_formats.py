@@ -17,7 +17,7 @@ from sandbox_yard import open_or_skip
 
 from mopd_jax import verifiers
 from mopd_jax.data.prepared import catalogue, commands, files, livecodebench, programs, store
-from mopd_jax.data.prepared.rows import DataError, LeftOut, Parsed
+from mopd_jax.data.prepared.rows import DataError, LeftOut, ParsedProblem
 from mopd_jax.verifiers import selftest
 
 
@@ -260,7 +260,7 @@ def test_a_packed_bomb_is_refused():
     with pytest.raises(ValueError, match="more than 1,000 bytes"):
         livecodebench.packed_text(bomb, most=1000)
     behind = base64.b64encode(zlib.compress(pickle.dumps("[]")) + b"more").decode()
-    with pytest.raises(ValueError, match="4 bytes stand behind its end"):
+    with pytest.raises(ValueError, match="4 bytes follow its end"):
         livecodebench.packed_text(behind)
     for junk in ("no base64!", "AAAA", bomb[:20]):
         with pytest.raises(ValueError, match=r"neither JSON nor|cut short"):
@@ -270,13 +270,13 @@ def test_a_packed_bomb_is_refused():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"contest_date": "soon"}, "'contest_date' is no date: 'soon'"),
-        ({"contest_date": "2025-03-01garbage"}, "'contest_date' is no date: '2025-03-01gar"),
-        ({"contest_date": "2025-03-01T00:00:00x"}, "'contest_date' is no date"),
-        ({"contest_date": "2025-03-01T"}, "'contest_date' is no date"),
+        ({"contest_date": "soon"}, "'contest_date' is not a date: 'soon'"),
+        ({"contest_date": "2025-03-01garbage"}, "'contest_date' is not a date: '2025-03-01gar"),
+        ({"contest_date": "2025-03-01T00:00:00x"}, "'contest_date' is not a date"),
+        ({"contest_date": "2025-03-01T"}, "'contest_date' is not a date"),
         ({"contest_date": "20250301"}, "write it as 2025-03-01 or"),
         ({"contest_date": "2025-W10-1"}, "write it as 2025-03-01 or"),
-        ({"contest_date": "2025-02-30"}, "'contest_date' is no date"),
+        ({"contest_date": "2025-02-30"}, "'contest_date' is not a date"),
         ({"contest_date": 3}, "'contest_date' is of type int"),
         ({"private_test_cases": None}, "no 'private_test_cases'"),
         ({"private_test_cases": "[]"}, "there is no test"),
@@ -284,16 +284,16 @@ def test_a_packed_bomb_is_refused():
         ({"private_test_cases": '[{"input": "1"}]'}, "'input' and 'output' must be texts"),
         ({"private_test_cases": packed([{**TESTS[0], "testtype": "x"}])}, "testtype 'x'"),
         ({"private_test_cases": packed(CALLS)}, "calls a function, but its name is None"),
-        ({"metadata": "["}, "'metadata' is no JSON"),
+        ({"metadata": "["}, "'metadata' is not JSON"),
         ({"metadata": "[1]"}, "'metadata' is of type list"),
         (
             {
                 "metadata": '{"func_name": "f"}',
                 "private_test_cases": packed([{**CALLS[0], "input": "[1 2]"}]),
             },
-            "test 1: an argument or the output is no JSON",
+            "test 1: an argument or the output is not JSON",
         ),
-        ({"starter_code": 3}, "'starter_code' is no text"),
+        ({"starter_code": 3}, "'starter_code' is of type int"),
         ({"question_content": ""}, "'question_content' is empty"),
     ],
 )
@@ -305,7 +305,7 @@ def test_a_bad_contest_row_is_named(fields, message):
 def test_both_splits_of_livecodebench():
     form = catalogue.find("livecodebench")
     problems = parsed("livecodebench", *map(contest, range(12)))
-    rows = [Parsed(p, "test6") for p in problems]
+    rows = [ParsedProblem(p, "test6") for p in problems]
     made = form.split(rows, form.options)
     ids = {split: {p.id for p in made[split]} for split in made}
     assert (len(made["train"]), len(made["test"])) == (9, 3)
@@ -323,7 +323,7 @@ def test_both_splits_of_livecodebench():
     assert len({str(p.meta["tests"]) for p in made["train"]}) > 1
     assert form.split(rows, options) == made
     single = parsed("livecodebench", contest(tests=TESTS[:1]))
-    half = form.split([Parsed(single[0], "x")], options)["train"]
+    half = form.split([ParsedProblem(single[0], "x")], options)["train"]
     assert half[0].meta["tests"] == TESTS[:1]
     for wrong in ({"split": "x"}, {"start": "2025-05-01"}, {"end": "tomorrow"}):
         with pytest.raises(DataError, match="--option"):
@@ -393,7 +393,7 @@ def test_tests_that_json_cannot_say_are_counted():
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (humaneval("[[{1}]]", "[1]"), "JSON can say none"),
+        (humaneval("[[{1}]]", "[1]"), "JSON can express none"),
         (humaneval("[[1]]", "[f(i) for i in range(3)]"), "computed, not written down"),
         (humaneval("[[1]]", "[1]", "abs(candidate(*inp))"), "more than compare"),
         (humaneval("[[1]]", "[1]", "candidate(*inp, k=1)"), "more than compare"),
@@ -424,7 +424,7 @@ def test_mbpp_plus():
     ("row", "message"),
     [
         (humaneval("[[1], [2]]", "[1]"), "2 inputs for 1 results"),
-        (mbpp(test="def ("), "'test' is no Python program"),
+        (mbpp(test="def ("), "'test' is not a Python program"),
         (mbpp(test="x" * (1 << 25)), "33,554,432 characters"),
         (mbpp(test_list=[3]), "'test_list' must be a list of assertions"),
         (mbpp(test=None), "no 'test'"),
@@ -455,7 +455,7 @@ def test_programs_are_checked_in_a_sandbox(tmp_path, capsys):
     mopd("prepare", "mbppplus", f"--source={tmp_path}", f"--out={tmp_path}")
     mopd("check", "mbppplus", f"--dir={tmp_path}", "--policy=exclude", "--threads=2")
     assert "ceiling 0.5000; 1 fail on their own gold answer" in capsys.readouterr().out
-    assert [p.id for p in store.Stored(tmp_path, "mbppplus", "test")] == ["mbppplus-2"]
+    assert [p.id for p in store.StoredProblems(tmp_path, "mbppplus", "test")] == ["mbppplus-2"]
 
 
 @needs_tfds
@@ -466,7 +466,7 @@ def test_tests_that_a_set_does_not_have_are_counted(tmp_path, capsys):
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     mopd("prepare", "humanevalplus", f"--source={tmp_path}", f"--out={tmp_path}")
     out = capsys.readouterr().out
-    assert "tests left out, JSON cannot say them: 2\n" in out
+    assert "tests left out, JSON cannot express them: 2\n" in out
     assert "tests not drawn, above max_tests: 72\n" in out
     manifest = store.read_manifest(tmp_path, "humanevalplus")
     assert manifest["tests"] == {"tests_left_out": 2, "tests_not_drawn": 72}
@@ -568,7 +568,7 @@ def test_the_hub_is_asked_for_one_commit(tmp_path):
             commands.run(["prepare", "gpqa"], [*flags, ("revision", revision)], client=fake)
     with pytest.raises(DataError, match="It is gated"):
         commands.run(["prepare", "gpqa"], [*flags, ("revision", "gone")], client=fake)
-    with pytest.raises(DataError, match="on no hub that is known here"):
+    with pytest.raises(DataError, match="the catalogue has no hub for tooluse"):
         commands.run(["prepare", "tooluse"], flags, client=fake)
 
 

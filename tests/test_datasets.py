@@ -12,7 +12,7 @@ from mopd_jax import verifiers
 from mopd_jax.config import DataConfig, SandboxConfig
 from mopd_jax.data import sources
 from mopd_jax.data.prepared import catalogue, check, files, prepare, splits, store
-from mopd_jax.data.prepared.rows import DataError, Parsed
+from mopd_jax.data.prepared.rows import DataError, ParsedProblem
 from mopd_jax.errors import ConfigError, InputError
 from mopd_jax.records import Problem
 from mopd_jax.sandbox import SandboxError
@@ -77,14 +77,14 @@ def test_blank_lines_may_stand_between_options(between):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"answerKey": "E"}, "'answerKey' is 'E', none of A, B, C, D"),
+        ({"answerKey": "E"}, "'answerKey' is 'E', it must be one of A, B, C, D"),
         ({"answerKey": 2}, "'answerKey' is of type int; it must be text"),
         ({"answerKey": None}, "no 'answerKey'"),
         ({"question": " "}, "'question' is empty"),
         ({"question": "a\x00b"}, r"control character '\\x00' at 1"),
         ({"question": "\x08eta"}, "a backslash that was read as an escape"),
         ({"question": "q" * 200_001}, "200,001 characters; at most 200,000"),
-        ({"question": "\ud800"}, "no Unicode text"),
+        ({"question": "\ud800"}, "not Unicode text"),
         ({"choices": ["a", "b"]}, "'choices' is of type list"),
         ({"choices": {"text": ["a", "b"], "label": ["A"]}}, "1 letters for 2 options"),
         ({"choices": {"text": ["a", "b"], "label": ["B", "A"]}}, "they must be A, B"),
@@ -122,7 +122,8 @@ def test_a_bad_built_row_is_named(prompt, message):
 def test_the_published_split_of_sciknoweval():
     """The first rows of both splits as published, which are this permutation."""
     rows = [
-        Parsed(p, "all") for p in parsed("sciknoweval_chemistry", *map(science, range(2100)))
+        ParsedProblem(p, "all")
+        for p in parsed("sciknoweval_chemistry", *map(science, range(2100)))
     ]
     made = catalogue.find("sciknoweval_chemistry").split(rows, {"test_share": 0.1, "seed": 42})
     numbers = {split: [int(p.id.split("-")[-1]) for p in made[split]] for split in made}
@@ -136,7 +137,7 @@ def test_the_published_split_of_sciknoweval():
 @pytest.mark.parametrize(("rows", "held"), [(500, 50), (800, 80), (935, 94)])
 def test_the_published_sizes(rows, held):
     problem = Problem("x", ({"role": "user", "content": "q"},), "a", "exact")
-    made = splits.permuted([Parsed(problem, "all")] * rows, share=0.1, seed=42)
+    made = splits.permuted([ParsedProblem(problem, "all")] * rows, share=0.1, seed=42)
     assert (len(made["train"]), len(made["test"])) == (rows - held, held)
 
 
@@ -154,7 +155,7 @@ def test_the_published_sizes(rows, held):
     ],
 )
 def test_what_a_files_name_says(part, split):
-    assert splits.named(part) == split
+    assert splits.split_of(part) == split
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ def test_what_a_files_name_says(part, split):
 def test_sciknoweval_is_split_unless_it_is(parts, sizes):
     form = catalogue.find("sciknoweval_chemistry")
     rows = [
-        Parsed(p, x) for x in parts for p in parsed("sciknoweval_chemistry", science(1))
+        ParsedProblem(p, x) for x in parts for p in parsed("sciknoweval_chemistry", science(1))
     ] * 10
     made = form.split(rows, form.options)
     assert {split: len(made[split]) for split in made} == sizes
@@ -187,7 +188,7 @@ def test_sciknoweval_is_split_unless_it_is(parts, sizes):
 def test_built_rows_are_split_as_their_file_says(parts, sizes):
     form = catalogue.find("sciknoweval_physics")
     rows = [
-        Parsed(p, part, kind)
+        ParsedProblem(p, part, kind)
         for part, kind in parts
         for i in range(10)
         for p in parsed("sciknoweval_physics", built(i))
@@ -277,24 +278,24 @@ def test_tool_use_as_built():
     [
         ({"Golden_Answers": [CALLS]}, "2 instructions for 1 golden answers"),
         ({"Golden_Answers": "x"}, "must be lists"),
-        ({"Golden_Answers": [CALLS, []]}, "golden answer 2 is no list of calls"),
+        ({"Golden_Answers": [CALLS, []]}, "golden answer 2 is not a list of one call or more"),
         (
             {"Golden_Answers": [CALLS, [{"Action": "a"}]]},
-            "no object of Action and Action_Input",
+            "not an object of Action and Action_Input",
         ),
         (
             {"Golden_Answers": [[{"Action": " ", "Action_Input": "{}"}], CALLS]},
-            "call 1: 'Action' is no name",
+            "call 1: 'Action' is not a name",
         ),
         (
             {"Golden_Answers": [[{"Action": "a", "Action_Input": "{"}], CALLS]},
-            "'Action_Input' is no JSON ",
+            "'Action_Input' is not JSON ",
         ),
         (
             {"Golden_Answers": [[{"Action": "a", "Action_Input": "[]"}], CALLS]},
-            "'Action_Input' is no JSON object",
+            "'Action_Input' is not a JSON object",
         ),
-        ({"Instructions": ["a", 3]}, "instruction 2 is no text"),
+        ({"Instructions": ["a", 3]}, "instruction 2 is empty or not text"),
         ({"Name": None}, "no 'Name'"),
     ],
 )
@@ -414,7 +415,7 @@ def test_parquet(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train-00000.parquet")
     assert [dict(row.fields) for row in read(tmp_path / "train-00000.parquet")] == rows
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(DataError, match="no Parquet file"):
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
         read(tmp_path / "bad.parquet")
 
 
@@ -441,7 +442,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         files.find(tmp_path / "nowhere")
     (tmp_path / "x.txt").write_text("")
-    with pytest.raises(DataError, match="ends in none of"):
+    with pytest.raises(DataError, match="must end in one of .jsonl, .json, .csv, .parquet"):
         files.find(tmp_path / "x.txt")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no file"):
@@ -460,8 +461,8 @@ def test_a_bad_byte_is_its_rows_own(tmp_path, ending):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("NaN", "NaN is no number of JSON"),
-        ("[[-Infinity]]", "-Infinity is no number of JSON"),
+        ("NaN", "NaN is not a number in JSON"),
+        ("[[-Infinity]]", "-Infinity is not a number in JSON"),
         ('{"y": [{"z": 1e999}]}', "1e999 is out of range"),
         ('{"y": 1, "y": 1}', "the key 'y' is given twice"),
         ("[" * 100_000, "nested too deeply"),
@@ -665,7 +666,11 @@ def test_an_id_that_stands_twice_is_the_later_rows_error(tmp_path, capsys, seed)
     assert f"{tmp_path / 'a.jsonl'}, row 1, too" in err
     mopd("prepare", "jsonl", *flags, "--bad-rows=exclude")
     assert len(store.read_manifest(tmp_path / "out", "jsonl")["rejected"]) == 1
-    made = [p for s in ("train", "test") for p in store.Stored(tmp_path / "out", "jsonl", s)]
+    made = [
+        problem
+        for split in ("train", "test")
+        for problem in store.StoredProblems(tmp_path / "out", "jsonl", split)
+    ]
     assert sorted(p.messages[0]["content"] for p in made) == [f"q{i}" for i in range(9)]
 
 
@@ -753,15 +758,15 @@ def _gone(pattern):
         (_bytes("manifest.json", lambda b: b[:200]), "manifest.json: "),
         (_bytes("manifest.json", lambda b: b""), "manifest.json: "),
         (_bytes("manifest.json", lambda b: b"\xff"), "manifest.json: "),
-        (_bytes("manifest.json", lambda b: b"[]"), "it is no object"),
+        (_bytes("manifest.json", lambda b: b"[]"), "it is not an object"),
         (_gone("manifest.json"), "it has no manifest.json"),
         (_manifest(version="0.9.0"), "of version '0.9.0', not 1.0.0"),
         (_manifest(content=None), "it has no 'content'"),
-        (_manifest(splits=None), "'splits' are no numbers"),
-        (_manifest(splits={"train": "36", "test": 4}), "'splits' are no numbers"),
+        (_manifest(splits=None), "'splits' are not numbers"),
+        (_manifest(splits={"train": "36", "test": 4}), "'splits' are not numbers"),
         (_manifest(splits={"train": 40, "test": 4}), "40 problems in train"),
         (_manifest(splits={"test": 4}), "not those that were written"),
-        (_manifest(check=3), "'check' is no object"),
+        (_manifest(check=3), "'check' is not an object"),
         (_manifest(check={"splits": {"train": {}}, "excluded": {}}), "is not complete"),
         (_manifest(check={"splits": {}, "excluded": {"train": [36]}}), "is not in its splits"),
         (_manifest(check={"splits": {}, "excluded": {"dev": [0]}}), "is not in its splits"),
@@ -803,7 +808,9 @@ def test_problems_that_were_swapped_are_noticed(chemistry, capsys):
 def test_a_data_set_of_an_older_version_is_named(chemistry):
     where = chemistry / "sciknoweval_chemistry/1.0.0"
     where.rename(where.with_name("0.9.0"))
-    with pytest.raises(DataError, match="has no prepared .*there is version 0.9.0, and 1.0.0"):
+    with pytest.raises(
+        DataError, match="has no prepared .*there is version 0.9.0, but this code reads 1.0.0"
+    ):
         store.read_manifest(chemistry, "sciknoweval_chemistry")
 
 
@@ -992,23 +999,3 @@ def test_what_is_not_there_is_named(chemistry):
         from mopd_jax.data.prepared import check
 
         check.show(chemistry, "sciknoweval_chemistry", split="test", row=4)
-
-
-def test_hosts_share_a_stream():
-    rows = [problem(str(i), f"q{i}") for i in range(7)]
-    whole, uids = sources.ProblemStream(rows, seed=3).take(12)
-    hosts = [sources.ProblemStream(rows, seed=3, host=h, hosts=3) for h in range(3)]
-    parts = [host.take(12) for host in hosts]
-    assert [p.id for part, _ in parts for p in part] == [p.id for p in whole]
-    assert np.concatenate([u for _, u in parts]).tolist() == uids.tolist()
-    assert {host.position for host in hosts} == {12}
-    # Another number of hosts goes on where these stopped.
-    later = sources.ProblemStream(rows, seed=3)
-    later.take(12)
-    want = [p.id for p in later.take(4)[0]]
-    two = [sources.ProblemStream(rows, seed=3, position=12, host=h, hosts=2) for h in (0, 1)]
-    assert [p.id for host in two for p in host.take(4)[0]] == want
-    with pytest.raises(DataError, match="cannot be split over 3 hosts"):
-        hosts[0].take(4)
-    with pytest.raises(DataError, match="host 3 is none of 3"):
-        sources.ProblemStream(rows, seed=3, host=3, hosts=3)

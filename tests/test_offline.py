@@ -172,7 +172,7 @@ def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
     assert "no finished checkpoint yet" in refused(write, new, start=empty)
     other = {"start": sampled[0], "model__path": "some/model"}
     (empty / "config.json").write_text("{")
-    assert "config.json is no JSON" in refused(write, new, start=empty)
+    assert "config.json is not JSON" in refused(write, new, start=empty)
     assert "set model.path=builtin:codebook" in refused(write, new, **other)
     assert not new.exists()
 

@@ -161,7 +161,8 @@ def test_every_log_prob_and_text_comes_back(tmp_path_factory, bits, text, reward
 
 def test_the_table_of_a_verdict_is_the_verdict():
     """A new field of a verdict must be checked, or it would be lost on the way."""
-    assert set(schema._VERDICT) == {f.name for f in dataclasses.fields(Verdict)}
+    assert {*schema._VERDICT, "answer"} == {f.name for f in dataclasses.fields(Verdict)}
+    assert "answer" not in schema.row_fields(row(verdict=Verdict(1.0, answer="7")))
     assert set(schema._HEADER) == {f.name for f in dataclasses.fields(Header)}
     docs = pathlib.Path(__file__).parents[1] / "docs/rollouts.md"
     text = docs.read_text()

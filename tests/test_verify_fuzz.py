@@ -1,5 +1,6 @@
 """Any text gets a verdict: nothing raises, hangs, or leaves processes or files open."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -102,6 +103,7 @@ def run(name, count, pool):
         assert verdict.reward in (0.0, 1.0)
         assert isinstance(verdict.format_ok, bool)
         assert not verdict.feedback_has_gold
+        assert verdict.answer is None or verdict.answer != ""
         if verdict.error:
             assert "CPU time" in verdict.error or "memory" in verdict.error
             undecided.append(response)
@@ -146,6 +148,9 @@ def check_texts(name, problem, count):
         assert isinstance(verdict, Verdict)
         assert 0.0 <= verdict.reward <= 1.0
         assert not verdict.error and not verdict.feedback
+        # Of the response alone, so another gold answer does not change it.
+        other = dataclasses.replace(problem, answer="another gold")
+        assert verdict.answer != "" and verdict.answer == judge(other, response).answer
         assert time.monotonic() - begun < 60
 
     check()
@@ -189,6 +194,8 @@ def test_thoughts_are_no_answer(name):
     judge = verifiers.VERIFIERS[name]
     assert judge(problem, right).reward == 1.0
     assert judge(problem, f"<think>no {right}x</think>{right}").reward == 1.0
+    assert judge(problem, right).answer == problem.answer
+    assert judge(problem, f"<think>{right}").answer is None
     for response in (f"<think>{right}</think>", f"<think>{right}", f"{right}</think> no"):
         assert judge(problem, response).reward < 1.0
 

@@ -122,6 +122,7 @@ class ContextConfig:
     success, another_success, failure: headings of a peer in full, by its verified outcome; the
         second is for all successes but the first.
     neutral: heading of a peer whose outcome is hidden (control `random`).
+    separator: the text between the blocks.
     closing: the last line wherever a block is shown; "" for none.
     strip_thinking: remove `<think>` spans, unclosed ones included, from every peer.
     summary_tag, summary_chars: a summary is the first closed span of this tag, else the first

@@ -1,8 +1,10 @@
-"""Between a ConfigDict, which a user may change, and a frozen dataclass, which nobody may.
+"""Turns a ConfigDict, which a user may change, into a frozen dataclass, and back.
 
-`from_config_dict` is the only place that reads a ConfigDict: past it, a setting is a field of a
-validated record. Mistakes are answered with what was given and the nearest thing that exists.
+`from_config_dict` is the only place that reads a ConfigDict: after it, a setting is a field of
+a validated record. An error names the setting, its value and the nearest name that exists.
 """
+
+from __future__ import annotations
 
 import ast
 import dataclasses
@@ -16,7 +18,7 @@ from ml_collections import ConfigDict
 
 from mopd_jax.errors import ConfigError, unknown
 
-# Below here the names are the data source's, which checks them itself.
+# Names below this one are the data source's, which checks them itself.
 _FREE = "config.data.options"
 
 # Settings that have another name now, or none: {old: new}.
@@ -41,23 +43,23 @@ RETIRED = {
 def to_config_dict(cfg: Any) -> ConfigDict:
     """Frozen dataclass -> ConfigDict with locked keys; the inverse of `from_config_dict`."""
 
-    def build(value):
+    def build(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             fields = dataclasses.fields(value)
             return {f.name: build(getattr(value, f.name)) for f in fields}
         return value
 
-    # Types are checked by `from_config_dict`, which knows that an int may stand for a float
-    # and that None may become a number; ConfigDict's own check knows neither.
+    # `from_config_dict` checks types: it lets an int stand for a float and a number replace
+    # None, which ConfigDict's own check refuses.
     return ConfigDict(build(cfg), type_safe=False).lock()
 
 
 def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
-    """ConfigDict or mapping -> validated frozen dataclass.
+    """ConfigDict or mapping -> validated frozen dataclass; what it leaves out is the default.
 
     Raises:
-        ConfigError: on an unknown key (with the nearest known one), a value of the wrong type,
-            or a combination that cannot work.
+        ConfigError: an unknown name (with the nearest known one), a value of the wrong type, or
+            a combination that cannot work.
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
@@ -86,8 +88,9 @@ def _answer_old(where: str) -> None:
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """A value as its field's type hint asks; raises ConfigError if it cannot be that."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_config_dict(hint, value, where=where)
     if origin is Literal:
         if value not in args:
@@ -116,7 +119,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Nested mappings and sequences as dicts and tuples."""
+    """The same with nested mappings as dicts and sequences as tuples."""
     if hasattr(value, "items"):
         return {name: _plain(item) for name, item in value.items()}
     return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
@@ -126,7 +129,7 @@ def override(cfg: ConfigDict, dotted: str, text: str) -> None:
     """Sets `cfg.<dotted>` from command-line text: a Python literal, else a plain string.
 
     Raises:
-        ConfigError: if there is no such key, naming the nearest one.
+        ConfigError: there is no such setting; the message names the nearest one.
     """
     *path, last = dotted.split(".")
     node, where = cfg, "config"
@@ -155,6 +158,6 @@ def to_json(cfg: Any) -> str:
 
 
 def fingerprint(cfg: Any) -> str:
-    """Twelve hex digits that differ when any field of the dataclass differs."""
+    """Twelve hex digits, others for every other value of any field of the dataclass."""
     text = json.dumps(dataclasses.asdict(cfg), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

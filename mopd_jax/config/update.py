@@ -40,23 +40,23 @@ READ_BY: dict[str, tuple[Method, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Whose distribution the student is distilled towards.
+    """The model whose distribution the student is distilled towards.
 
     kind: `ema` follows the student slowly; `frozen` stays at the initial weights; `student` is
-        the student itself as it is now; `periodic` is copied from it every so many steps;
-        `trust_region` mixes the logits of the initial weights and of the student;
-        `external` is another model with the same tokenizer, of any width.
-    rate: of `ema`, once per step: teacher <- (1 - rate) teacher + rate student. Of
+        the student as it is now; `periodic` is a copy of it, renewed every `every` steps;
+        `trust_region` mixes the logits of the initial weights and of the student; `external`
+        is another model with the same tokenizer, of any width.
+    rate: for `ema`, once a step: teacher <- (1 - rate) teacher + rate student. For
         `trust_region`: logits = (1 - rate) initial + rate student, both with the context.
-    every: steps between the copies of `periodic`.
-    path: of `external`, as `model.path`. It never moves, is kept in the compute dtype, and is
-        read from there again at a resume.
-    no_context: rows whose context is empty are not trained on (`mask`), or are distilled
-        towards the teacher on the plain prompt (`plain_prompt`; with no peers this is OPD).
-    cache: score the teacher once per step, before its updates, and keep the log-probs of its
+    every: for `periodic`, steps between copies.
+    path: for `external`, as `model.path`. Its weights never move, are kept in the compute
+        dtype, and are read from there again at a resume.
+    no_context: rows with an empty context are not trained on (`mask`), or are distilled towards
+        the teacher on the plain prompt (`plain_prompt`; without any peers this is OPD).
+    cache: score the teacher once a step, before its updates, and keep the log-probs of its
         `loss.top_k` likeliest tokens only; needs loss.support='teacher'.
-    drift_every: every so many steps, how far the teacher is from the student and what the
-        context changes (`drift.py`); three more forward passes. None is off.
+    drift_every: steps between measurements of how far the teacher is from the student and of
+        what the context changes; each costs three forward passes. None is off.
     """
 
     kind: TeacherKind = "ema"
@@ -67,7 +67,7 @@ class TeacherConfig:
     cache: bool = False
     drift_every: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             0.0 < self.rate <= 1.0,
             f"TeacherConfig.rate is {self.rate}; it must lie in (0, 1]. For a teacher that "
@@ -103,6 +103,8 @@ class LossConfig:
     support: what the divergence is over: the `full` vocabulary; the top_k tokens of the
         `student`, the `teacher` or both (`union`), with the rest as one more outcome (`tail`)
         or renormalised without it; or the `sampled` token, for `reverse_kl` only.
+    top_k: how many tokens a support of chosen tokens has.
+    tail: count the tokens that are not chosen as one more outcome.
     aggregation: how token losses become one number (`losses.token_weights`).
     step_separator: of `seq-mean-step-mean`, the text that ends a step of a response.
     every_row: means over sequences count rows without a trained token, as zeros.
@@ -231,12 +233,17 @@ class LossConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up to a constant rate; weights and moments are float32.
 
-    warmup_steps: update k (from 0) uses rate * (k + 1) / warmup_steps, so none is wasted.
-    clip_norm: bound on the global gradient norm.
-    mini_batches: updates that the prompts of a step are shared out to, a group never split.
+    learning_rate: after the warm-up.
+    warmup_steps: update k (from 0) uses rate * (k + 1) / warmup_steps, so none has rate 0.
+    beta1: decay of the mean of gradients, once an update.
+    beta2: decay of the mean of squared gradients, once an update.
+    epsilon: added to the root of the second moment.
+    weight_decay: decoupled: an update also subtracts rate * weight_decay * weights.
+    clip_norm: the most that the global norm of a gradient may be; a longer one is scaled down.
+    mini_batches: updates that the prompts of a step are divided among, a group never split.
     epochs: how often a step goes through its rollouts.
-    micro_batches: parts the rows of an update are split into to save memory; the result does
-        not depend on it.
+    micro_batches: parts that the rows of an update are computed in, to save memory; the result
+        does not depend on it.
     """
 
     learning_rate: float = 1e-5
@@ -255,7 +262,7 @@ class OptimizerConfig:
         """Updates of a step."""
         return self.mini_batches * self.epochs
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 0, "warmup_steps", "weight_decay")
         at_least(self, 1, "mini_batches", "epochs", "micro_batches")
         for name in ("learning_rate", "epsilon", "clip_norm"):
@@ -273,13 +280,13 @@ def check_update(
     *,
     prompts: int,
     group: int,
-    taught: bool,
+    teacher_samples: bool,
 ) -> None:
-    """What the three sections need of each other and of the rollouts.
+    """Checks what the three sections require of each other and of the rollouts.
 
     Args:
-        prompts, group: of a step.
-        taught: the teacher writes the responses.
+        prompts, group: prompts of a step, rollouts of each.
+        teacher_samples: the teacher writes the responses.
 
     Raises:
         ConfigError: with the remedy.
@@ -296,18 +303,18 @@ def check_update(
         "an update (rollout.prompts * rollout.group / optimizer.mini_batches)",
     )
     require(
-        not taught or loss.method == "sft",
+        not teacher_samples or loss.method == "sft",
         f"rollout.policy='teacher' lets the teacher write what loss.method={loss.method!r} "
         "takes for the student's own; set loss.method='sft', or rollout.policy='student'",
     )
     require(
-        not taught or teacher.kind in ("frozen", "external"),
+        not teacher_samples or teacher.kind in ("frozen", "external"),
         f"rollout.policy='teacher' samples a teacher that stays as it is, and teacher.kind is "
         f"{teacher.kind!r}; set teacher.kind='frozen' or 'external'",
     )
     distills = loss.method == "distill"
     require(
-        distills or taught or teacher == TeacherConfig(),
+        distills or teacher_samples or teacher == TeacherConfig(),
         f"loss.method={loss.method!r} has no teacher, and the settings of teacher are not all "
         f"as they are by default ({teacher}); leave them, or set loss.method='distill'",
     )

@@ -1,1 +1,1 @@
-"""Problems: where they come from, in which order, and how data sets are prepared."""
+"""Problems for training and evaluation: their sources, their order, and prepared data sets."""

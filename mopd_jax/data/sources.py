@@ -1,10 +1,8 @@
-"""Problems from a source, and a seekable stream over them.
+"""Loads the problems of a source, and gives them to training in a seekable, shuffled stream.
 
-The order of an epoch is a pure function of (seed, epoch), so a position, one number, says all
-there is to resume from. Sources: `codebook` and `reasoning_gym` generate their rows, `jsonl`
-reads rows `{"id"?, "prompt" | "messages", "answer", "solution"?, "verifier"?, "meta"?}` from
-files (the verifier is `exact` where none is named, docs/verifiers.md), `tfds` reads what `mopd
-data prepare` wrote (docs/data.md).
+Sources: `codebook` and `reasoning_gym` generate problems, `jsonl` reads rows `{"id"?, "prompt"
+| "messages", "answer", "solution"?, "verifier"?, "meta"?}` from files (a row without a verifier
+gets `exact`, docs/verifiers.md), `tfds` reads what `mopd data prepare` wrote (docs/data.md).
 """
 
 from __future__ import annotations
@@ -13,14 +11,14 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 
 from mopd_jax import codebook
 from mopd_jax.config import DataConfig, unknown
-from mopd_jax.data.on_demand import LazyProblems
+from mopd_jax.data.on_demand import ProblemsOnDemand
 from mopd_jax.data.prepared import files, jsonl, store, usable
 from mopd_jax.data.prepared.rows import DataError
 from mopd_jax.errors import ConfigError
@@ -30,48 +28,32 @@ _EPOCH_ORDER = 0xDA7A  # Separates this use of the seed from others.
 
 
 class ProblemStream:
-    """Endless shuffled stream; every draw has a number that never repeats within a run.
+    """An endless shuffled stream of problems; every draw has a number that a run never repeats.
 
-    Hosts share one position and each takes its part of every draw, so that a run may go on with
-    another number of hosts.
+    The order of an epoch is a pure function of (seed, epoch), so the position, one number, is
+    all that a run needs to resume.
     """
 
-    def __init__(
-        self,
-        problems: Sequence[Problem],
-        *,
-        seed: int,
-        position: int = 0,
-        host: int = 0,
-        hosts: int = 1,
-    ):
-        """Stream of host `host` of `hosts`; raises DataError without problems."""
+    def __init__(self, problems: Sequence[Problem], *, seed: int, position: int = 0):
+        """A stream that continues at a position; raises DataError if there are no problems."""
         if not len(problems):
             raise DataError("the training split has no problems")
-        if not 0 <= host < hosts:
-            raise DataError(f"host {host} is none of {hosts} hosts")
         self._problems = problems
         self._seed = seed
-        self._host, self._hosts = host, hosts
         self.position = position
 
     def take(self, count: int) -> tuple[list[Problem], np.ndarray]:
-        """This host's part of the next `count` problems, and its draw numbers u32[count/hosts].
+        """The next `count` problems and the numbers of their draws, u32[count].
 
-        Moves `position` on by `count`. Raises DataError if the hosts cannot share them evenly.
+        Moves `position` on by `count`.
         """
-        found = self.peek(count)
+        drawn = self.peek(count)
         self.position += count
-        return found
+        return drawn
 
     def peek(self, count: int) -> tuple[list[Problem], np.ndarray]:
-        """What `take` would give; moves nothing."""
-        if count % self._hosts:
-            raise DataError(
-                f"{count} prompts cannot be split over {self._hosts} hosts; use a multiple"
-            )
-        share = count // self._hosts
-        uids = np.arange(share) + self.position + self._host * share
+        """What `take` would return, without moving `position`."""
+        uids = np.arange(count) + self.position
         epochs, places = np.divmod(uids, len(self._problems))
         orders = {
             epoch: np.random.default_rng([_EPOCH_ORDER, self._seed, epoch]).permutation(
@@ -83,8 +65,8 @@ class ProblemStream:
         return [self._problems[i] for i in chosen], uids.astype(np.uint32)
 
 
-class _Instructed(LazyProblems):
-    """Problems with an instruction at their end, made when they are asked for."""
+class _Instructed(ProblemsOnDemand):
+    """Problems with an instruction at their end, made on demand."""
 
     def __init__(self, problems: Sequence[Problem], instruction: str):
         self._problems, self._instruction = problems, instruction
@@ -99,11 +81,11 @@ class _Instructed(LazyProblems):
 def load(cfg: DataConfig, split: str, *, seed: int) -> Sequence[Problem]:
     """All problems of a split, "train" or "eval", with `cfg.instruction` at their end.
 
-    Those of prepared data sets stay on disk and are read when they are asked for.
+    Those of prepared data sets stay on disk and are read on demand.
 
     Raises:
         ConfigError: an option that the source does not have.
-        DataError: a missing file, or a row that cannot be used.
+        DataError: a missing file, a row that cannot be used, or no problems.
     """
     problems = SOURCES[cfg.source](cfg, split, seed)
     if not len(problems):
@@ -111,7 +93,7 @@ def load(cfg: DataConfig, split: str, *, seed: int) -> Sequence[Problem]:
             f"the {split} split of data.source={cfg.source!r} has no problems; see its path or "
             "options, and `mopd data show` for what a prepared set has"
         )
-    if not isinstance(problems, list):  # Their ids were checked when they were prepared.
+    if not isinstance(problems, list):  # A prepared data set; `prepare` has checked its ids.
         return _Instructed(problems, cfg.instruction)
     _check_ids(problems, split)
     return [_instructed(problem, cfg.instruction) for problem in problems]
@@ -128,15 +110,18 @@ def _check_ids(problems: Iterable[Problem], split: str) -> None:
         seen.add(problem.id)
 
 
-def overlap(trained: Iterable[Problem], held: Sequence[Problem]) -> str:
-    """What of `held` is also trained on, word for word, as a sentence; "" if nothing is."""
-    asked = {_question(problem) for problem in trained}
-    both = [problem.id for problem in held if _question(problem) in asked]
+def overlap(trained: Iterable[Problem], held_out: Sequence[Problem]) -> str:
+    """A sentence about the problems of `held_out` that are also trained on; "" if none is.
+
+    Two problems are the same if all their messages are equal.
+    """
+    questions = {_question(problem) for problem in trained}
+    both = [problem.id for problem in held_out if _question(problem) in questions]
     if not both:
         return ""
     return (
-        f"{len(both)} of {len(held)} evaluation problems are also trained on, {both[0]!r} for "
-        "one: they are not held out"
+        f"{len(both)} of {len(held_out)} evaluation problems are also trained on, such as "
+        f"{both[0]!r}: they are not held out"
     )
 
 
@@ -145,7 +130,7 @@ def _question(problem: Problem) -> str:
 
 
 def _instructed(problem: Problem, instruction: str) -> Problem:
-    """The problem itself says it, so that student, teacher and evaluation read the same."""
+    """The problem with the instruction in it, so that student, teacher and evaluation agree."""
     if not instruction:
         return problem
     *before, last = problem.messages
@@ -159,8 +144,8 @@ def _codebook(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
 
 
 def _reasoning_gym(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
-    """Generated tasks. options: task (required), train_size, eval_size, system, shots, and
-    `task_options`, a mapping handed to the task's own configuration."""
+    """Generated tasks. Options: `task` (required), `train_size`, `eval_size`, `system`, `shots`
+    (worked examples before each question) and `task_options`, passed on to the task itself."""
     _check_options(cfg, ("task", "train_size", "eval_size", "system", "shots", "task_options"))
     options = {"train_size": 512, "eval_size": 128, "system": "", "shots": 0, **cfg.options}
     if "task" not in options:
@@ -175,11 +160,11 @@ def _reasoning_gym(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
     known = sorted(reasoning_gym.factory.DATASETS)
     if options["task"] not in known:
         raise ConfigError(unknown("data.options.task", options["task"], known))
-    shots, train, held = options["shots"], options["train_size"], options["eval_size"]
-    # One generator, three disjoint ranges of its rows: worked examples, training, evaluation.
+    shots, train, held_out = options["shots"], options["train_size"], options["eval_size"]
+    # One generator; worked examples, training and evaluation are disjoint ranges of its rows.
     rows = reasoning_gym.create_dataset(
         options["task"],
-        size=shots + train + held,
+        size=shots + train + held_out,
         seed=seed,
         **dict(options.get("task_options", {})),
     )
@@ -191,11 +176,11 @@ def _reasoning_gym(cfg: DataConfig, split: str, seed: int) -> list[Problem]:
         before.append({"role": "assistant", "content": str(rows[i]["answer"])})
     shown = {rows[i]["question"] for i in range(shots)}
     trained = {rows[shots + i]["question"] for i in range(train)}
-    # A question that stands solved in every prompt trains and tests nothing.
+    # A question that every prompt shows solved would train and test nothing.
     chosen = [i for i in range(shots, shots + train) if rows[i]["question"] not in shown]
     if split == "eval":
-        later = range(shots + train, shots + train + held)
-        # A question that training also draws is not held out.
+        later = range(shots + train, shots + train + held_out)
+        # Leave out questions that training draws by chance.
         chosen = [i for i in later if rows[i]["question"] not in trained | shown]
     return [
         Problem(
@@ -237,8 +222,8 @@ def _check_options(cfg: DataConfig, known: Sequence[str]) -> None:
             raise ConfigError(unknown(f"data.options.{name}", name, list(known) or ["nothing"]))
 
 
-class _Chain(Sequence[Problem]):
-    """Several data sets, one behind the other."""
+class _Concatenated(ProblemsOnDemand):
+    """The problems of several data sets, one set after the other."""
 
     def __init__(self, parts: Sequence[Sequence[Problem]]):
         self._parts = parts
@@ -247,106 +232,107 @@ class _Chain(Sequence[Problem]):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, place):
-        if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
-        if not -len(self) <= place < len(self):
-            raise IndexError(place)
-        place %= len(self)
+    def problem(self, place: int) -> Problem:
         part = int(np.searchsorted(self._ends, place, side="right"))
         return self._parts[part][place - int(self._ends[part]) + len(self._parts[part])]
 
 
 def _tfds(cfg: DataConfig, split: str, seed: int) -> Sequence[Problem]:
-    """Prepared data sets. options: dir ("data"), train and eval, each a data set or several,
-    written `name` or `name:split`; or `name` for both splits of one."""
+    """Prepared data sets. Options: `dir` ("data"); `train` and `eval`, each one data set or
+    several, written `name` or `name:split`; or `name` for both splits of one data set."""
     del seed
-    parts = [store.Stored(*which) for which in prepared(cfg, split)]
+    parts = [store.StoredProblems(*which) for which in prepared(cfg, split)]
     if len(parts) == 1:
         return parts[0]
-    chain = _Chain(parts)
-    _check_ids(chain, split)
-    return chain
+    problems = _Concatenated(parts)
+    _check_ids(problems, split)
+    return problems
 
 
 def prepared(cfg: DataConfig, split: str) -> list[tuple[pathlib.Path, str, str]]:
-    """(root, name, split on disk) of every data set that a split, "train" or "eval", reads.
+    """(root, name, stored split) of every data set that a split, "train" or "eval", reads.
+
+    A prepared data set calls its splits "train" and "test".
 
     Raises:
-        ConfigError: the options name none, or one that cannot be.
+        ConfigError: the options name no data set, or something that is no name.
     """
     _check_options(cfg, ("dir", "name", "train", "eval"))
     default = "train" if split == "train" else "test"
-    given = cfg.options.get(split, cfg.options.get("name"))
-    names = [given] if isinstance(given, str) else given
-    several = isinstance(names, list | tuple) and len(names) > 0
-    if not several or not all(isinstance(name, str) and name for name in names):
+    value = cfg.options.get(split, cfg.options.get("name"))
+    names = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(names, list | tuple)
+        or not names
+        or not all(isinstance(name, str) and name for name in names)
+    ):
         raise ConfigError(
             f"data.source 'tfds' needs data.options.{split}, or data.options.name: a prepared "
-            f"data set or several, as name or name:split; got {given!r}"
+            f"data set or several, as name or name:split; got {value!r}"
         )
-    place = cfg.options.get("dir", "data")
-    if not isinstance(place, str) or not place:
-        raise ConfigError(f"data.options.dir is {place!r}; it must be the path of a folder")
-    root = pathlib.Path(place)
+    folder = cfg.options.get("dir", "data")
+    if not isinstance(folder, str) or not folder:
+        raise ConfigError(f"data.options.dir is {folder!r}; it must be the path of a folder")
+    root = pathlib.Path(folder)
     pairs = [name.partition(":") for name in names]
-    return [(root, name, part or default) for name, _, part in pairs]
+    return [(root, name, stored_split or default) for name, _, stored_split in pairs]
 
 
 def record(cfg: DataConfig, splits: Sequence[str] = ("train", "eval")) -> dict[str, Any]:
-    """What the record of a run says of data that it reads: content, ceiling, exclusions.
+    """What a run's record says of the data that it reads, {"SPLIT: NAME": values}.
 
-    `checked` says whether `mopd data check` has judged the gold answers; without, and without
-    gold answers, the ceiling is None.
+    Values: `reads` is a checksum of the problems and their order; `problems` and `excluded` are
+    counts; `checked` says whether `mopd data check` has judged the gold answers; `ceiling` is
+    the share of the problems read whose gold answer scores 1, `ceiling_of_all` that of all,
+    both None where not known. Sources that generate their problems have no entry.
     """
     if cfg.source == "jsonl":
         return {f"{split}: {path}": _file_record(path) for split, path in _files(cfg, splits)}
     if cfg.source != "tfds":
         return {}
-    found = {}
+    entries = {}
     for split in splits:
-        for root, name, part in prepared(cfg, split):
+        for root, name, stored_split in prepared(cfg, split):
             manifest = store.read_manifest(root, name)
-            checked = manifest.get("check", {}).get("splits", {}).get(part)
-            out = store.excluded(manifest, part)
-            # Equal where the same problems are read in the same order.
-            reads = json.dumps([manifest["content"], part, out])
-            found[f"{split}: {name}:{part}"] = {
+            checked = manifest.get("check", {}).get("splits", {}).get(stored_split)
+            out = store.excluded(manifest, stored_split)
+            reads = json.dumps([manifest["content"], stored_split, out])
+            entries[f"{split}: {name}:{stored_split}"] = {
                 "reads": hashlib.sha256(reads.encode()).hexdigest(),
-                "problems": manifest["splits"][part] - len(out),
+                "problems": manifest["splits"][stored_split] - len(out),
                 "excluded": len(out),
                 "checked": checked is not None,
-                # Of what is read, and before any item was excluded.
                 "ceiling": None if checked is None else checked["ceiling_of_kept"],
                 "ceiling_of_all": None if checked is None else checked["ceiling"],
             }
-    return found
+    return entries
 
 
-def unchecked(found: dict[str, Any]) -> list[str]:
+def unchecked(data_record: Mapping[str, Any]) -> list[str]:
     """A warning for each data set of a `record` that no check has judged."""
     return [
         f"{name} was never checked: whether its verifier accepts the gold answers is not "
-        "known, nor what the best possible result is. Run `mopd data check` (of files, after "
+        "known, nor what the best possible result is. Run `mopd data check` (for files, after "
         "`mopd data prepare jsonl`)"
-        for name, said in found.items()
-        if not said["checked"]
+        for name, values in data_record.items()
+        if not values["checked"]
     ]
 
 
 def _files(cfg: DataConfig, splits: Sequence[str]) -> list[tuple[str, pathlib.Path]]:
-    """(split, file) of source `jsonl`; raises DataError where one is missing."""
-    found = []
+    """(split, file) of source `jsonl`; raises DataError if a file is missing."""
+    pairs = []
     for split in splits:
-        path = pathlib.Path(cfg.train_path if split == "train" else cfg.eval_path)
+        # The config has checked that source `jsonl` has both paths.
+        path = pathlib.Path(cast(str, cfg.train_path if split == "train" else cfg.eval_path))
         try:
-            there = path.is_file()
+            exists = path.is_file()
         except OSError as error:
             raise files.unreadable(path, error) from error
-        if not there:
+        if not exists:
             raise DataError(f"{path} does not exist; check data.train_path and data.eval_path")
-        found.append((split, path))
-    return found
+        pairs.append((split, path))
+    return pairs
 
 
 def _file_record(path: pathlib.Path) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def causal(q, k, v, key_mask, segments):
 
     @jax.checkpoint
     def block(q, k, v, key_mask, columns, same):
-        visible = key_mask[:, None, :] & (jnp.arange(k.shape[1]) <= columns[:, None])[None]
+        earlier = jnp.arange(k.shape[1])[None, :] <= columns[:, None]
+        visible = key_mask[:, None, :] & earlier[None]
         if same is not None:
             visible &= same
         q = q.reshape(B, -1, J, H // J, C)

@@ -96,7 +96,8 @@ def row_fields(row: Row) -> dict[str, Any]:
     """A row as JSON values, the arrays last."""
     fields = {f.name: getattr(row, f.name) for f in dataclasses.fields(Row)}
     fields["messages"] = [dict(message) for message in row.messages]
-    verdict = dataclasses.asdict(fields.pop("verdict"))
+    verdict = {name: getattr(row.verdict, name) for name in _VERDICT}
+    del fields["verdict"]
     arrays = {name: fields.pop(name) for name in _ARRAYS}
     # Nine significant digits tell any two float32 apart, and survive the way over a double.
     short = [float(f"{x:.9g}") for x in row.behaviour_logp.tolist()]
@@ -155,6 +156,7 @@ _HEADER: dict[str, _Rule] = {
     "top_k": _optional(_whole(1)),
     "config": _TEXT,
 }
+# All of a verdict but `answer`, which is not in the file and None in what is read from it.
 _VERDICT: dict[str, _Rule] = {
     "reward": _SHARE,
     "test_fraction": _optional(_SHARE),

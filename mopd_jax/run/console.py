@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line a step, the phase that is running, the final table."""
+"""Tells a person how a run goes: a line for each step, and a bar of the phase that runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def say(step: int, cfg: Config, values: Mapping[str, Any]) -> None:
 
 
 def say_rollouts(step: int, cfg: Config, values: Mapping[str, Any]) -> None:
-    """The line of a step that samples and trains nothing."""
+    """Logs the line of a step of `mopd rollout`, which trains nothing."""
     log.info(
         "step %d/%d  solved %.3f  mixed %.2f  truncated %.2f  resp %.0f  %.2f s",
         step,
@@ -72,16 +72,16 @@ class Clock:
         self._bar.update()
 
     def seconds(self) -> dict[str, float]:
-        """Ends the bar; the wall seconds of the step's phases and of each."""
+        """Ends the bar; returns the wall seconds of all phases, and of each."""
         self._bar.close()
         parts = {f"seconds_{name}": value for name, value in self._seconds.items()}
         return {"seconds": sum(self._seconds.values()), **parts}
 
 
 def setup_logging() -> None:
-    """Messages of the package on stdout, warnings loud; called by the command line only."""
+    """Sends the package's messages to stdout; called by the command line only."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
-    log.propagate = False  # Other libraries give the root logger handlers of their own.
+    log.propagate = False  # Else handlers that libraries give the root logger repeat them.

@@ -1,4 +1,4 @@
-"""Which problems of a run were ever solved: by at least one rollout, at any step so far."""
+"""Keeps which problems of a run were solved by at least one rollout, at any step so far."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mopd_jax.records import Outcomes, Problem
 
 @dataclasses.dataclass(frozen=True)
 class Solved:
-    """Ids of the problems that were trained on, and of those that were solved. Immutable."""
+    """Ids of the problems that were trained on, and of those that were solved."""
 
     seen: frozenset[str] = frozenset()
     solved: frozenset[str] = frozenset()
@@ -26,7 +26,7 @@ class Solved:
         return Solved(self.seen.union(ids), self.solved.union(won))
 
     def metrics(self) -> dict[str, float]:
-        """Counts, and the share of the seen problems that were solved; nan before the first."""
+        """Counts, and the share of the seen problems that were solved; NaN before the first."""
         seen, solved = len(self.seen), len(self.solved)
         return {
             "problems_seen": seen,
@@ -36,7 +36,7 @@ class Solved:
         }
 
     def to_json(self) -> dict[str, list[str]]:
-        """For a checkpoint: every id once, sorted."""
+        """The record as a checkpoint holds it: every id once, sorted."""
         return {"solved": sorted(self.solved), "unsolved": sorted(self.seen - self.solved)}
 
     @classmethod

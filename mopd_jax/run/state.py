@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Callable
@@ -12,12 +11,11 @@ from typing import Any
 
 import jax
 
-from mopd_jax import config as configs
 from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError
 from mopd_jax.models import decoder, weights
 from mopd_jax.records import Params, TrainState
-from mopd_jax.run import checkpoint
+from mopd_jax.run import checkpoint, saved_config
 from mopd_jax.run.record import Run
 from mopd_jax.run.solved import Solved
 from mopd_jax.update import external_teacher, teacher, train_step
@@ -111,14 +109,7 @@ def latest_checkpoint(folder: pathlib.Path, cfg: Config) -> CheckpointSource:
     Raises:
         ConfigError: the folder has no run, its model is another, or it has no checkpoint.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"{folder} is not the folder of a run: it has no config.json")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON in UTF-8 ({error})") from error
-    theirs = configs.from_config_dict(Config, fields)
+    theirs = saved_config.read(folder)
     if theirs.model.path != cfg.model.path:
         raise ConfigError(
             f"{folder} trains model.path={theirs.model.path}, and the config has "

@@ -1,7 +1,7 @@
-"""What the kernel is asked for: namespaces, capabilities, limits, Landlock, the seccomp filter.
+"""Confinement by the kernel: namespaces, capabilities, limits, Landlock, the seccomp filter.
 
-Used by `guest.py` inside the sandbox and by the host to see what a kernel has. Standard
-library only, Python 3.9 or later, since the interpreter inside need not be the host's.
+Used by `guest.py` inside the sandbox, and by the host to ask what the kernel supports. Standard
+library only, Python 3.9 or later, because the interpreter inside may be older than the host's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ _MOUNT_FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8, "private": 0x40000, "recur
 _PR_PDEATHSIG, _PR_DUMPABLE, _PR_SECCOMP, _PR_CAPBSET_DROP = 1, 4, 22, 24
 _PR_SUBREAPER, _PR_NO_NEW_PRIVS, _PR_AMBIENT = 36, 38, 47
 
-# What a program may call: name, number on x86_64, number on aarch64. All else is ENOSYS, so
-# that libraries take the older call they know. Newer kernels add calls, and none of them is in.
+# System calls that a program may make: name, number on x86_64, number on aarch64. Any other
+# fails with ENOSYS, so that libraries fall back to an older call. Calls that newer kernels add
+# are refused too, since they are not listed.
 ALLOWED = """
 read 0 63; write 1 64; open 2 -; openat 257 56; close 3 57; stat 4 -; fstat 5 80; lstat 6 -;
 newfstatat 262 79; statx 332 291; poll 7 -; ppoll 271 73; lseek 8 62; mmap 9 222;
@@ -56,33 +57,36 @@ recvfrom 45 207; sendmsg 46 211; recvmsg 47 212; shutdown 48 210; setsockopt 54 
 getsockopt 55 209; close_range 436 436; copy_file_range 326 285; sendfile 40 71;
 fallocate 285 47; fadvise64 221 223
 """
-# Calls that are allowed with some arguments only; `filter_rules` says which.
+# Calls that are allowed with certain arguments only; `filter_rules` says which.
 CHECKED = """
 clone 56 220; kill 62 129; socket 41 198; socketpair 53 199; prctl 157 167; ioctl 16 29;
 prlimit64 302 261; sched_setaffinity 203 122; fcntl 72 25
 """
-# What an owner may do to a file by its name, and no Landlock refuses: without namespaces, and
-# with a host that is not root, it would reach every file of the user.
+# Changes that an owner may make to a file by name and that Landlock does not refuse. Without
+# namespaces, under a host that is not root, they would reach every file of its user.
 _OF_OWNERS = ("chmod", "fchmod", "fchmodat", "utime", "utimes", "utimensat", "futimesat")
 _MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _LOAD, _EQUAL, _GREATER_EQUAL, _GREATER, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x25, 0x45, 0x06
 _FIRST, _SECOND, _THIRD = 16, 24, 32  # Offsets of the low words of a call's arguments.
 _AF_UNIX = 1
-# Streams and sequences of packets, whose ends are fixed, not to block or to end at exec.
+# Pairs of stream or packet sockets, whose two ends are fixed, with or without the flags not to
+# block and to close at exec.
 _PAIRS = tuple(kind | flags for kind in (1, 5) for flags in (0, 0x800, 0x80000, 0x80800))
-_TRUNCATE = 0x200  # Of the flags of `open`: empties the file.
-# Ends of a pair can take a name that others on the host look for, and need no such call.
+_TRUNCATE = 0x200  # The flag of `open` that empties the file.
+# With these calls an end of a pair could take a name that other processes of the host look for.
+# A pair works without them.
 _OF_NAMES = ("bind", "connect", "listen", "accept", "accept4")
-# Descriptors, flags, locks, pipe sizes and seals, but nobody to be sent a signal.
+# Commands on descriptors, flags, locks, pipe sizes and seals. Those that choose who is sent a
+# signal are left out.
 _FCNTL = (*range(8), 9, *range(36, 39), *range(1030, 1035))
-# Names of threads; terminal questions that isatty asks, bytes waiting, window size, flags.
+# prctl: names of threads. ioctl: what isatty asks, bytes waiting, window size, flags.
 _PRCTL = (15, 16)
 _IOCTL = (0x5401, 0x541B, 0x5413, 0x5421, 0x5451, 0x5450)
 
 
 def numbers(table: str, machine: str) -> dict[str, int]:
-    """{name: number} of the calls of a table that a machine has."""
+    """{name: number} of the calls of a table, without those that the machine lacks."""
     column = _MACHINES[machine][1]
     rows = [row.split() for row in table.replace("\n", " ").split(";")]
     return {row[0]: int(row[column]) for row in rows if row[column] != "-"}
@@ -90,7 +94,7 @@ def numbers(table: str, machine: str) -> dict[str, int]:
 
 @functools.cache
 def libc() -> ctypes.CDLL:
-    """The C library with errno kept."""
+    """The C library, loaded so that `ctypes.get_errno` works."""
     return ctypes.CDLL(None, use_errno=True)
 
 
@@ -108,17 +112,17 @@ def prctl(*args: int) -> None:
 
 
 def die_with_parent() -> None:
-    """The process is killed when the thread that started it ends."""
+    """Lets the kernel kill this process when the thread that started it ends."""
     prctl(_PR_PDEATHSIG, 9)
 
 
 def set_dumpable(on: bool) -> None:
-    """Whether processes of the same uid may look into this one through /proc."""
+    """Allows or forbids processes of the same uid to inspect this one through /proc."""
     prctl(_PR_DUMPABLE, int(on))
 
 
 def adopt_orphans() -> None:
-    """Orphans below this process become its children and not those of pid 1."""
+    """Makes orphans below this process its own children rather than those of pid 1."""
     prctl(_PR_SUBREAPER, 1)
 
 
@@ -130,12 +134,12 @@ def unshare(flags: int) -> None:
 def mount(source: str, target: str, kind: str | None, flags: str, data: str = "") -> None:
     """mount(2) with flags by name, separated by blanks; raises OSError."""
     mask = sum(_MOUNT_FLAGS[name] for name in flags.split())
-    given = (source.encode(), target.encode(), kind.encode() if kind else None, mask)
-    _check(libc().mount(*given, data.encode() or None), f"mount {kind} on {target}")
+    args = (source.encode(), target.encode(), kind.encode() if kind else None, mask)
+    _check(libc().mount(*args, data.encode() or None), f"mount {kind} on {target}")
 
 
 def enter_user_namespace() -> None:
-    """A user namespace in which the same unprivileged uid holds every capability."""
+    """Enters a user namespace where this process, same uid, holds every capability."""
     uid, gid = os.getuid(), os.getgid()
     unshare(NEW_USER)
     # Until setgroups is denied the kernel refuses the group map.
@@ -149,11 +153,11 @@ def enter_user_namespace() -> None:
 
 
 def drop_capabilities() -> None:
-    """None is left, and none can come back through exec."""
+    """Gives up all capabilities, also those that exec could bring back."""
     for capability in range(64):
         try:
             prctl(_PR_CAPBSET_DROP, capability)
-        except OSError:  # Past the last one, or not ours to drop: then there is none to lose.
+        except OSError:  # Past the last one, or we hold none that could be dropped.
             break
     with contextlib.suppress(OSError):
         prctl(_PR_AMBIENT, 4)
@@ -162,19 +166,19 @@ def drop_capabilities() -> None:
 
 
 def no_new_privileges() -> None:
-    """exec gives no rights from here on."""
+    """Keeps exec from granting privileges, in this process and all it starts."""
     prctl(_PR_NO_NEW_PRIVS, 1)
 
 
 def set_limits(job: dict, *, stack: int = 128 << 20) -> None:
-    """Resource limits of one program; soft is hard, so that none can be raised.
+    """Sets the resource limits of one program, soft equal to hard so that it can raise none.
 
     Args:
         job: `cpu` seconds, `memory` and `file` bytes, `tasks` a number.
-        stack: bytes of the first thread.
+        stack: bytes of the first thread's stack.
     """
     wanted = {
-        resource.RLIMIT_CPU: int(job["cpu"]) + 2,  # Behind the supervisor, which is finer.
+        resource.RLIMIT_CPU: int(job["cpu"]) + 2,  # Above the supervisor's own, finer limit.
         resource.RLIMIT_AS: job["memory"],
         resource.RLIMIT_FSIZE: job["file"],
         resource.RLIMIT_NPROC: job["tasks"],
@@ -192,7 +196,12 @@ def set_limits(job: dict, *, stack: int = 128 << 20) -> None:
 
 
 def _either(offset: int, values: tuple[int, ...], otherwise: int) -> list[tuple]:
-    """Instructions: allow if a word is one of the values, else an error number."""
+    """Instructions that allow a call if an argument is one of the values, else fail it.
+
+    Args:
+        offset: of the argument's low word.
+        otherwise: the error number.
+    """
     block = [(_LOAD, 0, 0, offset)]
     for value in values:
         block += [(_EQUAL, 0, 1, value & 0xFFFFFFFF), (_RETURN, 0, 0, _ALLOW)]
@@ -200,9 +209,9 @@ def _either(offset: int, values: tuple[int, ...], otherwise: int) -> list[tuple]
 
 
 def _shared_rules(pid: int, landlock: int) -> dict[str, list[tuple]]:
-    """Instructions of the calls that would reach what a process without namespaces shares."""
+    """Instructions for calls that reach what a process without namespaces shares."""
     refuse = [(_RETURN, 0, 0, _ERRNO | errno.EPERM)]
-    # Datagrams could be sent from a pair to any socket of the host.
+    # A pair of datagram sockets could send to any socket of the host, so pairs must be streams.
     pairs = [(_LOAD, 0, 0, _FIRST), (_EQUAL, 1, 0, _AF_UNIX), *refuse]
     rules = {
         "kill": _either(_FIRST, (0, pid, -pid), errno.EPERM),
@@ -213,8 +222,8 @@ def _shared_rules(pid: int, landlock: int) -> dict[str, list[tuple]]:
         **dict.fromkeys((*_OF_OWNERS, *_OF_NAMES), refuse),
     }
     if landlock < 3:
-        # To open a file may empty it, also for reading (0) and for neither reading nor writing
-        # (3), which Landlock does not know as writing.
+        # `open` can empty a file that it opens for reading (mode 0) or for neither reading nor
+        # writing (mode 3), which Landlock before version 3 does not treat as writing.
         spare = [(_ANY_BIT, 0, 4, _TRUNCATE), (_ANY_BIT, 0, 1, 1), (_ANY_BIT, 1, 2, 2)]
         spare += [(_ANY_BIT, 1, 0, 2), *refuse, (_RETURN, 0, 0, _ALLOW)]
         rules["truncate"] = refuse
@@ -227,10 +236,10 @@ def filter_rules(machine: str, *, isolated: bool, pid: int, landlock: int) -> li
     """The seccomp program as (code, jump if true, jump if false, value).
 
     Args:
-        isolated: the process lives in namespaces of its own, so that local sockets and signals
-            reach nobody else; without them it gets neither, but for signals to itself.
-        pid: of the process that the filter is for.
-        landlock: version of the rules that this process has, 0 without.
+        isolated: the process has namespaces of its own, so local sockets and signals reach no
+            other program. If not, it gets neither, except signals to itself.
+        pid: of the process that the filter is for; read only where not `isolated`.
+        landlock: version of the Landlock rules that the process is under; 0: none.
     """
     architecture = _MACHINES[machine][0]
     local = _either(_FIRST, (_AF_UNIX,), errno.EPERM)
@@ -255,10 +264,10 @@ def filter_rules(machine: str, *, isolated: bool, pid: int, landlock: int) -> li
     if not isolated:
         checked |= _shared_rules(pid, landlock)
     rules = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL)]
-    # Other conventions of the same machine (x32) have numbers of their own.
+    # Other calling conventions of the same machine (x32) use numbers from here on.
     rules += [(_LOAD, 0, 0, 0), (_GREATER_EQUAL, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL)]
     for name, block in checked.items():
-        if name not in every:  # aarch64 has the newer forms only.
+        if name not in every:  # aarch64 lacks the older forms.
             continue
         rules += [(_EQUAL, 0, len(block), every[name]), *block]
         allowed.pop(name, None)
@@ -268,32 +277,33 @@ def filter_rules(machine: str, *, isolated: bool, pid: int, landlock: int) -> li
 
 
 def _ranges(values: list[int]) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
+    """(first, last) of every run of consecutive values; `values` are sorted."""
+    ranges: list[tuple[int, int]] = []
     for value in values:
-        if found and found[-1][1] == value - 1:
-            found[-1] = (found[-1][0], value)
+        if ranges and ranges[-1][1] == value - 1:
+            ranges[-1] = (ranges[-1][0], value)
         else:
-            found.append((value, value))
-    return found
+            ranges.append((value, value))
+    return ranges
 
 
 @functools.cache
 def filter_code(*, isolated: bool, pid: int, landlock: int) -> bytes:
-    """The filter of this machine as the kernel reads it, eight bytes an instruction."""
+    """The filter for this machine in the kernel's format, eight bytes an instruction."""
     rules = filter_rules(platform.machine(), isolated=isolated, pid=pid, landlock=landlock)
     return b"".join(struct.pack("=HBBI", *rule) for rule in rules)
 
 
 def restrict_calls(*, isolated: bool, landlock: int) -> None:
-    """Puts the filter on this process and all it will start; raises OSError.
+    """Puts the filter on this process and on all it will start; raises OSError.
 
-    A forked child keeps the filter of its parent: without `isolated` it may signal that parent
-    and not itself.
+    A forked child inherits the filter with its parent's pid in it, so without `isolated` it may
+    signal that parent but not itself.
     """
     pid = 0 if isolated else os.getpid()
     code = filter_code(isolated=isolated, pid=pid, landlock=landlock)
-    kept = ctypes.create_string_buffer(code, len(code))
-    program = struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(kept))
+    instructions = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("=HxxxxxxQ", len(code) // 8, ctypes.addressof(instructions))
     pointer = ctypes.create_string_buffer(program, len(program))
     no_new_privileges()
     mode_filter = ctypes.c_ulong(2)
@@ -301,7 +311,7 @@ def restrict_calls(*, isolated: bool, landlock: int) -> None:
 
 
 def seccomp_known() -> bool:
-    """Whether a filter can be made for this machine and kernel."""
+    """Whether this kernel has seccomp and `ALLOWED` has this machine's numbers."""
     return platform.machine() in _MACHINES and os.path.exists("/proc/sys/kernel/seccomp")
 
 
@@ -311,14 +321,20 @@ _OF_FILES = 0b111 | 1 << 14 | 1 << 15  # Execute, write, read, truncate, ioctl.
 
 
 def landlock_version() -> int:
-    """The kernel's Landlock ABI, 0 where there is none."""
-    found = libc().syscall(ctypes.c_long(_LANDLOCK_CREATE), None, ctypes.c_size_t(0), 1)
-    return max(found, 0)
+    """The version of the kernel's Landlock interface; 0 where it has none."""
+    version = libc().syscall(ctypes.c_long(_LANDLOCK_CREATE), None, ctypes.c_size_t(0), 1)
+    return max(version, 0)
 
 
 def landlock_rules(readable: list[str], writable: list[str]) -> int:
-    """A descriptor of rules: all else on disk, and TCP, signals and abstract sockets to
-    processes outside where the kernel knows these, is refused."""
+    """Makes Landlock rules that allow these paths; raises OSError.
+
+    Everything else on disk is refused, and where the kernel's version covers them also TCP, and
+    signals and abstract sockets to processes outside.
+
+    Returns:
+        The rules' file descriptor, for `landlock`.
+    """
     version = landlock_version()
     rights = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
     handled = struct.pack("=Q", rights)
@@ -330,14 +346,14 @@ def landlock_rules(readable: list[str], writable: list[str]) -> int:
     for paths, wanted in ((readable, _READ), (writable, rights)):
         for path in paths:
             opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            given = wanted & rights & (rights if os.path.isdir(path) else _OF_FILES)
-            rule = struct.pack("=Qi", given, opened)
+            allowed = wanted & rights & (rights if os.path.isdir(path) else _OF_FILES)
+            rule = struct.pack("=Qi", allowed, opened)
             _check(call(ctypes.c_long(_LANDLOCK_ADD), rules, 1, rule, 0), f"landlock {path}")
             os.close(opened)
     return rules
 
 
 def landlock(rules: int) -> None:
-    """Puts the rules on this process and all it will start."""
+    """Puts Landlock rules on this process and on all it will start; raises OSError."""
     no_new_privileges()
     _check(libc().syscall(ctypes.c_long(_LANDLOCK_RESTRICT), rules, 0), "landlock")

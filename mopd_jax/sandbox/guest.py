@@ -1,12 +1,13 @@
-"""The part that runs inside the sandbox: zygote, supervisor and program, one fork apart each.
+"""The worker's side inside the sandbox: zygote, supervisor and program, one fork apart each.
 
 The zygote is an interpreter with common modules loaded. For every job it forks a supervisor,
-which makes the job's own namespaces and forks the program. Only the supervisor's child reads
-the job, so the zygote, and with it the next program, never holds another program's text or
-input. Expected outputs are not here at all. Everything that a program writes, results included,
-is just bytes for the host to judge: a program that takes this code over gains nothing by it.
+which makes the job's own namespaces and forks the program. Only the supervisor reads the job,
+so the zygote, and with it the next program, never holds another program's text or input.
+Expected outputs never enter the sandbox, and the host judges whatever bytes a program writes: a
+program that takes over this code gains nothing by it.
 
-Sent as text to the interpreter inside (`layout.py`). Standard library only, Python 3.9+.
+The host sends this module as text to the interpreter inside (`layout.py`). Standard library
+only, Python 3.9 or later.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import site
 import socket
 import struct
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 from mopd_jax.sandbox import confine, program, watch
 
@@ -27,29 +30,33 @@ LOADED = """
 array bisect collections copy dataclasses datetime decimal enum fractions functools heapq
 itertools math operator os.path queue random re statistics string typing
 """
-TELL = 100  # A descriptor above those that are in use while a program is confined.
+TELL = 100  # A descriptor above all those in use while a program is confined.
 
 
-def main(control: int, settings: dict) -> None:
-    """Serves jobs until the host is gone; returns in no process."""
+def main(control: int, settings: dict) -> NoReturn:
+    """Serves jobs until the host is gone; never returns, in none of its processes.
+
+    Args:
+        control: descriptor of the socket that jobs come by.
+        settings: as `layout.command` writes them.
+    """
     confine.die_with_parent()
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Else pid 1 could be interrupted by a program.
+    # Otherwise a program could interrupt pid 1.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in LOADED.split():
         importlib.import_module(name)
     sys.path[:] = [path for path in sys.path if path]
-    site.setquit()  # `exit` and `quit`, which -S leaves out.
+    site.setquit()  # Adds `exit` and `quit`, which -S leaves out.
     program.provide()  # Once, for every fork.
     rules = None
     if settings["isolated"]:
         confine.enter_user_namespace()
-        confine.filter_code(isolated=True, pid=0, landlock=0)  # Made once, kept by every fork.
+        confine.filter_code(isolated=True, pid=0, landlock=0)  # Cached here for every fork.
     else:
         confine.adopt_orphans()
         if settings["landlock"]:
             rules = confine.landlock_rules(settings["readable"], settings["writable"])
-    confine.set_dumpable(False)  # After the maps of the namespace are written, which needs it.
+    confine.set_dumpable(False)  # Not earlier: the namespace's uid maps need it to be set.
     gc.collect()
     gc.freeze()
     channel = socket.socket(fileno=control)
@@ -64,19 +71,22 @@ def main(control: int, settings: dict) -> None:
         if child == 0:
             channel.close()
             run = supervise(fds, settings, rules)
-            fds = settings = rules = None
+            del fds, settings, rules  # The program must not reach them through this frame.
             run()
         for fd in fds:
             os.close(fd)
         os.waitpid(child, 0)
 
 
-def supervise(fds: list[int], settings: dict, rules: int | None):
-    """Runs one job; returns in the program's process only, with what it has to call.
+def supervise(fds: list[int], settings: dict, rules: int | None) -> Callable[[], NoReturn]:
+    """Runs one job in the supervisor's process and ends that process.
 
     Args:
         fds: the job's socket, then standard input, output, error and results of the program.
-        rules: Landlock rules for the program.
+        rules: descriptor of the program's Landlock rules.
+
+    Returns:
+        In the program's process only: a function that runs the program.
     """
     job_fd, *streams = fds
     if settings["isolated"]:
@@ -124,9 +134,9 @@ def supervise(fds: list[int], settings: dict, rules: int | None):
 
 
 def read_job(channel: socket.socket) -> dict:
-    """The job: eight bytes of length, then JSON."""
+    """The job from its socket: eight bytes of length, then JSON."""
 
-    def exactly(count):
+    def exactly(count: int) -> bytes:
         parts = []
         while count:
             part = channel.recv(min(count, 1 << 20))
@@ -140,7 +150,7 @@ def read_job(channel: socket.socket) -> dict:
 
 
 def mount_own(job: dict) -> None:
-    """An empty /tmp and /dev/shm and a /proc of the new pid namespace."""
+    """Mounts an empty /tmp and /dev/shm, and a /proc of the new pid namespace."""
     confine.mount("none", "/", None, "recursive private")
     safe = "nosuid nodev noexec"
     try:
@@ -153,8 +163,10 @@ def mount_own(job: dict) -> None:
     confine.mount("shm", "/dev/shm", "tmpfs", safe, f"size={small},nr_inodes=256,mode=0777")
 
 
-def confine_or_tell(job, streams, home, settings, rules, writing: int) -> None:
-    """Confines this process, or says by `writing` why not and ends it."""
+def confine_or_tell(
+    job: dict, streams: list[int], home: str, settings: dict, rules: int | None, writing: int
+) -> None:
+    """Confines this process; if that fails, writes why to `writing` and ends the process."""
     os.dup2(writing, TELL, inheritable=False)
     try:
         confine_program(job, streams, home, settings, rules)
@@ -164,8 +176,16 @@ def confine_or_tell(job, streams, home, settings, rules, writing: int) -> None:
         os._exit(1)
 
 
-def confine_program(job, streams, home, settings, rules) -> None:
-    """Gives up, in this process and for good, all that a program must not have."""
+def confine_program(
+    job: dict, streams: list[int], home: str, settings: dict, rules: int | None
+) -> None:
+    """Gives up, in this process and for good, all that a program must not have.
+
+    Args:
+        streams: descriptors that become 0, 1, 2 and, for function tests, 3.
+        home: the program's working folder.
+        rules: descriptor of Landlock rules; None where Landlock is not used.
+    """
     os.setsid()
     if not settings["isolated"]:
         confine.die_with_parent()
@@ -180,8 +200,9 @@ def confine_program(job, streams, home, settings, rules) -> None:
     os.closerange(TELL + 1 if rules is None else TELL + 2, 1 << 16)
     os.chdir(home)
     os.environ["HOME"] = os.environ["TMPDIR"] = home
-    confine.set_dumpable(True)  # Its own /proc/self, and so /dev/stdin, are its own.
-    with open("/proc/self/oom_score_adj", "w") as file:  # Ahead of the trainer, if it must be.
+    confine.set_dumpable(True)  # So that it may open its own /proc/self and /dev/stdin.
+    # If memory runs out, the kernel kills the program before it kills the trainer.
+    with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
     confine.set_limits(job)
     if settings["isolated"]:

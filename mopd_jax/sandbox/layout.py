@@ -1,6 +1,6 @@
-"""What a sandbox is made of on this machine: interpreter, user, files that are visible.
+"""How workers start on this machine: the interpreter, the user, the visible files, the command.
 
-Every question is asked once, when a sandbox is opened, and answered by trying.
+All of it is found out once, when a sandbox is opened, by trying it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from typing import Any
 
 from mopd_jax.config.sandbox import SandboxConfig
 from mopd_jax.errors import InputError
@@ -21,18 +22,18 @@ from mopd_jax.sandbox import confine
 
 GUEST = ("confine", "watch", "program", "guest")
 _BELOW = "mopd_jax.sandbox"
-# Makes modules of the texts in argv; no file of this package is visible inside.
+# Makes modules of the texts in argv, since no file of this package is visible inside.
 _BOOT = f"""
 import json, sys, types
 control, settings, *texts = sys.argv[1:]
 for name in ("mopd_jax", {_BELOW!r}):
     sys.modules[name] = types.ModuleType(name)
 for name, text in zip({GUEST!r}, texts):
-    made = types.ModuleType({_BELOW!r} + "." + name)
-    sys.modules[made.__name__] = made
-    setattr(sys.modules[{_BELOW!r}], name, made)
-    exec(compile(text, name, "exec"), made.__dict__)
-made.main(int(control), json.loads(settings))
+    module = types.ModuleType({_BELOW!r} + "." + name)
+    sys.modules[module.__name__] = module
+    setattr(sys.modules[{_BELOW!r}], name, module)
+    exec(compile(text, name, "exec"), module.__dict__)
+module.main(int(control), json.loads(settings))
 """
 _PROBE = """
 import ctypes, importlib, json, os, platform, site, socket, sys, sysconfig
@@ -51,7 +52,7 @@ print(json.dumps({
     "packages": site.getsitepackages(),
 }))
 """
-# Uids that no user of a machine has, and that most maps of containers include.
+# Uids that no user of a machine has, and that the uid maps of most containers include.
 _UIDS = range(61184, 65519)
 _ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
@@ -65,18 +66,18 @@ _ENVIRONMENT = {
 
 
 class SandboxError(InputError):
-    """The sandbox that was asked for cannot be had here; the message has the remedy."""
+    """The level of the config does not work on this machine; the message has the remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How workers are started here.
+    """How workers are started on this machine.
 
-    level: as asked for.
-    parts: what it consists of here, for people and records.
-    interpreter: the answers of the interpreter that programs run with.
-    other_user: this process is root, so that workers get a uid of their own each (`User`).
-    bwrap: path of bubblewrap, for namespaces.
+    level: the config's.
+    parts: what the level consists of here, for people and records.
+    interpreter: what `_PROBE` prints in the interpreter that programs run with.
+    other_user: this process is root, so each worker gets a uid of its own (`User`).
+    bwrap: path of bubblewrap; "" at the level `limits`.
     """
 
     level: str
@@ -87,22 +88,23 @@ class Layout:
 
 
 class User:
-    """Whom a worker runs as: this process's user, or one that is nobody else's until closed.
+    """The user a worker runs as: the current one, or a uid reserved for it until `close`.
 
-    A worker kills all processes of its uid at its end, and the kernel may count them together.
-    So a uid is reserved by the name of an abstract socket, which ends with its process. Such
-    names are of a network namespace: containers that have networks of their own and pids in
-    common could still meet, which a number by chance makes unlikely.
+    Two workers must not share a uid, because a worker that ends kills all processes of its uid,
+    and the kernel may count their processes together. A uid is reserved by binding the name of
+    an abstract socket, which the kernel frees when the process ends. Such a name is seen within
+    one network namespace only: containers with networks of their own but common pids could pick
+    the same uid. The search starts at a random uid, which makes that unlikely.
     """
 
     def __init__(self, other: bool):
-        """Reserves a uid where `other`.
+        """Reserves a uid if `other`, else takes the current user.
 
         Raises:
-            SandboxError: if all are taken.
+            SandboxError: all uids are taken.
         """
         self.uid = os.getuid()
-        self.options: dict = {}  # Of `subprocess.Popen`.
+        self.options: dict[str, Any] = {}  # Arguments of `subprocess.Popen`.
         self._name: socket.socket | None = None
         if not other:
             return
@@ -112,7 +114,7 @@ class User:
             name = socket.socket(socket.AF_UNIX)
             try:
                 name.bind(f"\0mopd-sandbox-uid-{uid}")
-            except OSError:  # Another worker has it, of this process or of another.
+            except OSError:  # A worker of this or another process has it.
                 name.close()
                 continue
             self.uid, self._name = uid, name
@@ -124,30 +126,31 @@ class User:
         )
 
     def close(self) -> None:
-        """Gives the uid back."""
+        """Frees the uid."""
         if self._name is not None:
             self._name.close()
 
     def __enter__(self) -> User:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def find(cfg: SandboxConfig) -> Layout:
-    """The layout for a config.
+    """Finds out how workers start here.
 
     Raises:
-        SandboxError: if the level cannot be had, with what is missing and what to do.
+        SandboxError: the level does not work on this machine; says what is missing and what to
+            do.
     """
     if platform.system() != "Linux":
         raise SandboxError(
-            f"generated programs are run on Linux only, and this is {platform.system()}; run "
-            "the training on Linux, or use data whose verifier runs no programs"
+            f"generated programs run on Linux only, and this is {platform.system()}; train on "
+            "Linux, or use data whose verifier runs no programs"
         )
-    first = Layout(cfg.level, (), {}, os.getuid() == 0)
-    interpreter = _interpreter(cfg, first)
+    other_user = os.getuid() == 0
+    interpreter = _interpreter(cfg, other_user=other_user)
     parts, bwrap = [f"Python {interpreter['version']}"], ""
     if cfg.level == "namespaces":
         bwrap, version = _bubblewrap()
@@ -159,14 +162,18 @@ def find(cfg: SandboxConfig) -> Layout:
             )
         parts += ["user, pid, mount, network and ipc namespaces", "seccomp"]
     else:
-        parts += _weaker_parts(root=first.other_user)
-    if first.other_user:
+        parts += _weaker_parts(root=other_user)
+    if other_user:
         parts += ["uids of its own"]
-    return Layout(cfg.level, tuple(parts), interpreter, first.other_user, bwrap)
+    return Layout(cfg.level, tuple(parts), interpreter, other_user, bwrap)
 
 
 def _weaker_parts(*, root: bool) -> list[str]:
-    """What holds programs at the level `limits`, or that this is too little."""
+    """What confines programs at the level `limits`.
+
+    Raises:
+        SandboxError: too little of it, under a host that is not root.
+    """
     landlock, seccomp = confine.landlock_version(), confine.seccomp_known()
     if not root and not (landlock and seccomp):
         lacking = " and ".join(
@@ -174,12 +181,12 @@ def _weaker_parts(*, root: bool) -> list[str]:
         )
         raise SandboxError(
             f"sandbox.level='limits' needs {lacking} where this process is not root, and the "
-            "kernel does not have it: programs would run as this user, and could read and "
-            "change its files and this process. Start it as root, so that programs get uids of "
-            "their own; or use sandbox.level='namespaces'; or a kernel with both (Landlock: "
-            "Linux 5.13 or later, `landlock` in its list of security modules)"
+            "kernel lacks it: programs would run as this user, and could read and change its "
+            "files and this process. Start it as root, so that programs get uids of their own; "
+            "or use sandbox.level='namespaces'; or a kernel with both (Landlock: Linux 5.13 or "
+            "later, with `landlock` in its list of security modules)"
         )
-    open_files = "NO Landlock: files can be read and written as far as any user may"
+    open_files = "NO Landlock: programs read and write all files that any user may"
     return [
         f"Landlock {landlock}" if landlock else open_files,
         "seccomp" if seccomp else "NO seccomp: the network is open",
@@ -201,14 +208,18 @@ def _bubblewrap() -> tuple[str, str]:
     return path, done.stdout.strip() or "bubblewrap"
 
 
-def _interpreter(cfg: SandboxConfig, layout: Layout) -> dict:
-    """What the first interpreter says that the workers' user can start."""
+def _interpreter(cfg: SandboxConfig, *, other_user: bool) -> dict:
+    """What `_PROBE` prints in the first interpreter that the workers' user can start.
+
+    Raises:
+        SandboxError: there is none; names those that were tried and why each failed.
+    """
     own = os.path.realpath(sys.executable)
     candidates = [own, "/usr/bin/python3", "/usr/local/bin/python3"]
     tried = []
     for path in [cfg.python] if cfg.python else candidates:
         try:
-            with User(layout.other_user) as user:
+            with User(other_user) as user:
                 done = subprocess.run(
                     [path, "-I", "-S", "-B", "-c", _PROBE],
                     capture_output=True,
@@ -219,28 +230,28 @@ def _interpreter(cfg: SandboxConfig, layout: Layout) -> dict:
                     env=_ENVIRONMENT,
                     **user.options,
                 )
-            found = json.loads(done.stdout)
+            answers = json.loads(done.stdout)
         except SandboxError:
             raise
         except (OSError, subprocess.SubprocessError, ValueError) as error:
             tried.append(f"{path}: {type(error).__name__}")
             continue
-        if found["recent"]:
-            return found
-        tried.append(f"{path}: Python {found['version']}, and 3.9 on Linux 5.4 is needed")
-    who = "an unprivileged user" if layout.other_user else "this user"
+        if answers["recent"]:
+            return answers
+        tried.append(f"{path}: Python {answers['version']}, but 3.9 on Linux 5.4 is needed")
+    who = "an unprivileged user" if other_user else "this user"
     raise SandboxError(
-        f"no Python for generated programs that {who} can start ({'; '.join(tried)}); install "
-        "python3 from the system's packages, or name in sandbox.python an interpreter outside "
+        f"{who} can start no Python for generated programs ({'; '.join(tried)}); install "
+        "python3 from the system's packages, or set sandbox.python to an interpreter outside "
         "private folders such as /root"
     )
 
 
 def visible(interpreter: dict) -> tuple[list[str], list[str]]:
-    """Folders and files that programs see, and folders below those that are hidden.
+    """The paths that programs see, and the folders below these that are hidden from them.
 
-    Only what the interpreter needs. Installed packages are hidden: data sets with their answers
-    are packages too.
+    Programs see only what the interpreter needs. Installed packages are hidden, because a
+    package may be a data set with its answers.
     """
     loaders = [p for p in ("/usr/lib64", "/lib64", "/lib") if os.path.isdir(p)]
     wanted = {os.path.realpath(p) for p in interpreter["standard"] + interpreter["libraries"]}
@@ -265,7 +276,8 @@ def command(
 
     Args:
         control: number of the descriptor that jobs come by.
-        scratch: a folder of the worker's user, where there is no private /tmp.
+        scratch: the programs' working folder at the level `limits`, owned by the worker's user;
+            at `namespaces` they get a private /tmp instead.
     """
     isolated = layout.level == "namespaces"
     shown, hidden = visible(layout.interpreter)
@@ -284,7 +296,8 @@ def command(
         "scratch": home,
     }
     texts = [pathlib.Path(__file__).with_name(f"{name}.py").read_text() for name in GUEST]
-    # Not -I: it ignores the hash seed. The environment is ours and the folder is empty.
+    # Not -I, which would ignore PYTHONHASHSEED. What -I keeps out is not there: the environment
+    # is ours and the working folder is empty.
     run = [layout.interpreter["executable"], "-s", "-S", "-B", "-X", "utf8", "-c", _BOOT]
     run += [str(control), json.dumps(settings), *texts]
     if not isolated:
@@ -313,19 +326,19 @@ def command(
             wrap += ["--ro-bind", path, path]
     wrap += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     wrap += ["--proc", "/proc", "--dev", "/dev", "--dir", "/tmp", "--chdir", "/tmp"]
-    # Read-only, or one program could leave something for the next.
+    # Read-only, so that a program can leave nothing for the next.
     wrap += ["--remount-ro", "/dev", "--remount-ro", "/"]
     return [*wrap, "--", *run], {}
 
 
 def _without(shown: list[str], hidden: list[str]) -> list[str]:
-    """Paths that cover `shown` and leave `hidden` out; Landlock can only add."""
-    found = []
+    """Paths that cover `shown` but not `hidden`: Landlock can allow a path, not exclude one."""
+    paths = []
     for path in shown:
         inner = [h for h in hidden if h == path or h.startswith(f"{path}/")]
         if not inner:
-            found.append(path)
+            paths.append(path)
         elif path not in inner:
             children = sorted(str(child) for child in pathlib.Path(path).iterdir())
-            found += _without([c for c in children if not os.path.islink(c)], inner)
-    return found
+            paths += _without([c for c in children if not os.path.islink(c)], inner)
+    return paths

@@ -1,8 +1,8 @@
-"""The program's own process inside the sandbox: real streams, its module, its result.
+"""Runs the program in its own process inside the sandbox: its streams, its module, its result.
 
-Nothing here is a barrier: the program shares this interpreter and may change all of it. It can
-only write bytes, and the host compares those with what never entered the sandbox.
-Standard library only, Python 3.9 or later.
+Nothing here protects a verdict, because the program shares this interpreter and may change all
+of it. It can only write bytes, which the host compares with outputs that never enter the
+sandbox. Standard library only, Python 3.9 or later.
 """
 
 from __future__ import annotations
@@ -17,23 +17,28 @@ import sys
 import threading
 import traceback
 import types
+from collections.abc import Callable
+from typing import Any, NoReturn, TextIO
 
-# LiveCodeBench's judge imports all names of these, so solutions leave their imports out.
-PRELUDE = "string re datetime collections heapq bisect copy math random statistics itertools"
-PRELUDE = (PRELUDE + " functools operator io sys json typing").split()
-_RECURSION = 50_000  # Of function tests, whose judges raise it too.
+# LiveCodeBench's judge imports all names of these modules, so its solutions rely on them.
+PRELUDE = (
+    *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random"),
+    *("statistics", "itertools", "functools", "operator", "io", "sys", "json", "typing"),
+)
+_RECURSION = 50_000  # Recursion limit of function tests; other judges raise it, too.
 _FILE = "<program>"
-_MAX_DEPTH = 200  # Of a returned value.
+_MAX_DEPTH = 200  # Levels of nesting in a returned value.
 
 
-def run_program(job: dict) -> None:
+def run_program(job: dict) -> NoReturn:
     """Runs the program as its own `__main__`, or calls its function; ends the process.
 
-    The end is that of any script: threads are waited for, `atexit` calls made, globals let go
-    (so that files of its own are written out), standard output flushed. The interpreter's own
-    teardown would do the same and take most of a small program's time.
+    It ends as any script does: waits for threads, makes the `atexit` calls, drops the globals
+    (which closes and so writes the program's files), flushes standard output. The interpreter's
+    own teardown would do the same, but takes most of a small program's time.
     """
-    leave, threads, endings = os._exit, threading._shutdown, atexit._run_exitfuncs
+    leave, endings = os._exit, atexit._run_exitfuncs
+    threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined] # Private.
     atexit._clear()
     streams = wrap_streams()
     sys.argv = [_FILE]
@@ -60,53 +65,67 @@ def run_program(job: dict) -> None:
         code = 1
     quietly(threads)
     quietly(endings)
-    # As the interpreter does: a stream of the program's own needs its module to flush.
+    # Before its globals go, as the interpreter does: a stream of the program's own needs them.
     for name in ("stdout", "stderr"):
-        quietly(lambda name=name: getattr(sys, name).flush())
-    sys.stdout, sys.stderr = streams  # So that none of its own is flushed twice.
+        quietly(flush, name)
+    sys.stdout, sys.stderr = streams  # So that a stream of its own is not flushed twice.
     for key in list(module.__dict__):
         module.__dict__[key] = None
     quietly(gc.collect)
     for stream in streams:
-        quietly(lambda stream=stream: stream.flush())
+        quietly(stream.flush)
     leave(code)
 
 
-def quietly(call) -> None:
-    """Calls; what goes wrong at a program's end does not stop the rest of it."""
+def quietly(call: Callable[..., object], *args: object) -> None:
+    """Calls and drops any error, so that the other steps of a program's end still happen."""
     with contextlib.suppress(BaseException):
-        call()
+        call(*args)
 
 
-def exit_code(code) -> int:
-    """The status of `sys.exit(code)`, as the interpreter has it."""
+def flush(name: str) -> None:
+    """Flushes `sys.stdout` or `sys.stderr`, whatever the program has put there."""
+    getattr(sys, name).flush()
+
+
+def exit_code(code: object) -> int:
+    """The exit status of `sys.exit(code)`, as the interpreter computes it."""
     if code is None or isinstance(code, int):
         return 0 if code is None else int(code) & 0xFF
     quietly(lambda: sys.stderr.write(f"SystemExit: {code}\n"))
     return 1
 
 
-def wrap_streams() -> tuple:
-    """Real files on descriptors 0, 1, 2: `.buffer`, `.fileno()` and `open(0)` work."""
+def wrap_streams() -> tuple[TextIO, TextIO]:
+    """Makes the standard streams real files, so that `.buffer`, `.fileno()`, `open(0)` work.
 
-    def text(fd, mode, **options):
-        return open(fd, mode, encoding="utf-8", closefd=False, **options)
+    Returns:
+        Standard output and standard error.
+    """
 
-    sys.stdin = sys.__stdin__ = text(0, "r", errors="surrogateescape")
-    sys.stdout = sys.__stdout__ = text(1, "w", errors="surrogateescape")
-    sys.stderr = sys.__stderr__ = text(2, "w", errors="backslashreplace", buffering=1)
-    return sys.stdout, sys.stderr
+    def text(fd: int, mode: str, errors: str, buffering: int = -1) -> Any:
+        return open(fd, mode, buffering, encoding="utf-8", errors=errors, closefd=False)
+
+    streams = {
+        "stdin": text(0, "r", "surrogateescape"),
+        "stdout": text(1, "w", "surrogateescape"),
+        "stderr": text(2, "w", "backslashreplace", buffering=1),
+    }
+    for name, stream in streams.items():
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    return streams["stdout"], streams["stderr"]
 
 
 def provide() -> None:
-    """Adds the names that judges provide to the builtins: of the modules of PRELUDE, and those.
+    """Adds the modules of PRELUDE and their public names to the builtins, as other judges do.
 
-    Not to the program's module: a function that is asked for must be one that it defines or
-    imports, and not `gcd` or `add` of this list. Called before the fork, for a later reference
-    to each of these objects would copy the memory that it is in.
+    They do not go into the program's module: the function that a test calls must be one that
+    the program defines or imports, not `gcd` or `add` of this list. Called before the fork,
+    because each new reference to an object copies the memory page that the object is in.
     """
     builtin = vars(importlib.import_module("builtins"))
-    names = {}
+    names: dict[str, Any] = {}
     for source in PRELUDE:
         loaded = importlib.import_module(source)
         public = getattr(loaded, "__all__", None) or [n for n in vars(loaded) if n[0] != "_"]
@@ -116,13 +135,13 @@ def provide() -> None:
 
 
 def provide_streams() -> None:
-    """The same of what is the program's own."""
+    """Adds `argv` and the streams, of which each program has its own, to the builtins."""
     builtin = vars(importlib.import_module("builtins"))
     builtin.update((name, getattr(sys, name)) for name in ("argv", "stdin", "stdout", "stderr"))
 
 
 def respond(module: types.ModuleType, name: str, arguments: list) -> None:
-    """Calls the function and writes what it returns as one line of JSON."""
+    """Calls the program's function and writes its result to descriptor 3, one line of JSON."""
     dumps, write = json.dumps, os.write
     owner = getattr(module, "Solution", None)
     if isinstance(owner, type) and hasattr(owner, name):
@@ -136,21 +155,28 @@ def respond(module: types.ModuleType, name: str, arguments: list) -> None:
         line = line[write(3, line) :]
 
 
-def plain(value, depth: int = 0):
-    """The value in JSON's own types; subclasses lose whatever they have redefined."""
+def plain(value: Any, depth: int = 0) -> Any:
+    """The value in JSON's own types; a subclass loses the methods that it redefines.
+
+    Raises:
+        TypeError: a value of another type.
+        ValueError: deeper than 200 levels.
+    """
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
     if depth > _MAX_DEPTH:
         raise ValueError(f"the result is nested deeper than {_MAX_DEPTH}")
-    for base, copy in ((int, int.__pos__), (float, float.__pos__)):
-        if isinstance(value, base):
-            return copy(value)
+    if isinstance(value, int):
+        return int.__pos__(value)
+    if isinstance(value, float):
+        return float.__pos__(value)
     if isinstance(value, str):
         return str.__add__("", str.__str__(value))
-    for base in (list, tuple):
-        if isinstance(value, base):
-            return [plain(item, depth + 1) for item in base.__iter__(value)]
+    if isinstance(value, list):
+        return [plain(item, depth + 1) for item in list.__iter__(value)]
+    if isinstance(value, tuple):
+        return [plain(item, depth + 1) for item in tuple.__iter__(value)]
     if isinstance(value, dict):
         pairs = dict.items(value)
         return {plain(k, depth + 1): plain(v, depth + 1) for k, v in pairs}
@@ -158,11 +184,11 @@ def plain(value, depth: int = 0):
         return [plain(item, depth + 1) for item in value]
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
         return plain(value.tolist(), depth + 1)
-    raise TypeError(f"the result holds a {kind.__name__}, which is no plain value")
+    raise TypeError(f"the result holds a {kind.__name__}, which JSON does not have")
 
 
-def explain(kind, error, trace) -> None:
-    """A traceback of the program's own frames on standard error."""
+def explain(kind: Any, error: Any, trace: Any) -> None:
+    """Writes a traceback of the program's own frames to standard error."""
     while trace is not None and trace.tb_frame.f_code.co_filename != _FILE:
         trace = trace.tb_next
     try:

@@ -1,7 +1,7 @@
-"""The supervisor's watch over one running program, inside the sandbox.
+"""The supervisor's watch over one running program: measures it, ends it at a limit, cleans up.
 
-CPU seconds decide, never the clock: a verdict must not depend on how busy the machine is.
-Standard library only, Python 3.9 or later.
+CPU seconds decide, not the clock, so that a verdict does not depend on how busy the machine is.
+Runs inside the sandbox: standard library only, Python 3.9 or later.
 """
 
 from __future__ import annotations
@@ -16,17 +16,28 @@ import stat
 import time
 
 TICK = 0.05  # Seconds between two looks at a running program.
-_LONGEST_LOOK = 4 * TICK  # More was a pause of the machine and no sleep of a program.
+_LONGEST_LOOK = 4 * TICK  # A longer gap is a pause of the machine, not a program's sleep.
 _PAGE, _CLOCK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
-_NAMES = 4096  # Files and folders a program may make.
+_NAMES = 4096  # Files and folders that a program may have at one time.
 
 
 def watch(pid: int, job: dict, channel: socket.socket, settings: dict) -> dict:
-    """Waits for the program, ends it at a limit, ends all it started, and says how it went.
+    """Waits for the program, ends it at a limit, and ends all processes that it started.
 
-    CPU seconds decide. Idle seconds are those in which every thread slept by itself; time spent
-    waiting for a processor, or for the disk, is not idle. What is neither idle nor at its CPU
-    limit after `wall` seconds was starved by the machine.
+    A second is idle if every thread slept of its own accord: waiting for a processor or for the
+    disk does not count. If a program is neither idle nor at its CPU limit after `wall` seconds,
+    the machine has starved it.
+
+    Args:
+        pid: of the program, a child of this process.
+        job: as `worker.make_job` makes it.
+        channel: the socket to the host. Whatever arrives by it, its end included, is the host's
+            order to end the program.
+        settings: as `layout.command` writes them.
+
+    Returns:
+        {"reason": the limit that ended it or "asked", "" if it ended by itself; "status": as
+        waitpid returns it; "cpu", "wall", "idle": seconds; "memory": the most bytes seen}.
     """
     begun = last = time.monotonic()
     handle = os.pidfd_open(pid)
@@ -41,7 +52,7 @@ def watch(pid: int, job: dict, channel: socket.socket, settings: dict) -> dict:
         if status is not None:
             break
         if any(fd != handle for fd, _ in ready):
-            reason = "asked"  # To end it, by a word of the host or by its death.
+            reason = "asked"  # The host sent its order, or died.
             break
         pids = processes(settings)
         look = snapshot(pids, seen)
@@ -73,13 +84,17 @@ def watch(pid: int, job: dict, channel: socket.socket, settings: dict) -> dict:
 
 
 def buried() -> float:
-    """CPU seconds of all that has ended and was waited for."""
+    """CPU seconds of all processes that have ended and were waited for."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def reap(pid: int) -> int | None:
-    """Buries what has ended, orphans included; the program's status if it is among it."""
+    """Waits for all processes that have ended, orphans included.
+
+    Returns:
+        The program's status, None if it was not among them.
+    """
     status = None
     while True:
         try:
@@ -93,15 +108,15 @@ def reap(pid: int) -> int | None:
 
 
 def processes(settings: dict) -> list[int]:
-    """The pids below this process."""
+    """The pids of all processes below this one."""
     if settings["isolated"]:
         return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
     return below(os.getpid())
 
 
 def below(pid: int) -> list[int]:
-    """All descendants, by the kernel's lists of children."""
-    found, todo = [], [pid]
+    """The pids of all descendants, from the kernel's lists of children."""
+    tree, todo = [], [pid]
     while todo:
         parent = todo.pop()
         try:
@@ -110,15 +125,19 @@ def below(pid: int) -> list[int]:
                     todo += [int(child) for child in file.read().split()]
         except OSError:  # It ended meanwhile.
             pass
-        found.append(parent)
-    return [child for child in found if child != pid]
+        tree.append(parent)
+    return [child for child in tree if child != pid]
 
 
 def snapshot(pids: list[int], seen: dict[int, float]) -> dict:
-    """CPU seconds so far, seconds spent waiting for one, bytes in use, and whether all sleep.
+    """What the processes use now.
 
     Args:
-        seen: CPU seconds of every process ever seen; kept up to date here.
+        seen: CPU seconds of every process ever seen; updated here.
+
+    Returns:
+        {"cpu": seconds so far, of all processes that ever were; "waited": seconds that threads
+        waited for a processor; "memory": bytes in use; "asleep": whether every thread sleeps}.
     """
     waited, memory, asleep, reaped = 0.0, 0, True, 0.0
     for pid in pids:
@@ -138,7 +157,7 @@ def snapshot(pids: list[int], seen: dict[int, float]) -> dict:
 
 
 def waited_for_a_processor(path: str) -> float:
-    """Seconds that a thread was ready to run and did not; 0 where the kernel does not say."""
+    """Seconds that a thread was ready but did not run; 0 if the kernel does not count them."""
     try:
         with open(path) as file:
             return int(file.read().split()[1]) / 1e9
@@ -147,13 +166,13 @@ def waited_for_a_processor(path: str) -> float:
 
 
 def stat_fields(path: str) -> list[bytes]:
-    """The fields after the name, which is whatever bytes a program gave itself."""
+    """The fields after the process's name, in which a program can put any bytes."""
     with open(path, "rb") as file:
         return file.read().rpartition(b")")[2].split()
 
 
 def occupied(pid: int) -> int:
-    """Bytes of memory that are a process's own; its share where it shares much."""
+    """Bytes of memory that a process uses; from 64 MiB on, only its share of shared pages."""
     with open(f"/proc/{pid}/statm") as file:
         resident = int(file.read().split()[1]) * _PAGE
     if resident < 64 << 20:
@@ -167,7 +186,7 @@ def occupied(pid: int) -> int:
 
 
 def end_all(pid: int, settings: dict) -> int:
-    """Kills and buries everything below this process; the program's status."""
+    """Kills all processes below this one and waits for them; returns the program's status."""
     status = 0
     while True:
         if settings["isolated"]:
@@ -186,15 +205,15 @@ def end_all(pid: int, settings: dict) -> int:
 
 
 def sweep() -> None:
-    """Ends whatever a program left below this process (where there is no pid namespace)."""
+    """Ends the processes that a program left below this one, without a pid namespace's help."""
     end_all(-1, {"isolated": False})
 
 
 def too_much(folder: str, limit: int, pids: list[int]) -> bool:
-    """Whether a folder holds more bytes or names than it may, or hides how much it holds.
+    """Whether a folder holds more than `limit` bytes or 4096 names, or cannot be listed.
 
-    Files without a name count where one of the processes has them open. One that is only
-    mapped, or under way in a message between processes, is not seen.
+    Deleted files count if one of the processes has them open. One that is only mapped, or on
+    its way in a message between processes, is missed.
     """
 
     def refuse(error: OSError) -> None:
@@ -204,10 +223,10 @@ def too_much(folder: str, limit: int, pids: list[int]) -> bool:
     names = 0
     try:
         total = nameless(pids)
-        for _, _, files, place in os.fwalk(folder, onerror=refuse):
+        for _, _, files, folder_fd in os.fwalk(folder, onerror=refuse):
             for name in files:
                 with contextlib.suppress(FileNotFoundError):
-                    total += os.lstat(name, dir_fd=place).st_blocks * 512
+                    total += os.lstat(name, dir_fd=folder_fd).st_blocks * 512
             names += len(files) + 1
             if total > limit or names > _NAMES:
                 return True
@@ -217,8 +236,8 @@ def too_much(folder: str, limit: int, pids: list[int]) -> bool:
 
 
 def nameless(pids: list[int]) -> int:
-    """Bytes of files that have no name left and that processes have open."""
-    found = {}
+    """Bytes of deleted files that the processes have open."""
+    sizes = {}
     for pid in pids:
         with contextlib.suppress(OSError):  # It ended meanwhile.
             for fd in os.listdir(f"/proc/{pid}/fd"):
@@ -227,30 +246,30 @@ def nameless(pids: list[int]) -> int:
                     info = os.stat(path)
                     if info.st_nlink or not stat.S_ISREG(info.st_mode):
                         continue
-                    # Its input is memory, and the host's.
+                    # Not its standard input, which is the host's file in memory.
                     if not os.readlink(path).startswith("/memfd:"):
-                        found[info.st_dev, info.st_ino] = info.st_blocks * 512
-    return sum(found.values())
+                        sizes[info.st_dev, info.st_ino] = info.st_blocks * 512
+    return sum(sizes.values())
 
 
 def clear(folder: str) -> None:
-    """Empties a folder, also of what its owner is locked out of or what no path can reach.
+    """Empties a folder, also of folders without permissions or nested too deep for any path.
 
-    Goes there: only for processes that have nothing else to do with their working folder. One
-    listing a folder, for a program may make many.
+    Changes the working directory, so call it only from a process that does not need its own.
+    Lists each directory once, since a program may create many.
     """
     os.chdir(folder)
     inside: list[str] = []
-    left = [emptied()]
+    full = [emptied()]
     while True:
-        if left[-1]:
-            deeper = left[-1].pop()
+        if full[-1]:
+            deeper = full[-1].pop()
             os.chmod(deeper, stat.S_IRWXU)
             os.chdir(deeper)
             inside.append(deeper)
-            left.append(emptied())
+            full.append(emptied())
         elif inside:
-            left.pop()
+            full.pop()
             os.chdir("..")
             os.rmdir(inside.pop())
         else:
@@ -258,16 +277,16 @@ def clear(folder: str) -> None:
 
 
 def emptied() -> list[str]:
-    """Empties the working folder but for the folders, named here, that are not empty."""
-    left = []
-    with os.scandir(".") as entries:
-        found = list(entries)
-    for entry in found:
+    """Removes the working folder's files and empty folders; returns its other folders."""
+    full = []
+    with os.scandir(".") as scan:
+        entries = list(scan)
+    for entry in entries:
         if not entry.is_dir(follow_symlinks=False):
             os.unlink(entry.name)
             continue
         try:
             os.rmdir(entry.name)
         except OSError:
-            left.append(entry.name)
-    return left
+            full.append(entry.name)
+    return full

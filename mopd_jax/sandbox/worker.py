@@ -1,4 +1,4 @@
-"""The host's side of one worker: starts its zygote, hands it jobs, collects what comes out."""
+"""The host's side of one worker: starts it, sends it jobs, reads outputs and reports."""
 
 from __future__ import annotations
 
@@ -20,32 +20,33 @@ from typing import Literal
 from mopd_jax.config.sandbox import SandboxConfig
 from mopd_jax.sandbox import layout
 
-_READY = 60.0  # Seconds a worker may take to start, and to answer beyond a program's limits.
-_FIXED_TASKS = 4  # Zygote, supervisors and the program itself, which count as tasks too.
-_TAIL = 1 << 16  # Bytes of standard error that are kept: its end has the error.
+_READY = 60.0  # Seconds to start, and to report after a program has reached its limits.
+_FIXED_TASKS = 4  # Zygote, supervisors and the program itself also count as tasks.
+_TAIL = 1 << 16  # Bytes of standard error that are kept, from its end, where the error is.
 
 Kind = Literal[
     "ok",  # Exit status 0.
     "error",  # Another exit status; standard error says why.
-    "signal",  # Ended by a signal that was not the sandbox's.
+    "signal",  # Ended by a signal that the sandbox did not send.
     "cpu",
     "memory",
     "idle",
     "output",
     "disk",
-    "hostile",  # Its supervisor broke twice, and worked for an honest program in between.
-    "starved",  # The machine gave it no CPU time: no verdict.
+    "hostile",  # It broke two workers, both of which had run an honest program.
+    "starved",  # The machine gave it too little CPU time: no verdict.
     "broken",  # The sandbox failed: no verdict.
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """One execution: source text, and what it reads or is called with. No expected output.
+    """One execution: source text, and the input or arguments. It holds no expected output.
 
-    call: the function, or the method of `class Solution`, to call; None: run as a script.
-    arguments: JSON text of the list of its arguments.
-    cpu_seconds: instead of the sandbox's own limit.
+    call: name of the function, or of the method of `class Solution`, to call; None: run as a
+        script.
+    arguments: JSON text of the list of arguments of `call`.
+    cpu_seconds: replaces the sandbox's own limit.
     """
 
     source: str
@@ -57,13 +58,13 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How an execution went. All bytes are the program's own words.
+    """How an execution ended. The program controls all bytes: never trust them.
 
-    result: what the function returned as one line of JSON, of function calls only.
-    cpu, wall: seconds of all its processes together, and of the clock.
-    memory: the most bytes that were seen in use.
+    result: of a function call, its return value as one line of JSON.
+    cpu, wall: CPU seconds of all its processes together, and seconds of the clock.
+    memory: the most bytes seen in use.
     detail: what broke, or the signal or exit status.
-    started: the program may have run; a worker that broke before was not broken by it.
+    started: the program may have run. If not, it cannot have broken the worker.
     """
 
     kind: Kind
@@ -78,15 +79,15 @@ class Outcome:
 
     @property
     def killed(self) -> bool:
-        """Ended by a SIGKILL that was not the sandbox's: its own, or the machine's."""
+        """Whether a SIGKILL that the sandbox did not send ended it: its own or the kernel's."""
         return self.kind == "signal" and self.detail == "SIGKILL"
 
 
 def make_job(program: Program, cfg: SandboxConfig, *, others: int = 0) -> dict:
-    """What the supervisor is told: the program and its limits, in seconds and bytes.
+    """What the supervisor receives: the program and its limits, in seconds and bytes.
 
     Args:
-        others: tasks that the kernel counts as the program's and that are not its own.
+        others: tasks outside the sandbox that the kernel counts towards the program's limit.
     """
     limit = cfg.cpu_seconds if program.cpu_seconds is None else program.cpu_seconds
     return {
@@ -94,7 +95,7 @@ def make_job(program: Program, cfg: SandboxConfig, *, others: int = 0) -> dict:
         "call": program.call,
         "arguments": program.arguments,
         "cpu": limit,
-        # A longer limit has the same share of the clock.
+        # A problem's longer CPU limit lengthens this one in proportion.
         "wall": cfg.wall_seconds * max(1.0, limit / cfg.cpu_seconds),
         "idle": cfg.idle_seconds,
         "memory": cfg.memory_mb << 20,
@@ -105,33 +106,34 @@ def make_job(program: Program, cfg: SandboxConfig, *, others: int = 0) -> dict:
 
 
 class Worker:
-    """One zygote in its sandbox. Not for use by two threads at a time."""
+    """One worker process. Two threads must not use it at the same time."""
 
     def __init__(
         self,
-        found: layout.Layout,
+        how: layout.Layout,
         cfg: SandboxConfig,
         start: Callable[[Callable[[], subprocess.Popen]], subprocess.Popen],
     ):
         """Starts the worker and waits until it is ready.
 
         Args:
-            start: calls its argument in a thread that lives as long as the worker may: the
-                kernel ends the worker when the thread that started it ends.
+            how: the way to start it, from `layout.find`.
+            start: calls its argument in a thread that outlives the worker, because the kernel
+                ends the worker when the thread that started it ends.
 
         Raises:
-            SandboxError: if it does not come up, with what it said.
+            SandboxError: it does not start; the message has what it printed.
         """
         self._cfg = cfg
         self._others = 0
-        if not found.other_user and (found.level == "limits" or _old_kernel()):
+        if not how.other_user and (how.level == "limits" or _old_kernel()):
             self._others = _tasks_of(os.getuid())
         self._ended_well = False
-        self._held = contextlib.ExitStack()  # Given back in the opposite order, at its end.
+        self._resources = contextlib.ExitStack()  # Released at the end, the latest first.
         try:
-            said = self._launch(found, start)
+            printed = self._launch(how, start)
         except BaseException as error:
-            self._held.close()
+            self._resources.close()
             known = isinstance(error, OSError | subprocess.SubprocessError | ValueError)
             if not known or isinstance(error, layout.SandboxError):
                 raise
@@ -140,35 +142,43 @@ class Worker:
                 "needs a temporary folder (TMPDIR) at the level 'limits', descriptors (ulimit "
                 "-n) and processes (ulimit -u)"
             ) from error
-        self._wait_until_ready(said, found.level)
+        self._wait_until_ready(printed, how.level)
 
-    def _launch(self, found: layout.Layout, start: Callable) -> int:
-        """Starts the process; a descriptor of what it says. Raises OSError and others."""
-        held = self._held
-        user = held.enter_context(layout.User(found.other_user))
+    def _launch(
+        self,
+        how: layout.Layout,
+        start: Callable[[Callable[[], subprocess.Popen]], subprocess.Popen],
+    ) -> int:
+        """Starts the process; returns a descriptor of the file that it prints to.
+
+        Raises:
+            OSError, SubprocessError, ValueError, SandboxError: a resource is not available.
+        """
+        resources = self._resources
+        user = resources.enter_context(layout.User(how.other_user))
         self.uid, scratch = user.uid, ""
-        if found.level == "limits":
+        if how.level == "limits":
             scratch = tempfile.mkdtemp(prefix="mopd-sandbox-")
-            held.callback(_remove, scratch)
-            if found.other_user:
+            resources.callback(_remove, scratch)
+            if how.other_user:
                 os.chown(scratch, user.uid, user.uid)
-                held.callback(_kill_all, user)
+                resources.callback(_kill_all, user)
         with contextlib.ExitStack() as starting:
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            held.enter_context(self._control)
+            resources.enter_context(self._control)
             starting.enter_context(theirs)
-            said = os.memfd_create("said")
+            printed = os.memfd_create("printed")
             on_failure = starting.enter_context(contextlib.ExitStack())
-            on_failure.callback(os.close, said)
+            on_failure.callback(os.close, printed)
             argv, environment = layout.command(
-                found, self._cfg, control=theirs.fileno(), scratch=scratch
+                how, self._cfg, control=theirs.fileno(), scratch=scratch
             )
             self._process = start(
                 lambda: subprocess.Popen(
                     argv,
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
+                    stdout=printed,
+                    stderr=printed,
                     pass_fds=[theirs.fileno()],
                     cwd="/",
                     env=environment,
@@ -177,59 +187,64 @@ class Worker:
                 )
             )
             on_failure.pop_all()
-        held.callback(self._end)
-        return said
+        resources.callback(self._end)
+        return printed
 
-    def _wait_until_ready(self, said: int, level: str) -> None:
+    def _wait_until_ready(self, printed: int, level: str) -> None:
+        """Raises SandboxError with what the worker printed, if it is not ready in time."""
         self._control.settimeout(_READY)
         try:
             ready = self._control.recv(16) == b"ready"
         except OSError:
             ready = False
-        words = os.pread(said, 4000, 0).decode(errors="replace").strip()
-        os.close(said)
+        text = os.pread(printed, 4000, 0).decode(errors="replace").strip()
+        os.close(printed)
         if not ready:
             self.close()
             raise layout.SandboxError(
-                f"sandbox.level={level!r} does not work here: {words or 'no answer'}. Where "
+                f"sandbox.level={level!r} does not work here: {text or 'no answer'}. Where "
                 "user namespaces are switched off (some containers, Colab, Ubuntu's AppArmor "
                 "restriction) allow them, or set sandbox.level='limits', which is weaker "
                 "(docs/sandbox.md)"
             )
 
     def run(self, program: Program) -> Outcome:
-        """Runs one program to its end. A kind of `broken` says that the worker is of no use."""
+        """Runs one program to its end. After kind `broken` the worker cannot be used again."""
         job = make_job(program, self._cfg, others=self._others)
         started = False
         try:
-            with contextlib.ExitStack() as kept:
-                channel, streams = self._hand_in(program, job, kept)
+            with contextlib.ExitStack() as open_ends:
+                channel, streams = self._send(program, job, open_ends)
                 started = True
                 return _collect(channel, streams, job["output"], job["wall"] + _READY)
         except OSError as error:
             detail = f"{type(error).__name__}: {error}"
             return Outcome("broken", detail=detail, started=started)
 
-    def _hand_in(
-        self, program: Program, job: dict, kept: contextlib.ExitStack
+    def _send(
+        self, program: Program, job: dict, open_ends: contextlib.ExitStack
     ) -> tuple[socket.socket, list[int]]:
-        """Gives the worker a job; the channel of its report, and the program's streams.
+        """Sends the worker a job.
 
         Args:
-            kept: closes what is returned.
+            open_ends: will close what is returned.
+
+        Returns:
+            The socket that the report comes by, and the descriptors to read the program's
+            standard output, standard error and, for a function call, result from.
         """
         payload = json.dumps(job).encode()
-        with contextlib.ExitStack() as given:
+        with contextlib.ExitStack() as sent:
             ours, theirs = socket.socketpair()
-            kept.enter_context(ours)
-            given.enter_context(theirs)
+            open_ends.enter_context(ours)
+            sent.enter_context(theirs)
             stdin = _sealed(program.stdin.encode("utf-8", "surrogateescape"))
-            given.callback(os.close, stdin)
+            sent.callback(os.close, stdin)
             streams, ends = [], []
             for _ in range(2 if program.call is None else 3):
                 reading, writing = os.pipe()
-                kept.callback(os.close, reading)
-                given.callback(os.close, writing)
+                open_ends.callback(os.close, reading)
+                sent.callback(os.close, writing)
                 streams.append(reading)
                 ends.append(writing)
             socket.send_fds(self._control, [b"job"], [theirs.fileno(), stdin, *ends])
@@ -238,12 +253,12 @@ class Worker:
         return ours, streams
 
     def close(self) -> bool:
-        """Ends the worker and everything in it; the call returns when they are gone.
+        """Ends the worker and everything in it, and waits until they are gone.
 
         Returns:
-            Whether it lived until now and ended as it was told to.
+            Whether it was alive until now and ended on request.
         """
-        self._held.close()
+        self._resources.close()
         return self._ended_well
 
     def _end(self) -> None:
@@ -251,7 +266,7 @@ class Worker:
         try:
             self._ended_well = self._process.wait(timeout=2) == 0
         except subprocess.TimeoutExpired:
-            # It lived, held up by a program. Of a session of its own: nobody else is in it.
+            # It was alive, but a program held it up. Its session has no other process in it.
             self._ended_well = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -259,20 +274,25 @@ class Worker:
 
 
 def _kill_all(user: layout.User) -> None:
-    """No namespace ends what is left, but it has a uid that nothing else has."""
+    """Kills what is left of a worker without namespaces; no other process has its uid."""
     end = ["/bin/sh", "-c", "kill -9 -1"]
     subprocess.run(end, capture_output=True, check=False, **user.options)
 
 
 def _remove(folder: str) -> None:
-    """Not shutil's: a program can nest folders deeper than Python can follow."""
+    """Removes a folder by `rm`, since a program can nest folders too deep for shutil."""
     remove = ["/bin/sh", "-c", 'chmod -R u+rwx -- "$1"; rm -rf -- "$1"', "sh", folder]
     subprocess.run(remove, capture_output=True, check=False)
 
 
 def _collect(channel: socket.socket, streams: list[int], cap: int, patience: float) -> Outcome:
-    """Reads the streams and the report of a running program until its supervisor is gone."""
-    report, held = b"", [bytearray() for _ in streams]
+    """Reads the streams and the report of a running program until its supervisor ends.
+
+    Args:
+        cap: bytes that the program may write to one stream; at more it is ended.
+        patience: seconds after which a missing report counts as a broken sandbox.
+    """
+    report, texts = b"", [bytearray() for _ in streams]
     counts = [0] * len(streams)
     number = {fd: i for i, fd in enumerate(streams)}
     poll = select.poll()
@@ -280,7 +300,7 @@ def _collect(channel: socket.socket, streams: list[int], cap: int, patience: flo
         poll.register(fd, select.POLLIN)
     flooded, alive = False, True
     deadline = time.monotonic() + patience
-    # Streams end when the last of its processes does, which is before the supervisor's end.
+    # A stream ends with the last process that has it open, which is before the supervisor ends.
     while alive or number:
         left = deadline - time.monotonic()
         if left <= 0:
@@ -288,7 +308,7 @@ def _collect(channel: socket.socket, streams: list[int], cap: int, patience: flo
         for fd, _ in poll.poll(left * 1000):
             if fd == channel.fileno():
                 part = b""
-                # It is gone, and a word to it was too late.
+                # The supervisor ended before it read our order to end the program.
                 with contextlib.suppress(ConnectionError):
                     part = channel.recv(1 << 16)
                 report += part
@@ -303,26 +323,33 @@ def _collect(channel: socket.socket, streams: list[int], cap: int, patience: flo
                 del number[fd]
                 continue
             counts[i] += len(part)
-            held[i] += part
+            texts[i] += part
             keep = _TAIL if i == 1 else cap
-            if len(held[i]) > 2 * keep or (i == 1 and len(held[i]) > keep):
-                del held[i][:-keep]
+            if len(texts[i]) > 2 * keep or (i == 1 and len(texts[i]) > keep):
+                del texts[i][:-keep]
             if counts[i] > cap and not flooded:
                 flooded = True
                 with contextlib.suppress(ConnectionError):
                     channel.send(b"end")
-    stdout, stderr, *result = (bytes(part) for part in held)
+    stdout, stderr, *result = (bytes(text) for text in texts)
     return _outcome(report, flooded, (stdout[:cap], stderr, result[0] if result else b""))
 
 
 def _outcome(report: bytes, flooded: bool, streams: tuple[bytes, bytes, bytes]) -> Outcome:
+    """The outcome from the supervisor's report, JSON as `watch.watch` makes it.
+
+    Args:
+        flooded: a stream had more bytes than the program may write.
+        streams: standard output, standard error and result.
+    """
     try:
-        told = json.loads(report)
-        if "broken" in told:
-            return Outcome("broken", detail=told["broken"])
-        status, reason = os.waitstatus_to_exitcode(told["status"]), told["reason"]
+        read = json.loads(report)
+        if "broken" in read:
+            return Outcome("broken", detail=read["broken"])
+        status, reason = os.waitstatus_to_exitcode(read["status"]), read["reason"]
     except (ValueError, KeyError) as error:
         return Outcome("broken", detail=f"no report: {error}")
+    kind: Kind
     if flooded:
         kind, detail = "output", ""
     elif reason in ("cpu", "memory", "idle", "starved", "disk"):
@@ -334,7 +361,7 @@ def _outcome(report: bytes, flooded: bool, streams: tuple[bytes, bytes, bytes]) 
     else:
         kind, detail = ("error", f"exit status {status}") if status else ("ok", "")
     return Outcome(
-        kind, *streams, cpu=told["cpu"], wall=told["wall"], memory=told["memory"], detail=detail
+        kind, *streams, cpu=read["cpu"], wall=read["wall"], memory=read["memory"], detail=detail
     )
 
 
@@ -346,7 +373,7 @@ def _signal_name(number: int) -> str:
 
 
 def _sealed(content: bytes) -> int:
-    """A file in memory that nobody can change any more; its descriptor stands at the start."""
+    """A descriptor, at the start, of a file in memory that nobody can change any more."""
     fd = os.memfd_create("stdin", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     with contextlib.ExitStack() as on_failure:
         on_failure.callback(os.close, fd)
@@ -361,13 +388,13 @@ def _sealed(content: bytes) -> int:
 
 
 def _old_kernel() -> bool:
-    """Whether the limit of processes counts all of a user, also those outside the sandbox."""
+    """Whether the kernel's limit of processes also counts those outside the sandbox."""
     numbers = os.uname().release.split("-")[0].split(".")[:2]
     return tuple(int(n) for n in numbers) < (5, 14)
 
 
 def _tasks_of(uid: int) -> int:
-    """Threads that a user has now."""
+    """The number of threads that a user has now."""
     total = 0
     for name in os.listdir("/proc"):
         try:

@@ -1,5 +1,6 @@
-"""Source files of public data sets, or a user's own, turned into checked problems on disk.
+"""Turns the source files of public data sets, or a user's own, into checked problems on disk.
 
-`prepare.py` reads, checks and writes; `check.py` judges what was written; `catalogue.py` has
-the names. One module a source format; docs/data.md has the formats and the policies.
+`prepare.py` reads, checks and writes; `check.py` judges the gold answers of what was written;
+`catalogue.py` has the data sets by name. Each source format has a module of its own;
+docs/data.md describes the formats and what becomes of each row.
 """

@@ -1,4 +1,4 @@
-"""The data sets by name."""
+"""The data sets by name, and their options."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORMATS: dict[str, Format] = {
     "jsonl": jsonl.FORMAT,
 }
 
-# Of options of any data set.
+# Limits and choices of options, the same in every data set that has the option.
 _RANGES = {
     "test_share": (0, 1),
     "seed": (0, 2**32),
@@ -46,27 +46,27 @@ _CHOICES = {"order": ("any", "exact"), "split": ("problem", "tests")}
 
 
 def find(name: str) -> Format:
-    """The format of a name; raises DataError with the nearest one if there is none."""
+    """The format of a data set; raises DataError with the nearest name if there is none."""
     if name not in FORMATS:
         raise DataError(unknown(f"data set {name!r}", name, FORMATS))
     return FORMATS[name]
 
 
-def options(name: str, given: Mapping[str, str]) -> dict[str, Any]:
-    """The options of a data set: its defaults, and the texts that were given in their place.
+def options(name: str, flags: Mapping[str, str]) -> dict[str, Any]:
+    """The options of a data set: the values of flags (option -> text), defaults for the rest.
 
     Raises:
-        DataError: there is no such option, or the value is none that it can have.
+        DataError: the data set has no such option, or the option cannot have the value.
     """
-    made = dict(find(name).options)
-    for key, text in given.items():
-        if key not in made:
-            raise DataError(unknown(f"--option.{key} of {name}", key, list(made) or ["none"]))
-        made[key] = _typed(text, made[key], key)
-        _check(key, made[key])
-    if "start" in made:
-        livecodebench.window(made)
-    return made
+    values = dict(find(name).options)
+    for key, text in flags.items():
+        if key not in values:
+            raise DataError(unknown(f"--option.{key} of {name}", key, list(values) or ["none"]))
+        values[key] = _typed(text, values[key], key)
+        _check(key, values[key])
+    if "start" in values:
+        livecodebench.window(values)
+    return values
 
 
 def _typed(text: str, default: Any, key: str) -> Any:
@@ -75,7 +75,9 @@ def _typed(text: str, default: Any, key: str) -> Any:
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError) as error:
-        raise DataError(f"--option.{key}={text}: no {type(default).__name__}") from error
+        raise DataError(
+            f"--option.{key}={text}: it must be {type(default).__name__}"
+        ) from error
     if isinstance(default, float) and type(value) is int:
         value = float(value)
     if type(value) is not type(default):
@@ -86,6 +88,6 @@ def _typed(text: str, default: Any, key: str) -> Any:
 def _check(key: str, value: Any) -> None:
     least, most = _RANGES.get(key, (None, None))
     if least is not None and not least <= value <= most:
-        raise DataError(f"--option.{key}={value}: it must lie between {least:g} and {most:g}")
+        raise DataError(f"--option.{key}={value}: it must be between {least:g} and {most:g}")
     if key in _CHOICES and value not in _CHOICES[key]:
         raise DataError(f"--option.{key}={value}: {unknown(repr(value), value, _CHOICES[key])}")

@@ -1,22 +1,23 @@
-"""HumanEval+ and MBPP+ (arXiv 2305.01210), for evaluation, with tests read from their programs.
+"""Reads HumanEval+ and MBPP+ (arXiv 2305.01210), for evaluation.
 
 A row's `test` is a program with two lists, `inputs` and `results`. They are read as literals
-from its syntax tree; no part of it is run. Tests that JSON cannot say are left out and counted
-in `meta["tests_left_out"]`; a problem without any test left is left out with that reason.
-Tuples become lists: where a solution needs tuples, the self-test excludes the item.
+from its syntax tree; no part of it is run. Tests that JSON cannot express are left out and
+counted in `meta["tests_left_out"]`; a problem with no other test is left out with that reason.
+Tuples become lists: if a solution needs tuples, the self-test excludes the item.
 """
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Sequence
 
 from mopd_jax.data.prepared import programs, splits
-from mopd_jax.data.prepared.rows import Format, Hub, LeftOut, Options, Row, chat
+from mopd_jax.data.prepared.rows import Format, HubSource, LeftOut, Options, SourceRow, chat
 from mopd_jax.records import Problem
 
-# Functions whose values EvalPlus 0.3.1 does not simply compare, in the order of their tasks: as
-# sets (2, 7, 111, 140, 232, 249, 579, 769), as present or absent (the three of text), or by a
-# rule for this one alone (164, 295, 558, 581; HumanEval/32). Right programs would fail here.
+# Functions whose values EvalPlus 0.3.1 compares otherwise, in the order of their tasks: as sets
+# (2, 7, 111, 140, 232, 249, 579, 769), as present or absent (the three on text), or by a rule
+# of the task's own (164, 295, 558, 581; HumanEval/32). Compared as values, right programs fail.
 _OWN_RULE = {
     "similar_elements",
     "find_char_long",
@@ -36,24 +37,24 @@ _OWN_RULE = {
     "find_zero",
 }
 _MORE = "its tests do more than compare the value of a function"
-_LONGEST_TEST = 1 << 24  # Characters of a row's `test`.
+_LONGEST_TEST = 1 << 24  # Characters of the field `test`.
 
 
-def _humaneval(row: Row, options: Options) -> list[Problem]:
+def _humaneval(row: SourceRow, options: Options) -> list[Problem]:
     start, function = row.text("prompt"), row.text("entry_point")
     text = f"Complete this function.\n```python\n{start.rstrip()}\n```"
     solution = start + row.text("canonical_solution")
     return [_problem(row, text, function, "candidate", solution, options, "humanevalplus")]
 
 
-def _mbpp(row: Row, options: Options) -> list[Problem]:
+def _mbpp(row: SourceRow, options: Options) -> list[Problem]:
     shown = row.fields.get("test_list")
     if not isinstance(shown, list) or not shown or not all(isinstance(t, str) for t in shown):
         raise row.error("'test_list' must be a list of assertions")
-    found = _comparison(_tree(row))
-    if found is None:
+    comparison = _comparison(_tree(row))
+    if comparison is None:
         raise LeftOut(_MORE)
-    called = found[0]
+    called = comparison[0]
     text = (
         f"{row.text('prompt').strip()}\n\nThe function is called `{called}`. For example:\n"
         f"```python\n{shown[0].strip()}\n```"
@@ -62,7 +63,7 @@ def _mbpp(row: Row, options: Options) -> list[Problem]:
 
 
 def _problem(
-    row: Row,
+    row: SourceRow,
     text: str,
     function: str,
     called: str,
@@ -70,11 +71,20 @@ def _problem(
     options: Options,
     prefix: str,
 ) -> Problem:
+    """The problem of a row.
+
+    Args:
+        text: of the prompt.
+        function: the name that the program must define.
+        called: the name that the row's test program calls it by.
+        solution: the gold program.
+        prefix: of the id.
+    """
     tree = _tree(row)
     if not function.isidentifier():
-        raise row.error(f"{function!r} is no name of a function")
-    found = _comparison(tree)
-    if found is None or found[0] != called:
+        raise row.error(f"{function!r} cannot be the name of a function")
+    comparison = _comparison(tree)
+    if comparison is None or comparison[0] != called:
         raise LeftOut(_MORE)
     if function in _OWN_RULE:
         raise LeftOut("EvalPlus judges it by a rule of its own")
@@ -84,13 +94,13 @@ def _problem(
     if len(inputs) != len(results):
         raise row.error(f"{len(inputs)} inputs for {len(results)} results")
     tests = []
-    for given, result in zip(inputs, results, strict=True):
+    for arguments, result in zip(inputs, results, strict=True):
         try:
-            tests.append(programs.call(ast.literal_eval(given), ast.literal_eval(result)))
+            tests.append(programs.call(ast.literal_eval(arguments), ast.literal_eval(result)))
         except (ValueError, TypeError, RecursionError):
             continue
     if not tests:
-        raise LeftOut("JSON can say none of its tests")
+        raise LeftOut("JSON can express none of its tests")
     meta: dict[str, object] = {
         "tests": programs.spread(tests, options["max_tests"]),
         "fn_name": function,
@@ -98,8 +108,8 @@ def _problem(
         "tests_left_out": len(inputs) - len(tests),
         "tests_not_drawn": max(0, len(tests) - options["max_tests"]),
     }
-    if found[1] > 0:
-        meta["float_tolerance"] = found[1]
+    if comparison[1] > 0:
+        meta["float_tolerance"] = comparison[1]
     text += "\n\n" + programs.CLOSING.format(seconds=options["seconds"])
     # "HumanEval/7" and 7 are both the task 7 of their data set.
     number = str(row.identifier("task_id")).rpartition("/")[2]
@@ -113,30 +123,33 @@ def _problem(
     )
 
 
-def _tree(row: Row) -> ast.Module:
+def _tree(row: SourceRow) -> ast.Module:
     text = row.text("test", longest=_LONGEST_TEST)
     try:
         return ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise row.error(f"'test' is no Python program ({error})") from error
+        raise row.error(f"'test' is not a Python program ({error})") from error
 
 
 def _list(tree: ast.Module, name: str) -> list[ast.expr] | None:
-    """The elements of the list that is assigned to a name, if there is one such."""
-    found = [
+    """The elements of the list that a name is assigned; None unless there is exactly one."""
+    values = [
         node.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign)
         and [t.id for t in node.targets if isinstance(t, ast.Name)] == [name]
     ]
-    if len(found) != 1 or not isinstance(found[0], ast.List | ast.Tuple):
+    if len(values) != 1 or not isinstance(values[0], ast.List | ast.Tuple):
         return None
-    return found[0].elts
+    return values[0].elts
 
 
 def _comparison(tree: ast.Module) -> tuple[str, float] | None:
-    """(function, absolute tolerance) if all that is tested is the value of that on `*inp`."""
-    found: set[tuple[str, float]] = set()
+    """(function, absolute tolerance) if the program only tests the function's value on `*inp`.
+
+    None if it tests anything else, or several functions.
+    """
+    comparisons: set[tuple[str, float]] = set()
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
             continue
@@ -148,19 +161,21 @@ def _comparison(tree: ast.Module) -> tuple[str, float] | None:
                 ast.Name(),
                 ast.Constant(value=int() | float() as tolerance),
             ]:
-                found.add((name, float(tolerance)))
+                comparisons.add((name, float(tolerance)))
             case _:
                 return None
-    return found.pop() if len(found) == 1 else None
+    return comparisons.pop() if len(comparisons) == 1 else None
 
 
-def _format(parse, licence: str, repo: str) -> Format:
+def _format(
+    parse: Callable[[SourceRow, Options], Sequence[Problem]], licence: str, repo: str
+) -> Format:
     return Format(
         parse=parse,
         split=splits.test_only,
         licence=licence,
         options={"max_tests": 64, "seconds": 6.0},
-        hub=Hub(repo),
+        hub=HubSource(repo),
     )
 
 

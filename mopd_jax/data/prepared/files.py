@@ -1,4 +1,4 @@
-"""Source files as rows: JSON, JSON lines, CSV and Parquet, with checksums."""
+"""Reads the rows of source files (JSON, JSON lines, CSV, Parquet) and their checksums."""
 
 from __future__ import annotations
 
@@ -13,77 +13,80 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
-from mopd_jax.data.prepared.rows import DataError, Row
+from mopd_jax.data.prepared.rows import DataError, SourceRow
 
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
-_LONGEST_CELL = 1 << 28  # Characters; the CSV reader's own limit is 128 KiB.
+_LONGEST_CELL = 1 << 28  # Characters; Python's CSV reader allows 128 Ki unless told.
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The files of a source, and how many others lie beside them.
+class SourceFiles:
+    """The files of a source, and counts of what lies beside them and is not read.
 
-    skipped: what is not read (the ending of a file, "hidden", "linked folder") -> count.
+    skipped: {ending of the files, "hidden" or "linked folder": count}.
     """
 
     paths: list[pathlib.Path]
     skipped: dict[str, int]
 
 
-def find(source: pathlib.Path, only: Sequence[str] = ("*",), *, strict: bool = True) -> Found:
-    """The files of a source: itself, or every one of a known ending below it, sorted.
+def find(
+    source: pathlib.Path, only: Sequence[str] = ("*",), *, strict: bool = True
+) -> SourceFiles:
+    """The files of a source: itself if it is a file, else the files below it, sorted.
 
     Args:
-        only: patterns, of which a file's path below the source must match one; `*` is any text.
-        strict: where no file matches there is none; else the patterns then do not count.
+        only: patterns for a file's path below the source, which must match one; `*` is any
+            text. Files must also have one of `ENDINGS`.
+        strict: if no file matches, raise; else take all files with one of `ENDINGS`.
 
     Raises:
-        DataError: there is no such file, or something of the source cannot be read.
+        DataError: there is no file, or part of the source cannot be read.
     """
     try:
         if source.is_file():
             if source.suffix not in ENDINGS:
-                raise DataError(f"{source} ends in none of {', '.join(ENDINGS)}")
-            return Found([source], {})
+                raise DataError(f"{source} must end in one of {', '.join(ENDINGS)}")
+            return SourceFiles([source], {})
         if not source.is_dir():
             raise DataError(
                 f"--source {source} does not exist; give a file, a folder, or 'hub'"
             )
         every, skipped = _walk(source)
-        # Neither pipes nor the like; a link to nothing is met when it is opened.
+        # Not pipes and devices. A broken link counts: opening it gives an error with its name.
         known = [p for p in every if p.suffix in ENDINGS and (p.is_file() or p.is_symlink())]
     except OSError as error:
         raise unreadable(error.filename or source, error) from error
-    found = [p for p in known if _matches(p.relative_to(source).as_posix(), only)]
-    if not found and not strict:
-        found = known
-    if not found:
+    paths = [p for p in known if _matches(p.relative_to(source).as_posix(), only)]
+    if not paths and not strict:
+        paths = known
+    if not paths:
         raise DataError(f"{source} holds no file that ends in one of {', '.join(ENDINGS)}")
-    chosen = set(found)
+    chosen = set(paths)
     skipped.update(p.suffix or "without ending" for p in every if p not in chosen)
-    return Found(found, dict(sorted(skipped.items())))
+    return SourceFiles(paths, dict(sorted(skipped.items())))
 
 
 def _walk(source: pathlib.Path) -> tuple[list[pathlib.Path], collections.Counter[str]]:
-    """(files below a folder, sorted; count of what is not looked into)."""
+    """(files below a folder, sorted; counts of hidden names and linked folders)."""
 
-    def stop(error: OSError):
+    def stop(error: OSError) -> NoReturn:
         raise error
 
-    found: list[pathlib.Path] = []
+    paths: list[pathlib.Path] = []
     skipped: collections.Counter[str] = collections.Counter()
     for where, folders, names in os.walk(source, onerror=stop):
         here = pathlib.Path(where)
-        # A hub's local copy keeps records of its own in hidden folders.
+        # Hidden folders of a copy from the hub have files of its client, not rows.
         skipped["hidden"] += sum(name.startswith(".") for name in [*folders, *names])
         folders[:] = [name for name in folders if not name.startswith(".")]
-        # A link may lead back to where it stands.
+        # Links are not followed: one may lead back to a folder above it.
         skipped["linked folder"] += sum((here / name).is_symlink() for name in folders)
         folders[:] = [name for name in folders if not (here / name).is_symlink()]
-        found += [here / name for name in names if not name.startswith(".")]
-    return sorted(found), +skipped
+        paths += [here / name for name in names if not name.startswith(".")]
+    return sorted(paths), +skipped
 
 
 def _matches(path: str, only: Sequence[str]) -> bool:
@@ -91,7 +94,7 @@ def _matches(path: str, only: Sequence[str]) -> bool:
 
 
 def unreadable(path: Any, error: OSError) -> DataError:
-    """The error that says which path the system does not let us read, and why."""
+    """The error of a path that the system does not let us read, with its reason."""
     return DataError(f"{path} cannot be read: {error.strerror or error}")
 
 
@@ -104,25 +107,27 @@ def checksum(path: pathlib.Path) -> str:
         raise unreadable(path, error) from error
 
 
-def rows(path: pathlib.Path, *, start: int = 0) -> Iterator[Row | DataError]:
-    """The rows of a file; in place of one that cannot be read stands its error.
+def rows(path: pathlib.Path, *, start: int = 0) -> Iterator[SourceRow | DataError]:
+    """The rows of a file; a row that cannot be read is replaced by its error.
 
     Args:
-        start: number of the first row among those of all files.
+        start: the number of the file's first row among the rows of all files.
 
     Raises:
         DataError: the file as a whole cannot be read.
     """
     readers = {".jsonl": json_lines, ".json": _json, ".csv": _csv, ".parquet": _parquet}
     try:
-        for i, (place, fields) in enumerate(readers[path.suffix](path)):
-            where = f"{path}, row {place}"
+        for i, (number, fields) in enumerate(readers[path.suffix](path)):
+            where = f"{path}, row {number}"
             if isinstance(fields, DataError):
                 yield DataError(f"{where}: {fields}")
             elif not isinstance(fields, Mapping):
                 yield DataError(f"{where}: a {type(fields).__name__}, not an object")
             else:
-                yield Row(fields, where, path.stem, start + i, path.absolute().parent.name)
+                yield SourceRow(
+                    fields, where, path.stem, start + i, path.absolute().parent.name
+                )
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error})") from error
     except OSError as error:
@@ -130,12 +135,14 @@ def rows(path: pathlib.Path, *, start: int = 0) -> Iterator[Row | DataError]:
 
 
 def json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, value) of every line that is not blank; an error for a bad one.
+    """(line number from 1, value) of every line that is not blank.
+
+    The value of a line that cannot be read is a DataError.
 
     Raises:
-        OSError: as reading a file does.
+        OSError: the file cannot be read.
     """
-    # Lines end at newlines only: JSON may hold other line ends as they are.
+    # Lines end at newlines only: JSON text may have Unicode's other line ends in it.
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -154,10 +161,10 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
 
 
 def _loads(text: str) -> Any:
-    """A JSON value; an object that JSON does not define is an error in its place.
+    """A JSON value; a DataError takes the place of an outermost object with a fault in it.
 
-    Such are a key given twice, of which one value would be dropped, and numbers that JSON does
-    not have; the error takes the place of the outermost object, so that it is one row's.
+    Faults that Python's reader accepts: a repeated key, of which it would drop one value, and
+    numbers that JSON does not have. In a list, only the faulty rows become errors.
     """
     value = json.loads(
         text, object_pairs_hook=_object, parse_float=_number, parse_constant=_constant
@@ -166,18 +173,18 @@ def _loads(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any] | DataError:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         keys = collections.Counter(key for key, _ in pairs)
         return DataError(f"the key {keys.most_common(1)[0][0]!r} is given twice; give it once")
-    for value in found.values():
+    for value in fields.values():
         if wrong := _fault(value):
             return wrong
-    return found
+    return fields
 
 
 def _fault(value: Any) -> DataError | None:
-    """The error in a value; objects have handed up their own already."""
+    """The error in a value, if any. An object with a fault is an error already (`_object`)."""
     if isinstance(value, DataError):
         return value
     if isinstance(value, list):
@@ -191,7 +198,7 @@ def _number(text: str) -> float | DataError:
 
 
 def _constant(text: str) -> DataError:
-    return DataError(f"{text} is no number of JSON; write null or text")
+    return DataError(f"{text} is not a number in JSON; write null or text")
 
 
 def _json(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
@@ -201,7 +208,7 @@ def _json(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     except (ValueError, RecursionError) as error:
         first = data.lstrip().partition(b"\n")[0]
         if first.startswith(b"{") and first.rstrip().endswith(b"}"):
-            yield from json_lines(path)  # JSON lines under another name.
+            yield from json_lines(path)  # JSON lines in a file that ends in .json.
             return
         if isinstance(error, UnicodeDecodeError):
             raise
@@ -209,12 +216,12 @@ def _json(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     if isinstance(value, DataError):
         raise DataError(f"{path}: {value}")
     if isinstance(value, dict):
-        # One object may be the only row, or hold the list of rows under one name.
+        # One object is the only row, unless its only field is the list of rows.
         lists = [v for v in value.values() if isinstance(v, list)]
         value = lists[0] if len(value) == 1 and lists else [value]
     if not isinstance(value, list):
         raise DataError(f"{path} holds a {type(value).__name__}; it must be a list of objects")
-    # A list of lists has its errors further inside.
+    # Of a list within the list `_loads` leaves the error inside; it is this row's.
     yield from ((i, _fault(row) or row) for i, row in enumerate(value, start=1))
 
 
@@ -239,7 +246,7 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"{path} needs pyarrow: pip install 'mopd_jax[data]'") from error
+        raise DataError(f"{path} needs pyarrow: pip install pyarrow") from error
     try:
         number = 0
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):
@@ -247,4 +254,4 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
                 number += 1
                 yield number, fields
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is no Parquet file that can be read ({error})") from error
+        raise DataError(f"{path} cannot be read as Parquet ({error})") from error

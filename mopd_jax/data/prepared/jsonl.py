@@ -1,4 +1,4 @@
-"""A user's rows: {id?, prompt | messages, answer, solution?, verifier?, meta?}."""
+"""Reads a user's own rows: {id?, prompt | messages, answer, solution?, verifier?, meta?}."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mopd_jax.data.prepared import splits
-from mopd_jax.data.prepared.rows import DataError, Format, Options, Parsed, Row, Splits, short
+from mopd_jax.data.prepared.rows import (
+    DataError,
+    Format,
+    Options,
+    ParsedProblem,
+    SourceRow,
+    Splits,
+    short,
+)
 from mopd_jax.errors import unknown
 from mopd_jax.records import Problem, is_chat
 
@@ -14,16 +22,20 @@ _FIELDS = ("id", "prompt", "messages", "answer", "solution", "verifier", "meta")
 
 
 def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
-    """One row as a problem; its verifier is `exact` where it names none.
+    """The problem of one row. The default verifier is `exact`.
 
     A row for `code` has its tests in `meta` and needs no answer.
+
+    Args:
+        where: file and row number, for messages.
+        default_id: the id of a row without one.
 
     Raises:
         DataError: a field is missing, of the wrong type or not known.
     """
     if strange := sorted(str(key) for key in row if key not in _FIELDS):
-        said = unknown(f"the field {strange[0]!r}", strange[0], _FIELDS)
-        raise DataError(f"{where}: {said}")
+        message = unknown(f"the field {strange[0]!r}", strange[0], _FIELDS)
+        raise DataError(f"{where}: {message}")
     name = row.get("id", default_id)
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
         raise DataError(
@@ -32,8 +44,8 @@ def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
     answer = row.get("answer", "" if row.get("verifier") == "code" else None)
     tested = row.get("verifier") == "code" and answer == ""
     if not tested and (not isinstance(answer, str) or not answer.strip()):
-        said = "no 'answer'" if answer is None else f"'answer' is {short(answer)}"
-        raise DataError(f"{where}: {said}; give the gold answer as a non-empty string")
+        fault = "no 'answer'" if answer is None else f"'answer' is {short(answer)}"
+        raise DataError(f"{where}: {fault}; give the gold answer as a non-empty string")
     solution = row.get("solution", "")
     if not isinstance(solution, str):
         raise DataError(
@@ -43,9 +55,9 @@ def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
     if not isinstance(verifier, str) or not isinstance(meta, dict):
         raise DataError(
             f"{where}: 'verifier' is the name of one, such as \"math\", and 'meta' an object "
-            "with what it needs; give them so, or leave them out"
+            "with what it needs; write them so, or leave them out"
         )
-    # Parquet has every column in every row, with null for what a row leaves out.
+    # In Parquet every row has every column, with null for a field that the row leaves out.
     messages: Any = row.get("messages")
     prompt = row.get("prompt")
     if messages is not None and prompt is not None:
@@ -67,15 +79,15 @@ def problem(row: Mapping[str, Any], where: str, default_id: str) -> Problem:
     )
 
 
-def _parse(row: Row, options: Options) -> list[Problem]:
+def _parse(row: SourceRow, options: Options) -> list[Problem]:
     del options
-    return [problem(row.fields, row.where, f"{row.part}:{row.number + 1}")]
+    return [problem(row.fields, row.where, f"{row.stem}:{row.number + 1}")]
 
 
-def _split(parsed: Sequence[Parsed], options: Options) -> Splits:
-    """As the files' names say; a share at random where no name says a split."""
-    if any(splits.named(row.part) for row in parsed):
-        return splits.given(parsed)
+def _split(parsed: Sequence[ParsedProblem], options: Options) -> Splits:
+    """By the names of the files; at random if no name has a split."""
+    if any(splits.split_of(row.stem) for row in parsed):
+        return splits.by_file_names(parsed)
     return splits.permuted(parsed, share=options["test_share"], seed=options["seed"])
 
 
@@ -84,6 +96,6 @@ FORMAT = Format(
     split=_split,
     licence="the user's own",
     options={"test_share": 0.1, "seed": 42},
-    # What a problem asks may stand in the system's turn: a document, for one.
+    # The system's turn may be part of the question, such as a document.
     by_system=True,
 )

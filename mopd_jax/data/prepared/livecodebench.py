@@ -1,12 +1,13 @@
-"""LiveCodeBench (arXiv 2403.07974), the problems of a window of contest dates.
+"""Reads LiveCodeBench (arXiv 2403.07974), the problems of a window of contest dates.
 
 Rows are the hub's: question_content, question_id, platform, contest_date, starter_code,
 difficulty, public_test_cases (JSON), private_test_cases, metadata (JSON, may name a function).
 Private tests are JSON, or base64 of zlib of a pickle of one text, which is JSON. Nothing is
 ever unpickled: `packed_text` reads the one text and refuses every other pickle.
 
-Two splits. `problem` (default) holds problems out. `tests` is the paper's: the same problems in
-train and test, with half of the tests in train; it measures something else.
+There are two ways to split. `problem` (default) puts each problem into one split. `tests`, the
+paper's, puts the same problems into both, with half of their tests in train: it measures
+training on the test problems.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from mopd_jax.data.prepared import programs, splits
 from mopd_jax.data.prepared.rows import (
     DataError,
     Format,
-    Hub,
+    HubSource,
     LeftOut,
     Options,
-    Parsed,
-    Row,
+    ParsedProblem,
+    SourceRow,
     Splits,
     chat,
 )
@@ -39,9 +40,9 @@ from mopd_jax.records import Problem
 
 MOST_PACKED = 1 << 30  # Bytes of the private tests of one problem, unpacked.
 _HALVES = 0x1CB  # Separates this use of the seed from others.
-# One way to write a day; Python would read others, and cut nothing off.
+# The one way to write a date that is read here; Python's own reader accepts others.
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ].+)?")
-# Opcodes of a pickle that put no object together: (bytes of what follows, meaning).
+# Opcodes of a pickle of one text, none of which builds an object: (operand bytes, meaning).
 _PICKLE = {
     0x80: (1, "skip"),  # protocol
     0x95: (8, "skip"),  # frame
@@ -59,7 +60,7 @@ def packed_text(packed: str, *, most: int = MOST_PACKED) -> str:
     """The text in base64 of zlib of a pickle of that text alone.
 
     Raises:
-        ValueError: it is something else, or larger than `most` bytes.
+        ValueError: it is anything else, or more than `most` bytes unpacked.
     """
     try:
         squeezed = base64.b64decode(packed, validate=True)
@@ -70,29 +71,29 @@ def packed_text(packed: str, *, most: int = MOST_PACKED) -> str:
     if reader.unconsumed_tail or not reader.eof:
         raise ValueError(f"cut short, or more than {most:,} bytes")
     if reader.unused_data:
-        raise ValueError(f"{len(reader.unused_data):,} bytes stand behind its end")
+        raise ValueError(f"{len(reader.unused_data):,} bytes follow its end")
     return _pickled_text(data)
 
 
 def _pickled_text(data: bytes) -> str:
-    place, found = 0, None
+    place, text = 0, None
     while place < len(data):
         size, meaning = _PICKLE.get(data[place], (0, "other"))
         operand = data[place + 1 : place + 1 + size]
         place += 1 + size
-        if meaning == "text" and found is None:
+        if meaning == "text" and text is None:
             length = int.from_bytes(operand, "little")
-            # Bytes that are missing are met below, as the missing end.
-            found = data[place : place + length].decode("utf-8")
+            # If bytes are missing, the stop opcode is missing too, and the loop ends below.
+            text = data[place : place + length].decode("utf-8")
             place += length
-        elif meaning == "stop" and found is not None and place == len(data):
-            return found
+        elif meaning == "stop" and text is not None and place == len(data):
+            return text
         elif meaning != "skip":
             break
-    raise ValueError("a pickle of something else than one text; it is not unpickled")
+    raise ValueError("a pickle of more or other than one text; it is not unpickled")
 
 
-def _parse(row: Row, options: Options) -> list[Problem]:
+def _parse(row: SourceRow, options: Options) -> list[Problem]:
     start, end = window(options)
     if not start <= _date(row) < end:
         raise LeftOut("outside of the window of dates")
@@ -105,28 +106,28 @@ def _parse(row: Row, options: Options) -> list[Problem]:
         tests = programs.checked(row, row.json("public_test_cases"), function) + tests
     starter = row.fields.get("starter_code") or ""
     if not isinstance(starter, str):
-        raise row.error("'starter_code' is no text")
+        raise row.error(f"'starter_code' is of type {type(starter).__name__}; it must be text")
     text = row.text("question_content").strip()
     if function:
         text += f"\n\nWrite the function `{function}`. It starts so:\n```python\n{starter}\n```"
     else:
         text += "\n\nRead from standard input and write to standard output."
     text += "\n\n" + programs.CLOSING.format(seconds=options["seconds"])
-    known = {"fn_name": function} if function else {}
+    name = {"fn_name": function} if function else {}
     return [
         Problem(
             id=f"livecodebench-{row.text('question_id')}",
             messages=chat("", text),
             answer="",
             verifier="code",
-            meta={"tests": tests, "time_limit": options["seconds"], **known},
+            meta={"tests": tests, "time_limit": options["seconds"], **name},
         )
     ]
 
 
-def _date(row: Row) -> datetime.date:
+def _date(row: SourceRow) -> datetime.date:
     value = row.fields.get("contest_date")
-    if isinstance(value, datetime.datetime):  # As Parquet has it.
+    if isinstance(value, datetime.datetime):  # Parquet has dates of these types.
         return value.date()
     if isinstance(value, datetime.date):
         return value
@@ -136,11 +137,11 @@ def _date(row: Row) -> datetime.date:
             raise ValueError("write it as 2025-03-01 or 2025-03-01T00:00:00")
         return datetime.datetime.fromisoformat(text).date()
     except ValueError as error:
-        raise row.error(f"'contest_date' is no date: {text[:40]!r} ({error})") from error
+        raise row.error(f"'contest_date' is not a date: {text[:40]!r} ({error})") from error
 
 
 def window(options: Options) -> tuple[datetime.date, datetime.date]:
-    """(first day, day after the last); raises DataError if they are no dates in order."""
+    """(first day, day after the last); raises DataError unless they are dates in order."""
     try:
         start, end = (datetime.date.fromisoformat(options[key]) for key in ("start", "end"))
     except ValueError as error:
@@ -150,7 +151,7 @@ def window(options: Options) -> tuple[datetime.date, datetime.date]:
     return start, end
 
 
-def _private(row: Row) -> Any:
+def _private(row: SourceRow) -> Any:
     value = row.fields.get("private_test_cases")
     if isinstance(value, list):
         return value
@@ -161,7 +162,7 @@ def _private(row: Row) -> Any:
         raise row.error(f"'private_test_cases' cannot be read: {error}") from error
 
 
-def _split(parsed: Sequence[Parsed], options: Options) -> Splits:
+def _split(parsed: Sequence[ParsedProblem], options: Options) -> Splits:
     if options["split"] == "problem":
         return splits.permuted(parsed, share=options["test_share"], seed=options["seed"])
     if options["split"] != "tests":
@@ -178,8 +179,8 @@ def _half(problem: Problem, number: int, seed: int) -> Problem:
     tests = problem.meta["tests"]
     rng = np.random.default_rng([_HALVES, seed, number])
     chosen = np.sort(rng.permutation(len(tests))[: max(1, len(tests) // 2)])
-    kept = [tests[i] for i in chosen.tolist()]
-    return dataclasses.replace(problem, meta={**problem.meta, "tests": kept})
+    half = [tests[i] for i in chosen.tolist()]
+    return dataclasses.replace(problem, meta={**problem.meta, "tests": half})
 
 
 FORMAT = Format(
@@ -195,6 +196,6 @@ FORMAT = Format(
         "test_share": 0.25,
         "seed": 0,
     },
-    hub=Hub("livecodebench/code_generation_lite", "refs/pr/6", ("*.parquet", "*.jsonl")),
+    hub=HubSource("livecodebench/code_generation_lite", "refs/pr/6", ("*.parquet", "*.jsonl")),
     shared=lambda options: options["split"] == "tests",
 )

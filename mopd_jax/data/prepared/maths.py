@@ -1,13 +1,13 @@
-"""Mathematics: DeepMath-103K for training (arXiv 2504.11456), contests for evaluation, GSM8K.
+"""Reads mathematics: DeepMath-103K (arXiv 2504.11456) to train, contests to evaluate, GSM8K.
 
     data set                 problem, gold answer                        split
     -----------------------  ------------------------------------------  -----------------------
     deepmath                 question, final_answer, difficulty          train; difficulty >= 6
-    aime24, aime25           problem or question; answer, or the last    test
-    hmmt_feb25, hmmt_nov25   box of the solution where there is none
-    gsm8k                    question; answer, behind its last ####      as the files say
+    aime24, aime25           problem or question; answer, or without it  test
+    hmmt_feb25, hmmt_nov25   the last box of the solution
+    gsm8k                    question; answer, after its last ####       by file names
 
-Signs and thousands separators stay in the gold answer: the verifier reads them.
+Signs and thousands separators stay in the gold answer, since the verifier reads them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,16 @@ import functools
 from collections.abc import Sequence
 
 from mopd_jax.data.prepared import splits
-from mopd_jax.data.prepared.rows import Format, Hub, LeftOut, Options, Parsed, Row, Splits, chat
+from mopd_jax.data.prepared.rows import (
+    Format,
+    HubSource,
+    LeftOut,
+    Options,
+    ParsedProblem,
+    SourceRow,
+    Splits,
+    chat,
+)
 from mopd_jax.records import Problem
 from mopd_jax.verifiers.mathematics import parsing
 
@@ -29,7 +38,7 @@ def _problem(name: str, question: str, answer: str, solution: str = "") -> Probl
     return Problem(name, messages, answer.strip(), "math", solution=solution)
 
 
-def _deepmath(row: Row, options: Options) -> list[Problem]:
+def _deepmath(row: SourceRow, options: Options) -> list[Problem]:
     if row.number_of("difficulty") < options["min_difficulty"]:
         raise LeftOut(f"difficulty below {options['min_difficulty']:g}")
     solution = row.text("r1_solution_1") if options["solutions"] else ""
@@ -37,13 +46,13 @@ def _deepmath(row: Row, options: Options) -> list[Problem]:
     return [_problem(f"deepmath-{row.number}", question, answer, solution)]
 
 
-def _contest(row: Row, options: Options, *, contest: str) -> list[Problem]:
+def _contest(row: SourceRow, options: Options, *, contest: str) -> list[Problem]:
     del options
     name = f"{contest}-{row.identifier('problem_idx', 'id')}"
     return [_problem(name, row.first_text("problem", "question"), _gold(row))]
 
 
-def _gold(row: Row) -> str:
+def _gold(row: SourceRow) -> str:
     value = row.fields.get("answer")
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -51,22 +60,22 @@ def _gold(row: Row) -> str:
         return row.text("answer")
     box = parsing.last_box(row.text("solution"))
     if box is None or not box.closed or not box.content.strip():
-        raise row.error("no 'answer', and no box in 'solution' that could be read")
+        raise row.error("no 'answer', and no box in 'solution' that can be read")
     return box.content
 
 
-def _gsm8k(row: Row, options: Options) -> list[Problem]:
+def _gsm8k(row: SourceRow, options: Options) -> list[Problem]:
     del options
     worked, mark, answer = row.text("answer").rpartition(_MARK)
     if not mark or not answer.strip() or "\n" in answer.strip():
         raise row.error(f"'answer' does not end with {_MARK} and the result")
-    name = f"gsm8k-{row.part}-{row.number}"
+    name = f"gsm8k-{row.stem}-{row.number}"
     return [_problem(name, row.text("question"), answer, worked.strip())]
 
 
-def _as_given(parsed: Sequence[Parsed], options: Options) -> Splits:
+def _by_file_names(parsed: Sequence[ParsedProblem], options: Options) -> Splits:
     del options
-    return splits.given(parsed)
+    return splits.by_file_names(parsed)
 
 
 DEEPMATH = Format(
@@ -74,21 +83,21 @@ DEEPMATH = Format(
     split=splits.train_only,
     licence="MIT",
     options={"min_difficulty": 6.0, "solutions": False},
-    hub=Hub("zwhe99/DeepMath-103K"),
+    hub=HubSource("zwhe99/DeepMath-103K"),
 )
 GSM8K = Format(
     parse=_gsm8k,
-    split=_as_given,
+    split=_by_file_names,
     licence="MIT",
-    hub=Hub("openai/gsm8k", files=("main/*.parquet",)),
+    hub=HubSource("openai/gsm8k", files=("main/*.parquet",)),
 )
 
 
 def contest(name: str, repo: str, licence: str) -> Format:
-    """A contest, which is for evaluation only."""
+    """The format of a contest, which is for evaluation only."""
     return Format(
         parse=functools.partial(_contest, contest=name),
         split=splits.test_only,
         licence=licence,
-        hub=Hub(repo),
+        hub=HubSource(repo),
     )

@@ -1,15 +1,15 @@
-"""`mopd data prepare`: source files -> checked problems, without duplicates, with counts.
+"""`mopd data prepare`: turns source files into checked problems without duplicates.
 
-Every row ends in one of four places, and the manifest counts each: a problem, left out (it does
-not belong to the data set, with the reason), rejected (it cannot be used, with file and row) or
-removed as a duplicate. Files and tests that are not read are counted, too.
+Every row ends in one of four ways, and the manifest counts each: as a problem, left out (it
+does not belong to the data set, with the reason), rejected (it cannot be used, with file and
+row), or removed as a duplicate. Files and tests that are not read are counted, too.
 """
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from mopd_jax.data.prepared import catalogue, files, jsonl, splits, store, usable
 from mopd_jax.data.prepared.rows import (
@@ -17,29 +17,31 @@ from mopd_jax.data.prepared.rows import (
     Format,
     LeftOut,
     Options,
-    Parsed,
-    Row,
+    ParsedProblem,
+    SourceRow,
     Splits,
     WrongFile,
 )
 from mopd_jax.records import Problem
 
-BadRows = Literal["error", "exclude"]
-_SHOWN = 20
-_LISTED = 100  # Of the rows that are left out for one reason.
-# Counts in `meta` of tests that a problem does not have, and what they say.
+_SHOWN = 20  # Errors that a message lists.
+_LISTED = 100  # Rows left out for one reason that the manifest lists.
+# Counts in a problem's `meta` of tests that it does not have, and how a report puts them.
 _TESTS = {
-    "tests_left_out": "tests left out, JSON cannot say them",
+    "tests_left_out": "tests left out, JSON cannot express them",
     "tests_not_drawn": "tests not drawn, above max_tests",
 }
 
 
 def check_request(name: str, root: pathlib.Path, called: str | None, bad_rows: str) -> str:
-    """What the data set will be called; asked before anything is read or fetched.
+    """The data set's name, after checks that need no rows: call it before a download.
+
+    Args:
+        called: the name; None: the catalogue's, `name`.
 
     Raises:
-        DataError: it cannot be called or placed so, or is there already; or `bad_rows` is no
-            policy.
+        DataError: the name or folder cannot be used, the data set exists, or `bad_rows` is not
+            a policy.
     """
     if bad_rows not in ("error", "exclude"):
         raise DataError(f"--bad-rows={bad_rows}; it must be error or exclude")
@@ -55,38 +57,38 @@ def prepare(
     *,
     options: Options,
     called: str | None = None,
-    bad_rows: BadRows = "error",
+    bad_rows: str = "error",
     origin: Mapping[str, Any] | None = None,
     only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Prepares a data set under `root` and returns its manifest.
 
     Args:
-        name: in the catalogue; what is written is called `called`, by default the same.
+        name: in the catalogue.
         source: a file, or a folder with files.
         options: all of the format's, as `catalogue.options` makes them.
+        called: the name to write it under; by default `name`.
         bad_rows: "error" writes nothing if a row cannot be used; "exclude" leaves such rows out
             and lists them in the manifest.
         origin: where the files came from, for the manifest.
-        only: patterns of the files to read (`files.find`); by default those that are read from
-            the hub, so that a copy of its repository is read as the hub is, or all files where
-            none matches.
+        only: patterns of the files to read (`files.find`). By default those of the hub, so that
+            a copy of its repository is read as the hub is; if none matches, all files.
 
     Raises:
-        DataError: a file or (by default) a row that cannot be used, an empty result, or a data
-            set that is there already.
+        DataError: a file or (by default) a row cannot be used, no problem is left, or the data
+            set exists.
     """
     form = catalogue.find(name)
     called = check_request(name, root, called, bad_rows)
     wanted = form.hub.files if form.hub else ("*",)
-    found = files.find(source, only or wanted, strict=only is not None)
-    parsed, left_out, rejected, counted = _parsed(found.paths, form, options)
+    read = files.find(source, only or wanted, strict=only is not None)
+    parsed, left_out, rejected, row_counts = _parsed(read.paths, form, options)
     if rejected and bad_rows == "error":
-        raise DataError(_complaint(rejected, sum(counted)))
-    made = form.split(parsed, options)
+        raise DataError(_complaint(rejected, sum(row_counts)))
+    problems = form.split(parsed, options)
     duplicates: dict[str, list[str]] = {}
     if not form.shared(options):
-        made, duplicates = splits.without_duplicates(made, by_system=form.by_system)
+        problems, duplicates = splits.without_duplicates(problems, by_system=form.by_system)
     base = source if source.is_dir() else source.parent
     manifest = {
         "name": called,
@@ -97,9 +99,9 @@ def prepare(
         "origin": dict(origin or {"kind": "files"}),
         "files": [
             {"name": str(path.relative_to(base)), "sha256": files.checksum(path), "rows": rows}
-            for path, rows in zip(found.paths, counted, strict=True)
+            for path, rows in zip(read.paths, row_counts, strict=True)
         ],
-        "skipped": found.skipped,
+        "skipped": read.skipped,
         "bad_rows": bad_rows,
         "rejected": rejected,
         "left_out": {
@@ -107,29 +109,29 @@ def prepare(
             for why, rows in sorted(left_out.items())
         },
         "duplicates": duplicates,
-        "tests": _tests(made),
-        "splits": {split: len(problems) for split, problems in made.items()},
-        "content": store.content(made),
+        "tests": _tests(problems),
+        "splits": {split: len(of) for split, of in problems.items()},
+        "content": store.content_hash(problems),
     }
-    if not any(made.values()):
-        head = f"{called} would have no problems from {sum(counted)} rows"
+    if not any(problems.values()):
+        head = f"{called} would have no problems from {sum(row_counts)} rows"
         raise DataError("\n".join([head, *_outcome(manifest)]))
-    store.write(root, called, made, manifest)
+    store.write(root, called, problems, manifest)
     return manifest
 
 
 def _parsed(
-    found: Sequence[pathlib.Path], form: Format, options: Options
-) -> tuple[list[Parsed], dict[str, list[str]], list[str], list[int]]:
+    paths: Sequence[pathlib.Path], form: Format, options: Options
+) -> tuple[list[ParsedProblem], dict[str, list[str]], list[str], list[int]]:
     """(problems, rows left out by reason, errors, rows of each file)."""
-    parsed: list[Parsed] = []
+    parsed: list[ParsedProblem] = []
     left_out: dict[str, list[str]] = {}
     rejected: list[str] = []
-    counted: list[int] = []
+    row_counts: list[int] = []
     ids: dict[tuple[str | None, str], tuple[str, Problem]] = {}
-    for path in found:
+    for path in paths:
         count = 0
-        for row in files.rows(path, start=sum(counted)):
+        for row in files.rows(path, start=sum(row_counts)):
             count += 1
             if isinstance(row, DataError):
                 rejected.append(str(row))
@@ -144,29 +146,32 @@ def _parsed(
                 rejected.append(str(error))
             else:
                 kind = str(row.fields.get("kind", ""))
-                parsed += [Parsed(problem, row.part, kind, row.where) for problem in problems]
-        counted.append(count)
-    return parsed, left_out, rejected, counted
+                parsed += [ParsedProblem(p, row.stem, kind, row.where) for p in problems]
+        row_counts.append(count)
+    return parsed, left_out, rejected, row_counts
 
 
 def _problems(
-    row: Row,
+    row: SourceRow,
     form: Format,
     options: Options,
     ids: dict[tuple[str | None, str], tuple[str, Problem]],
 ) -> Sequence[Problem]:
-    """The problems of a row, which can be used and have ids of their own.
+    """The problems of a row, checked to be usable and to have new ids.
 
     Args:
-        ids: (split that the file names, id) of the problems so far -> their rows and they;
-            those of this row are added. That is before the splits are made, so that what is
-            refused does not depend on chance.
+        ids: {(split in the file's name, id): (row, problem)} of the problems so far; those of
+            this row are added. It has the files' splits, not the final ones, so that chance
+            does not decide which rows are refused.
+
+    Raises:
+        DataError, LeftOut: the row cannot be used, or is the same as an earlier one.
     """
     problems = form.parse(row, options)
-    split = splits.named(row.part)
+    split = splits.split_of(row.stem)
     for problem in problems:
-        # A set's gold formulas take minutes to read: the check of the data set reads them. The
-        # user's own are read here, as a run may read such rows without any check.
+        # The gold formulas of a public set take minutes to read: `mopd data check` reads them.
+        # The user's own are read here, since a run may read such rows without a check.
         if wrong := usable.unusable(problem, formulas=form is jsonl.FORMAT):
             raise row.error(wrong)
         if (split, problem.id) in ids and ids[split, problem.id][1] != problem:
@@ -180,12 +185,12 @@ def _problems(
     return problems
 
 
-def _tests(made: Splits) -> dict[str, int]:
-    """Totals of the tests that problems do not have, of test and train together."""
-    metas = [problem.meta for problems in made.values() for problem in problems]
-    # A user's meta may have anything under these names.
-    found = {key: [meta[key] for meta in metas if key in meta] for key in _TESTS}
-    totals = {key: sum(n for n in ns if type(n) is int) for key, ns in found.items()}
+def _tests(problems: Splits) -> dict[str, int]:
+    """Totals, over both splits, of the tests that problems do not have."""
+    metas = [problem.meta for of in problems.values() for problem in of]
+    counts = {key: [meta[key] for meta in metas if key in meta] for key in _TESTS}
+    # A user's own meta may have anything under these keys.
+    totals = {key: sum(n for n in ns if type(n) is int) for key, ns in counts.items()}
     return {key: total for key, total in totals.items() if total}
 
 
@@ -199,7 +204,7 @@ def _complaint(rejected: Sequence[str], total: int) -> str:
 
 
 def summary(manifest: Mapping[str, Any]) -> str:
-    """What became of every row, in a few lines."""
+    """A report of a few lines on what became of the rows."""
     counts = ", ".join(f"{count} {split}" for split, count in manifest["splits"].items())
     head = (
         f"{manifest['name']} {manifest['version']}: {counts} problems from "
@@ -210,14 +215,14 @@ def summary(manifest: Mapping[str, Any]) -> str:
 
 
 def _outcome(manifest: Mapping[str, Any]) -> list[str]:
-    """What was not made a problem, a line each."""
+    """A line for each way in which rows, files or tests did not become part of a problem."""
     lines = []
     for why, rows in manifest["left_out"].items():
         lines.append(f"  left out, {why}: {rows['count']}")
     lines += [f"  rejected: {error}" for error in manifest["rejected"][:_SHOWN]]
     if len(manifest["rejected"]) > _SHOWN:
         lines.append(f"  and {len(manifest['rejected']) - _SHOWN} more (see the manifest)")
-    words = {
+    reasons = {
         "train_in_test": "removed from train, also in test",
         "train_repeated": "removed from train, repeated",
         "train_contradicted": "removed from train, one question with several answers",
@@ -226,10 +231,10 @@ def _outcome(manifest: Mapping[str, Any]) -> list[str]:
     for what, ids in manifest["duplicates"].items():
         if ids:
             more = ", ..." if len(ids) > 5 else ""
-            lines.append(f"  {words[what]}: {len(ids)} ({', '.join(ids[:5])}{more})")
+            lines.append(f"  {reasons[what]}: {len(ids)} ({', '.join(ids[:5])}{more})")
     for what, total in manifest["tests"].items():
         lines.append(f"  {_TESTS[what]}: {total}")
     if manifest["skipped"]:
-        said = ", ".join(f"{count} {what}" for what, count in manifest["skipped"].items())
-        lines.append(f"  not read beside the files of the data set: {said}")
+        counts = ", ".join(f"{count} {what}" for what, count in manifest["skipped"].items())
+        lines.append(f"  other files, not read: {counts}")
     return lines

@@ -1,4 +1,7 @@
-"""One row of a source file: reading its fields, with an error that says where it stands."""
+"""The records of preparing a data set, and the checks of a row's fields.
+
+Errors name file, row and field.
+"""
 
 from __future__ import annotations
 
@@ -18,51 +21,52 @@ ROLES = ("system", "user", "assistant", "tool")
 # Tab and line ends are text; other control characters are binary data, or a LaTeX command such
 # as \beta that lost its backslash to an escape.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-# An id stands in one line of reports, so line ends are none of its characters either.
+# An id is printed within one line of a report, so it may not have line ends either.
 _NOT_IN_ID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class DataError(InputError):
-    """A row or file cannot be used; the message names file, row and field."""
+    """A row or file that cannot be used; the message names file, row and field."""
 
 
 class WrongFile(DataError):
-    """A file is not one of this data set, so its rows are not judged one by one."""
+    """A file of another data set: an error as a whole, whose rows are not judged one by one."""
 
 
 class LeftOut(Exception):
-    """A well-formed row that does not belong to the data set; its text is the reason."""
+    """A well-formed row that does not belong to the data set; the message is the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One row as it stands in a file.
+class SourceRow:
+    """One row of a source file, as the file has it.
 
     where: file and row number (from 1), for messages.
-    part: the file's name without its ending, which may name a split.
-    number: among all rows of the source, from 0.
-    folder: the name of the folder that the file lies in.
+    stem: the file's name without its ending, which may name a split.
+    number: of the row among all rows of the source, from 0.
+    folder: the name of the file's folder.
     """
 
     fields: Mapping[str, Any]
     where: str
-    part: str
+    stem: str
     number: int
     folder: str = ""
 
     def error(self, what: str) -> DataError:
-        """The error that says so of this row."""
+        """The error `what`, with file and row before it."""
         return DataError(f"{self.where}: {what}")
 
     def text(self, name: str, *, longest: int = LONGEST) -> str:
-        """A text that is not empty.
+        """A field's text.
 
         Raises:
-            DataError: missing, of another type, empty, too long, or not text.
+            DataError: it is missing, of another type, empty, longer than `longest`, or has
+                characters that text does not have.
         """
         value = self.fields.get(name)
         if value is None:
-            # As literals: a name may be no text that a terminal or a file can hold.
+            # Quoted and escaped, as a name may have characters that a terminal cannot print.
             names = ", ".join(sorted(map(repr, self.fields)))
             raise self.error(f"no {name!r}; the row has {names[:200]}")
         if not isinstance(value, str):
@@ -72,43 +76,46 @@ class Row:
         return self.checked(value, repr(name), longest=longest)
 
     def checked(self, value: str, what: str, *, longest: int = LONGEST) -> str:
-        """`value`, if it is text of a length that can be used; raises DataError if not."""
+        """`value` itself; raises DataError if `text_fault` finds a fault in it."""
         if wrong := text_fault(value, what, longest=longest):
             raise self.error(wrong)
         return value
 
     def identifier(self, *names: str) -> str | int:
-        """The first of `names` that the row has, the row's number if it has none of them.
+        """The value of the first of `names` that the row has; without any, the row's number.
 
         Raises:
-            DataError: it is neither text that is not empty nor a whole number.
+            DataError: the value is neither non-empty text nor a whole number.
         """
         present = [name for name in names if name in self.fields]
         if not present:
             return self.number
         value = self.fields[present[0]]
         if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-            said = "give text or a whole number, or leave it out"
-            raise self.error(f"{present[0]!r} is {short(value)}; {said}")
+            remedy = "give text or a whole number, or leave it out"
+            raise self.error(f"{present[0]!r} is {short(value)}; {remedy}")
         return value
 
     def first_text(self, *names: str) -> str:
-        """The text of the first of `names` that the row has; raises DataError as `text`."""
+        """The text of the first of `names` that the row has; raises DataError like `text`."""
         present = [name for name in names if self.fields.get(name) is not None]
         if not present:
             raise self.error(f"none of {', '.join(names)}; give one of them as text")
         return self.text(present[0])
 
     def number_of(self, name: str) -> float:
-        """A finite number; raises DataError if it is missing or anything else."""
+        """A field's finite number; raises DataError for anything else."""
         value = self.fields.get(name)
-        known = isinstance(value, int | float) and not isinstance(value, bool)
-        if not known or not math.isfinite(value):
+        if (
+            not isinstance(value, int | float)
+            or isinstance(value, bool)
+            or not math.isfinite(value)
+        ):
             raise self.error(f"{name!r} is {value!r}; it must be a number")
         return float(value)
 
     def mapping(self, name: str) -> Mapping[str, Any]:
-        """A mapping; raises DataError if it is missing or anything else."""
+        """A field's mapping; raises DataError for anything else."""
         value = self.fields.get(name)
         if not isinstance(value, Mapping):
             raise self.error(
@@ -117,26 +124,31 @@ class Row:
         return value
 
     def json(self, name: str) -> Any:
-        """The value of a field that holds JSON as text, or holds it already."""
+        """The value of a field: parsed if it is text (JSON), else as it is; may be None.
+
+        Raises:
+            DataError: the text is not JSON.
+        """
         value = self.fields.get(name)
         if not isinstance(value, str):
             return value
         try:
             return json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise self.error(f"{name!r} is no JSON ({error})") from error
+            raise self.error(f"{name!r} is not JSON ({error})") from error
 
 
 @dataclasses.dataclass(frozen=True)
-class Parsed:
-    """A problem, and the part of the source and the row that it came from.
+class ParsedProblem:
+    """A problem and where it comes from.
 
-    kind: the form of that row, where its data set has several that say so.
+    stem: the name of its row's file, without the ending.
+    kind: the field `kind` of its row, by which some data sets tell their row formats apart.
     where: file and row number, for messages.
     """
 
     problem: Problem
-    part: str
+    stem: str
     kind: str = ""
     where: str = ""
 
@@ -146,8 +158,13 @@ Splits = dict[str, list[Problem]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Hub:
-    """Where a data set lies on the hub: repository, revision to resolve, and which files."""
+class HubSource:
+    """A data set on the hub.
+
+    revision: branch, tag or reference, which is resolved to a commit.
+    files: patterns of the files to fetch.
+    gated: the hub asks for a login and accepted terms.
+    """
 
     repo: str
     revision: str = "main"
@@ -157,33 +174,33 @@ class Hub:
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """What is known of one data set.
+    """How one data set is read.
 
-    parse: a row and the options -> its problems, mostly one; raises DataError or LeftOut.
-    split: all problems and the options -> train and test.
+    parse: makes a row's problems, mostly one; raises DataError or LeftOut.
+    split: distributes all problems to train and test.
+    licence: as its authors state it; "not stated" if they do not.
     options: every option with its default.
-    licence: as its authors state it; "not stated" where they do not.
-    shared: train and test have the same problems by intention, so no duplicates are sought.
-    by_system: two problems are one only where the system's turn is the same, too.
+    shared: whether train and test share problems by intention, so duplicates stay.
+    by_system: problems with different system turns are never duplicates.
     """
 
-    parse: Callable[[Row, Options], Sequence[Problem]]
-    split: Callable[[Sequence[Parsed], Options], Splits]
+    parse: Callable[[SourceRow, Options], Sequence[Problem]]
+    split: Callable[[Sequence[ParsedProblem], Options], Splits]
     licence: str
     options: Options = dataclasses.field(default_factory=dict)
-    hub: Hub | None = None
+    hub: HubSource | None = None
     shared: Callable[[Options], bool] = lambda options: False
     by_system: bool = False
 
 
 def chat(system: str, user: str) -> tuple[Message, ...]:
-    """A system turn, where there is one, and the user's."""
+    """The messages of a prompt: the system's, unless empty, and the user's."""
     turns = [{"role": "system", "content": system}] if system else []
     return (*turns, {"role": "user", "content": user})
 
 
 def text_fault(value: str, what: str, *, longest: int = LONGEST) -> str:
-    """Why a text cannot be used, with its name; "" if it can."""
+    """Why a text cannot be used, as a sentence that begins with `what`; "" if it can."""
     if len(value) > longest:
         return f"{what} has {len(value):,} characters; at most {longest:,}"
     if found := _CONTROL.search(value):
@@ -197,8 +214,8 @@ def text_fault(value: str, what: str, *, longest: int = LONGEST) -> str:
 def problem_fault(problem: Problem) -> str:
     """Why a problem cannot be stored, named or read by a model; "" if it can.
 
-    Meta is for verifiers and its texts may be long (tests), so only what cannot be written is
-    a fault of it.
+    `meta` must only be writable as JSON. Its texts may be long, since verifiers read them
+    (tests) and models do not.
     """
     if len(problem.id) > LONGEST_ID:
         return f"the id has {len(problem.id):,} characters; at most {LONGEST_ID}"
@@ -231,7 +248,7 @@ def _not_unicode(text: str, what: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return f"{what} is no Unicode text ({error.reason})"
+        return f"{what} is not Unicode text ({error.reason})"
     return ""
 
 
@@ -242,6 +259,6 @@ def _plain(value: Any) -> Any:
 
 
 def short(value: Any) -> str:
-    """A value in a message, of type {...}, cut where it is long."""
+    """A value and its type for a message, cut to 60 characters."""
     text = repr(value)
     return f"{text[:60]}{'...' if len(text) > 60 else ''}, of type {type(value).__name__}"

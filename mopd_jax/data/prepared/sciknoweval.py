@@ -1,9 +1,9 @@
-"""SciKnowEval, level 3, multiple choice (arXiv 2406.09098), split as arXiv 2601.20802 does.
+"""Reads SciKnowEval, level 3, multiple choice (arXiv 2406.09098), split as in arXiv 2601.20802.
 
-Two forms are read: the hub's (question, choices {text, label}, answerKey, type, domain,
-details.level), and rows that were built from them (kind "mcq", prompt with the options at its
-end, answer), in files that name their split. The hub's rows are split at random: it calls all
-of them test. `tests/test_datasets.py` has rows of both.
+Rows have one of two forms: the hub's (question, choices {text, label}, answerKey, type, domain,
+details.level), or rows that others built from them (kind "mcq", prompt with the options at its
+end, answer), in files that name their split. The hub calls all of its rows test, so those are
+split at random. `tests/test_datasets.py` has rows of both.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any
 from mopd_jax.data.prepared import splits
 from mopd_jax.data.prepared.rows import (
     Format,
-    Hub,
+    HubSource,
     LeftOut,
     Options,
-    Parsed,
-    Row,
+    ParsedProblem,
+    SourceRow,
     Splits,
     WrongFile,
     chat,
     short,
 )
-from mopd_jax.records import Problem
+from mopd_jax.records import Message, Problem
 
 DOMAINS = ("biology", "chemistry", "physics", "material")
 SYSTEM = """\
@@ -42,12 +42,12 @@ your reasoning
 </answer>"""
 CLOSING = "Reason step by step, then give the letter."
 
-_BUILT = "mcq"  # The `kind` of built rows.
+_BUILT = "mcq"  # The field `kind` of built rows.
 _OPTION = re.compile(r"^([A-Z]): ?(.*)$", re.DOTALL)
-_LAST_LINE = "Please reason step by step."  # Of the built rows, which we replace by our own.
+_LAST_LINE = "Please reason step by step."  # Ends built prompts; our own closing replaces it.
 
 
-def prompt(question: str, options: Mapping[str, str]) -> tuple:
+def prompt(question: str, options: Mapping[str, str]) -> tuple[Message, ...]:
     """The messages of a multiple-choice question."""
     lines = "\n".join(f"{letter}: {text}" for letter, text in options.items())
     letters = ", ".join(options)
@@ -55,8 +55,10 @@ def prompt(question: str, options: Mapping[str, str]) -> tuple:
     return chat(system, f"{question}\n\n{lines}\n\n{CLOSING} (One of {letters}.)")
 
 
-def checked_options(row: Row, letters: Sequence[Any], texts: Sequence[Any]) -> dict[str, str]:
-    """letter -> text, A first; raises DataError if they are not that."""
+def checked_options(
+    row: SourceRow, letters: Sequence[Any], texts: Sequence[Any]
+) -> dict[str, str]:
+    """{letter: text}, A first; raises DataError unless they are lettered from A, with texts."""
     if len(letters) != len(texts) or len(texts) < 2:
         raise row.error(f"{len(letters)} letters for {len(texts)} options; give two or more")
     if list(letters) != list(string.ascii_uppercase[: len(letters)]):
@@ -68,15 +70,15 @@ def checked_options(row: Row, letters: Sequence[Any], texts: Sequence[Any]) -> d
     return dict(zip(letters, texts, strict=True))
 
 
-def gold(row: Row, name: str, options: Mapping[str, str]) -> str:
-    """The gold letter; raises DataError if it is none of the options."""
+def gold(row: SourceRow, name: str, options: Mapping[str, str]) -> str:
+    """The gold letter; raises DataError if no option has it."""
     letter = row.text(name).strip()
     if letter not in options:
-        raise row.error(f"{name!r} is {letter[:40]!r}, none of {', '.join(options)}")
+        raise row.error(f"{name!r} is {letter[:40]!r}; it must be one of {', '.join(options)}")
     return letter
 
 
-def _parse(row: Row, options: Options, *, domain: str) -> list[Problem]:
+def _parse(row: SourceRow, options: Options, *, domain: str) -> list[Problem]:
     built = row.fields.get("kind") == _BUILT
     if built:
         _check_domain(row, domain)
@@ -93,8 +95,8 @@ def _parse(row: Row, options: Options, *, domain: str) -> list[Problem]:
     ]
 
 
-def _hub(row: Row, options: Options, domain: str) -> tuple[str, dict[str, str], str]:
-    # Materials or Material, Physics.
+def _hub(row: SourceRow, options: Options, domain: str) -> tuple[str, dict[str, str], str]:
+    # The hub writes Physics, and both Material and Materials.
     if row.text("domain").strip().lower().removesuffix("s") != domain.removesuffix("s"):
         raise LeftOut("another domain")
     level = row.mapping("details").get("level")
@@ -110,70 +112,76 @@ def _hub(row: Row, options: Options, domain: str) -> tuple[str, dict[str, str], 
         raise row.error("'choices' has no lists 'label' and 'text'")
     if len(texts) not in (2, 4):
         raise LeftOut("neither two nor four options")
-    found = checked_options(row, letters, texts)
-    return row.text("question").strip(), found, gold(row, "answerKey", found)
+    options_by_letter = checked_options(row, letters, texts)
+    letter = gold(row, "answerKey", options_by_letter)
+    return row.text("question").strip(), options_by_letter, letter
 
 
-def _built(row: Row) -> tuple[str, dict[str, str], str]:
+def _built(row: SourceRow) -> tuple[str, dict[str, str], str]:
     lines = row.text("prompt").removesuffix(_LAST_LINE).rstrip("\n").split("\n")
-    # Backwards, as the question may have lines that look like options. Blank lines may stand
-    # between options: the text of one may have ended in a line end.
-    start, found = len(lines), []
-    while start and not (found and found[0][1] == "A"):
+    # Backwards, as the question may have lines that look like options. There may be blank lines
+    # between options, since an option's text may end in a line end.
+    start = len(lines)
+    matches: list[re.Match[str]] = []
+    while start and not (matches and matches[0][1] == "A"):
         start -= 1
         if not lines[start].strip():
             continue
         match = _OPTION.match(lines[start])
         if not match:
             break
-        found.insert(0, match)
+        matches.insert(0, match)
     question = "\n".join(lines[:start]).strip()
-    if not found or not question or lines[start - 1].strip():
+    if not matches or not question or lines[start - 1].strip():
         raise row.error("'prompt' does not end with a blank line and options 'A: text'")
-    choices = checked_options(row, [m[1] for m in found], [m[2] for m in found])
+    choices = checked_options(row, [m[1] for m in matches], [m[2] for m in matches])
     return question, choices, gold(row, "answer", choices)
 
 
-def _check_domain(row: Row, domain: str) -> None:
-    """Built rows do not say their domain; their file's name may, or else its folder's."""
-    for what, name in (("file", row.part), ("folder", row.folder)):
+def _check_domain(row: SourceRow, domain: str) -> None:
+    """Raises WrongFile if the file's name, or else its folder's, has another domain.
+
+    A built row itself does not say its domain.
+    """
+    for what, name in (("file", row.stem), ("folder", row.folder)):
         words = {word.removesuffix("s") for word in re.findall("[a-z]+", name.lower())}
         if what == "folder" and words - {
             *(d.removesuffix("s") for d in DOMAINS),
             "sciknoweval",
         }:
-            continue  # `study_materials` says nothing of its rows.
-        said = [known for known in DOMAINS if known.removesuffix("s") in words]
-        if domain in said:
+            continue  # A folder such as `study_materials` is not named after its rows.
+        named = [known for known in DOMAINS if known.removesuffix("s") in words]
+        if domain in named:
             return
-        if said:
+        if named:
             raise WrongFile(
-                f"{row.where}: by its name the {what} {name} is of {said[0]}, not of {domain}; "
-                f"give --source a file or folder of {domain} alone, or rename it"
+                f"{row.where}: by its name the {what} {name} is of {named[0]}, not of "
+                f"{domain}; give --source a file or folder of {domain} alone, or rename it"
             )
 
 
-def _split(parsed: Sequence[Parsed], options: Options) -> Splits:
-    """Built rows as their files say; the others, and those whose files say nothing, at random.
+def _split(parsed: Sequence[ParsedProblem], options: Options) -> Splits:
+    """Built rows by the names of their files; rows of the hub, and of other files, at random.
 
-    Files of both names were split by someone, so they count for the hub's form, too.
+    If the hub's rows are in files of both names, somebody has split them: then by these names.
     """
-    names = {splits.named(row.part) for row in parsed if row.kind != _BUILT}
-    said, rest = [], []
+    hub_splits = {splits.split_of(row.stem) for row in parsed if row.kind != _BUILT}
+    by_name: list[ParsedProblem] = []
+    rest: list[ParsedProblem] = []
     for row in parsed:
-        counts = row.kind == _BUILT or names == {"train", "test"}
-        (said if counts and splits.named(row.part) else rest).append(row)
-    known = splits.given(said)
-    made = splits.permuted(rest, share=options["test_share"], seed=options["seed"])
-    return {split: known[split] + made[split] for split in known}
+        trusted = row.kind == _BUILT or hub_splits == {"train", "test"}
+        (by_name if trusted and splits.split_of(row.stem) else rest).append(row)
+    named = splits.by_file_names(by_name)
+    drawn = splits.permuted(rest, share=options["test_share"], seed=options["seed"])
+    return {split: named[split] + drawn[split] for split in named}
 
 
 def of_domain(domain: str) -> Format:
-    """The data set of one domain."""
+    """The format of one domain's data set."""
     return Format(
         parse=functools.partial(_parse, domain=domain),
         split=_split,
         licence="MIT (the compilation)",
         options={"level": "L3", "test_share": 0.1, "seed": 42},
-        hub=Hub("hicai-zju/SciKnowEval"),
+        hub=HubSource("hicai-zju/SciKnowEval"),
     )

@@ -1,8 +1,8 @@
-"""Prepared data sets on disk: TFDS with ArrayRecord files, without tensorflow, and a manifest.
+"""Writes and reads prepared data sets: TFDS with ArrayRecord files and a manifest.
 
-A data set is a folder `<root>/<name>/<version>`. Texts come back as bytes and nested values
-have no schema, so messages and meta are stored as JSON and decoded here. TFDS is imported when
-it is used: the import costs most of a second.
+A data set is a folder `<root>/<name>/<version>`. TFDS returns texts as bytes and needs a schema
+for nested values, so messages and meta are stored as JSON and decoded here. Tensorflow is not
+needed. TFDS is imported when it is used, since the import takes most of a second.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mopd_jax.data.on_demand import LazyProblems
+from mopd_jax.data.on_demand import ProblemsOnDemand
 from mopd_jax.data.prepared.rows import DataError
 from mopd_jax.files import write_text
 from mopd_jax.records import Problem
 
-VERSION = "1.0.0"  # Of the rows' layout and of the prompts; a change of either raises it.
+VERSION = "1.0.0"  # Of stored fields and prompt texts; raise it when either changes.
 MANIFEST = "manifest.json"
 _FIELDS = ("id", "messages", "answer", "verifier", "meta", "solution")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 def check_name(name: str) -> str:
-    """The name, if a data set can be called so; raises DataError if not."""
+    """The name itself; raises DataError if a data set cannot be called so."""
     if not _NAME.fullmatch(name):
         raise DataError(
             f"a data set cannot be called {name!r}; use lower-case letters, digits and _"
@@ -39,7 +39,7 @@ def check_name(name: str) -> str:
 
 
 def folder(root: pathlib.Path, name: str) -> pathlib.Path:
-    """Where a data set of this version lies."""
+    """The folder of a data set of this version."""
     return root / check_name(name) / VERSION
 
 
@@ -76,7 +76,7 @@ def _unwritable(path: pathlib.Path, error: OSError) -> DataError:
     return DataError(f"{error.filename or path} cannot be written: {error.strerror or error}")
 
 
-def content(splits: Mapping[str, Sequence[Problem]]) -> str:
+def content_hash(splits: Mapping[str, Sequence[Problem]]) -> str:
     """SHA-256 of every problem of every split, in order."""
     digest = hashlib.sha256()
     for split in sorted(splits):
@@ -87,8 +87,8 @@ def content(splits: Mapping[str, Sequence[Problem]]) -> str:
 
 
 def _line(problem: Problem) -> str:
-    said = [dict(message) for message in problem.messages]
-    fields = (problem.id, said, problem.answer, problem.verifier, problem.solution)
+    messages = [dict(message) for message in problem.messages]
+    fields = (problem.id, messages, problem.answer, problem.verifier, problem.solution)
     return json.dumps([*fields, dict(problem.meta)], sort_keys=True)
 
 
@@ -98,23 +98,23 @@ def write(
     splits: Mapping[str, Sequence[Problem]],
     manifest: Mapping[str, Any],
 ) -> pathlib.Path:
-    """Writes a data set and returns its folder; a kill leaves none, or all of it.
+    """Writes a data set and returns its folder. If killed, it leaves all of it or nothing.
 
     Args:
-        splits: with one problem or more.
+        splits: with one problem or more in total.
 
     Raises:
-        DataError: it is there already, cannot be written, or TFDS is not installed.
+        DataError: the data set exists, cannot be written, or TFDS is not installed.
     """
     target = check_target(root, name)
     partial = root / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    made = _builder(name, splits, partial)
-    quiet = io.StringIO()  # It speaks of downloads, and there is none.
+    builder = _builder(name, splits, partial)
+    quiet = io.StringIO()  # TFDS prints of downloads, of which there are none.
     try:
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            made.download_and_prepare()
-        inner = pathlib.Path(made.data_dir)
+            builder.download_and_prepare()
+        inner = pathlib.Path(builder.data_dir)
         write_manifest(inner, manifest)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(inner, target)
@@ -137,8 +137,8 @@ def read_manifest(root: pathlib.Path, name: str) -> dict[str, Any]:
     """The manifest of a data set.
 
     Raises:
-        DataError: it has not been prepared there, with this version; names those that are. Or
-            it is damaged, or cannot be read.
+        DataError: the data set was not prepared under `root` with this version (names those
+            that were), is damaged, or cannot be read.
     """
     where = folder(root, name)
     try:
@@ -161,15 +161,15 @@ def read_manifest(root: pathlib.Path, name: str) -> dict[str, Any]:
 
 
 def _absent(root: pathlib.Path, name: str) -> str:
-    said = (
+    message = (
         f"{folder(root, name)} has no prepared data set; run `mopd data prepare {name} "
         f"--source=PATH --out={root}`"
     )
     if older := sorted(p.parent.name for p in (root / name).glob(f"*/{MANIFEST}")):
-        said += f" (there is version {', '.join(older)}, and {VERSION} is what is read here)"
+        message += f" (there is version {', '.join(older)}, but this code reads {VERSION})"
     if others := sorted(p.parent.parent.name for p in root.glob(f"*/{VERSION}/{MANIFEST}")):
-        said += f" (prepared there: {', '.join(others)})"
-    return said
+        message += f" (prepared there: {', '.join(others)})"
+    return message
 
 
 def _damaged(where: pathlib.Path, why: str) -> DataError:
@@ -179,9 +179,9 @@ def _damaged(where: pathlib.Path, why: str) -> DataError:
 
 
 def _manifest_fault(manifest: Any) -> str:
-    """Why a manifest is none that was written here; "" if it has all that is read of it."""
+    """What makes a manifest unreadable; "" if it has every field that this package reads."""
     if not isinstance(manifest, dict):
-        return "it is no object"
+        return "it is not an object"
     if manifest.get("version") != VERSION:
         return f"it is of version {manifest.get('version')!r}, not {VERSION}"
     if not isinstance(manifest.get("content"), str):
@@ -189,14 +189,14 @@ def _manifest_fault(manifest: Any) -> str:
     splits = manifest.get("splits")
     whole = isinstance(splits, dict) and all(type(n) is int and n >= 0 for n in splits.values())
     if not whole or not splits:
-        return "'splits' are no numbers of problems"
+        return "'splits' are not numbers of problems"
     check = manifest.get("check", {"splits": {}, "excluded": {}})
     if not isinstance(check, dict):
-        return "'check' is no object"
-    done, out = check.get("splits"), check.get("excluded")
-    known = ("kept", "ceiling", "ceiling_of_kept")
-    if not isinstance(done, dict) or not all(
-        isinstance(said, dict) and all(key in said for key in known) for said in done.values()
+        return "'check' is not an object"
+    judged, out = check.get("splits"), check.get("excluded")
+    keys = ("kept", "ceiling", "ceiling_of_kept")
+    if not isinstance(judged, dict) or not all(
+        isinstance(of, dict) and all(key in of for key in keys) for of in judged.values()
     ):
         return "the result of its check is not complete"
     if not isinstance(out, dict) or not all(
@@ -213,34 +213,38 @@ def excluded(manifest: Mapping[str, Any], split: str) -> list[int]:
     return manifest.get("check", {}).get("excluded", {}).get(split, [])
 
 
-class Stored(LazyProblems):
-    """The problems of one split, read from disk when they are asked for."""
+class StoredProblems(ProblemsOnDemand):
+    """The problems of one split of a prepared data set, read from disk on demand."""
 
     def __init__(
         self, root: pathlib.Path, name: str, split: str, *, with_excluded: bool = False
     ):
-        """Opens a split, without the items that `mopd data check` excluded unless asked to.
+        """Opens a split.
+
+        Args:
+            with_excluded: include the problems that the last `mopd data check` excluded.
 
         Raises:
             DataError: no such data set or split, it is damaged, or TFDS is not installed.
         """
         self._where = folder(root, name)
         self.manifest = read_manifest(root, name)
-        known = self.manifest["splits"]
-        if split not in known:
-            raise DataError(f"{name} has no split {split!r}; it has {', '.join(sorted(known))}")
+        counts = self.manifest["splits"]
+        if split not in counts:
+            splits = ", ".join(sorted(counts))
+            raise DataError(f"{name} has no split {split!r}; it has {splits}")
         out = set() if with_excluded else set(excluded(self.manifest, split))
-        self._places = [i for i in range(known[split]) if i not in out]
+        self._places = [i for i in range(counts[split]) if i not in out]
         self._rows: Any = ()
-        if known[split]:
+        if counts[split]:
             tfds = _tfds()
-            with self._whole():
-                made = tfds.builder_from_directory(str(self._where))
-                self._rows = made.as_data_source(split=split)
-        if len(self._rows) != known[split]:
+            with self._errors_as_damage():
+                builder = tfds.builder_from_directory(str(self._where))
+                self._rows = builder.as_data_source(split=split)
+        if len(self._rows) != counts[split]:
             raise _damaged(
                 self._where,
-                f"{MANIFEST} says {known[split]} problems in {split}, and there are "
+                f"{MANIFEST} says {counts[split]} problems in {split}, but there are "
                 f"{len(self._rows)}",
             )
 
@@ -249,11 +253,11 @@ class Stored(LazyProblems):
 
     def problem(self, place: int) -> Problem:
         row = self._places[place]
-        with self._whole():
+        with self._errors_as_damage():
             return _decoded(self._rows[row])
 
     @contextlib.contextmanager
-    def _whole(self):
+    def _errors_as_damage(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # The boundary to a library with many error classes.
@@ -261,10 +265,10 @@ class Stored(LazyProblems):
 
 
 def check_content(root: pathlib.Path, name: str) -> None:
-    """Raises DataError if the problems on disk are not those that were written."""
+    """Raises DataError if the problems on disk differ from those that were written."""
     manifest = read_manifest(root, name)
-    splits = {s: Stored(root, name, s, with_excluded=True) for s in manifest["splits"]}
-    if content(splits) != manifest["content"]:
+    splits = {s: StoredProblems(root, name, s, with_excluded=True) for s in manifest["splits"]}
+    if content_hash(splits) != manifest["content"]:
         raise _damaged(folder(root, name), "its problems are not those that were written")
 
 
@@ -291,45 +295,46 @@ def _decoded(row: Mapping[str, bytes]) -> Problem:
     )
 
 
-def _tfds():
+def _tfds() -> Any:
     try:
         import tensorflow_datasets
     except ImportError as error:
         raise DataError(
             "prepared data sets need tensorflow-datasets (no tensorflow): "
-            "pip install 'mopd_jax[data]'"
+            "pip install tensorflow-datasets importlib_resources"
         ) from error
     return tensorflow_datasets
 
 
-def _builder(name: str, splits: Mapping[str, Sequence[Problem]], data_dir: pathlib.Path):
-    """A TFDS builder of these problems, in their order."""
+def _builder(name: str, splits: Mapping[str, Sequence[Problem]], data_dir: pathlib.Path) -> Any:
+    """A TFDS builder that writes these problems, in their order."""
     tfds = _tfds()
+    base: Any = tfds.core.GeneratorBasedBuilder
 
-    class Problems(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Problems(base, skip_registration=True):
         """Verifiable problems."""
 
-        def _info(self):
-            # `dataset_info_from_configs` would want a package folder beside this module.
+        def _info(self) -> Any:
+            # `dataset_info_from_configs` would need a package folder beside this module.
             return tfds.core.DatasetInfo(
                 builder=self,
-                description="Verifiable problems; manifest.json says from where.",
+                description="Verifiable problems; manifest.json says where they are from.",
                 features=tfds.features.FeaturesDict(
                     {field: tfds.features.Text() for field in _FIELDS}
                 ),
                 disable_shuffling=True,
             )
 
-        def _split_generators(self, dl_manager):
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
             del dl_manager  # Nothing is downloaded.
-            # TFDS fails on a split without rows; the manifest has it.
+            # TFDS fails on an empty split, so only the manifest has those.
             return {split: self._examples(rows) for split, rows in splits.items() if rows}
 
-        def _examples(self, rows):
+        def _examples(self, rows: Sequence[Problem]) -> Iterator[tuple[int, dict[str, str]]]:
             yield from ((i, _encoded(problem)) for i, problem in enumerate(rows))
 
-        def _generate_examples(self):
-            raise NotImplementedError  # `_split_generators` gives every split its own.
+        def _generate_examples(self) -> None:
+            raise NotImplementedError  # Abstract in TFDS; `_split_generators` does not call it.
 
     Problems.name = name
     Problems.VERSION = tfds.core.Version(VERSION)

@@ -1,8 +1,9 @@
-"""Tool use in the ToolAlpaca format (arXiv 2306.05301): the calls that answer a request.
+"""Reads tool use in the ToolAlpaca format (arXiv 2306.05301): the calls that answer a request.
 
-Two forms are read: ToolAlpaca's records, one a tool (Name, Description, NLDocumentation,
-Instructions, Golden_Answers), and rows that were built from them (kind "tooluse", prompt,
-answer). Files name their split; the gold answer is a JSON list of {Action, Action_Input}.
+Rows have one of two forms: ToolAlpaca's records, one for each tool (Name, Description,
+NLDocumentation, Instructions, Golden_Answers), or rows that others built from them (kind
+"tooluse", prompt, answer). Files name their split; the gold answer is a JSON list of {Action,
+Action_Input}.
 """
 
 from __future__ import annotations
@@ -12,7 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from mopd_jax.data.prepared import splits
-from mopd_jax.data.prepared.rows import Format, LeftOut, Options, Parsed, Row, Splits, chat
+from mopd_jax.data.prepared.rows import (
+    Format,
+    LeftOut,
+    Options,
+    ParsedProblem,
+    SourceRow,
+    Splits,
+    chat,
+)
 from mopd_jax.records import Problem
 
 PROMPT = """\
@@ -32,31 +41,40 @@ Functions:
 Request: {request}"""
 
 
-def calls(row: Row, value: Any, what: str) -> str:
-    """A gold answer as JSON text: a list of {Action, Action_Input}; DataError if it is not."""
+def calls(row: SourceRow, value: Any, what: str) -> str:
+    """A gold answer as JSON text, a list of {Action, Action_Input}.
+
+    Args:
+        what: the answer's name in messages.
+
+    Raises:
+        DataError: it is anything else.
+    """
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise row.error(f"{what} is no JSON ({error})") from error
+            raise row.error(f"{what} is not JSON ({error})") from error
     if not isinstance(value, list) or not value:
-        raise row.error(f"{what} is no list of calls with one call or more")
+        raise row.error(f"{what} is not a list of one call or more")
     for i, call in enumerate(value, start=1):
         if not isinstance(call, dict) or set(call) != {"Action", "Action_Input"}:
-            raise row.error(f"{what}, call {i}: no object of Action and Action_Input")
+            raise row.error(f"{what}, call {i}: not an object of Action and Action_Input")
         if not isinstance(call["Action"], str) or not call["Action"].strip():
-            raise row.error(f"{what}, call {i}: 'Action' is no name")
-        given = call["Action_Input"]
+            raise row.error(f"{what}, call {i}: 'Action' is not a name")
+        arguments = call["Action_Input"]
         try:
-            given = json.loads(given) if isinstance(given, str) else given
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
         except (ValueError, RecursionError) as error:
-            raise row.error(f"{what}, call {i}: 'Action_Input' is no JSON ({error})") from error
-        if not isinstance(given, dict):
-            raise row.error(f"{what}, call {i}: 'Action_Input' is no JSON object")
+            raise row.error(
+                f"{what}, call {i}: 'Action_Input' is not JSON ({error})"
+            ) from error
+        if not isinstance(arguments, dict):
+            raise row.error(f"{what}, call {i}: 'Action_Input' is not a JSON object")
     return row.checked(json.dumps(value, ensure_ascii=False), what)
 
 
-def _parse(row: Row, options: Options) -> list[Problem]:
+def _parse(row: SourceRow, options: Options) -> list[Problem]:
     if row.fields.get("kind") == "tooluse":
         name = f"tooluse-{row.identifier('idx')}"
         return [_problem(name, row.text("prompt"), row, "answer", options)]
@@ -68,10 +86,10 @@ def _parse(row: Row, options: Options) -> list[Problem]:
         raise row.error(f"{len(requests)} instructions for {len(answers)} golden answers")
     if not requests:
         raise LeftOut("a tool without instructions")
-    made = []
+    problems = []
     for i, (request, answer) in enumerate(zip(requests, answers, strict=True)):
         if not isinstance(request, str) or not request.strip():
-            raise row.error(f"instruction {i + 1} is no text")
+            raise row.error(f"instruction {i + 1} is empty or not text")
         text = PROMPT.format(
             name=name,
             description=row.text("Description"),
@@ -79,19 +97,19 @@ def _parse(row: Row, options: Options) -> list[Problem]:
             request=request.strip(),
         )
         text = row.checked(text, f"the prompt of instruction {i + 1}")
-        made.append(
+        problems.append(
             Problem(
-                id=f"tooluse-{row.part}-{row.number}-{i}",
+                id=f"tooluse-{row.stem}-{row.number}-{i}",
                 messages=chat("", text),
                 answer=calls(row, answer, f"golden answer {i + 1}"),
                 verifier="tools",
                 meta={"order": options["order"]},
             )
         )
-    return made
+    return problems
 
 
-def _problem(name: str, text: str, row: Row, answer: str, options: Options) -> Problem:
+def _problem(name: str, text: str, row: SourceRow, answer: str, options: Options) -> Problem:
     system = row.text("system") if row.fields.get("system") is not None else ""
     return Problem(
         id=name,
@@ -102,10 +120,10 @@ def _problem(name: str, text: str, row: Row, answer: str, options: Options) -> P
     )
 
 
-def _split(parsed: Sequence[Parsed], options: Options) -> Splits:
-    """As the files' names say; without any such name all is for evaluation."""
-    if any(splits.named(p.part) for p in parsed):
-        return splits.given(parsed)
+def _split(parsed: Sequence[ParsedProblem], options: Options) -> Splits:
+    """By the names of the files; all of it is test if no name has a split."""
+    if any(splits.split_of(p.stem) for p in parsed):
+        return splits.by_file_names(parsed)
     return splits.test_only(parsed, options)
 
 

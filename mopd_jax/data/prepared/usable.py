@@ -1,4 +1,4 @@
-"""What any problem must be, from wherever it comes: to be stored, to be read, to be judged."""
+"""Checks whether a problem of any source can be stored, read by a model, and judged."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from mopd_jax.records import Problem
 
 
 def unusable(problem: Problem, *, formulas: bool = True) -> str:
-    """Why a problem cannot be used; "" where nothing is known against it.
+    """Why a problem cannot be used; "" if no fault is found.
 
     Args:
-        formulas: read gold formulas, too, which takes most of the time.
+        formulas: also read gold formulas, which takes most of the time.
 
     Raises:
-        InputError: what judges such a problem is not installed.
+        InputError: a package that the problem's verifier needs is not installed.
     """
     if wrong := problem_fault(problem):
         return wrong
