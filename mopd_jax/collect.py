@@ -17,7 +17,7 @@ from mopd_jax.data import sources
 from mopd_jax.errors import ConfigError
 from mopd_jax.records import Problem, TrainState
 from mopd_jax.rollouts import storage
-from mopd_jax.rollouts.schema import RolloutFileError, Row
+from mopd_jax.rollouts.schema import RolloutFileError, RolloutRow
 from mopd_jax.run import console
 from mopd_jax.run.opening import prepare
 from mopd_jax.run.record import Run
@@ -78,14 +78,14 @@ def collect(
     log.info("%s: %d rollouts in %.1f MB", out, rows, out.stat().st_size / 1e6)
 
 
-def _rows(run: Run, state: TrainState, problems: Sequence[Problem]) -> Iterator[Row]:
+def _rows(run: Run, state: TrainState, problems: Sequence[Problem]) -> Iterator[RolloutRow]:
     """The rows of all steps; a line is logged of each."""
     cfg = run.cfg
     take = experience.sampler(run, sources.ProblemStream(problems, seed=cfg.seed))
     for step in range(1, cfg.steps + 1):
         clock = console.Clock(step, cfg.steps, phases=3)
         gathered = experience.gather(run, take, state, step, clock)
-        if not np.isfinite(gathered.sampled.behaviour_logp).all():
+        if not np.isfinite(gathered.sampled.sampled_logp).all():
             raise RolloutFileError(
                 f"step {step}: a log-prob of the student is not finite, so nothing can be "
                 "trained from it; check the weights and model.compute_dtype"

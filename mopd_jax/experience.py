@@ -169,7 +169,7 @@ def sample(
         prompt_mask=mask,
         response=response,
         mask=live,
-        behaviour_logp=out.behaviour_logp.reshape(response.shape),
+        sampled_logp=out.sampled_logp.reshape(response.shape),
         stopped=out.stopped.reshape(shape),
         texts=texts,
     )
@@ -296,7 +296,7 @@ def make_batch(run: Run, gathered: Gathered) -> Batch:
         "prompt_mask": np.repeat(sampled.prompt_mask, group, axis=0),
         "response": sampled.response.reshape(rows, length),
         "mask": mask,
-        "behaviour_logp": np.where(mask, sampled.behaviour_logp.reshape(rows, length), 0.0),
+        "sampled_logp": np.where(mask, sampled.sampled_logp.reshape(rows, length), 0.0),
         "teacher_prompt": inputs.prompt,
         "teacher_prompt_mask": inputs.prompt_mask,
         "advantage": advantage.reshape(rows),

@@ -54,7 +54,7 @@ class Rollouts:
     prompt_mask: jax.Array  # bool[P, S]
     response: jax.Array  # i32[N, T], right-padded
     response_mask: jax.Array  # bool[N, T], true up to and including the end token
-    behaviour_logp: jax.Array  # f32[N, T] nats, of the sampled tokens, 0 outside the mask
+    sampled_logp: jax.Array  # f32[N, T] nats, under the policy that sampled; 0 outside the mask
     stopped: jax.Array  # bool[N], false where the response was cut at T
 
 
@@ -75,7 +75,7 @@ class Batch:
     prompt_mask: jax.Array  # bool[N, S]
     response: jax.Array  # i32[N, T]
     mask: jax.Array  # bool[N, T], response tokens that are trained on
-    behaviour_logp: jax.Array  # f32[N, T]
+    sampled_logp: jax.Array  # f32[N, T], 0 outside the mask
     teacher_prompt: jax.Array  # i32[N, Q]
     teacher_prompt_mask: jax.Array  # bool[N, Q]
     advantage: jax.Array  # f32[N], read by GRPO; DPO and SimPO read its order in a group
@@ -88,7 +88,7 @@ class TrainState:
     """All that a checkpoint must hold, beside the data position; replaced, never mutated."""
 
     params: Params
-    teacher: Params  # What stands beside the student (`teacher.kept`), or an empty dict.
+    teacher: Params  # A copy, an external model or {}, by `update.teacher.teacher_slot`.
     optimizer: Any
     step: jax.Array  # i32[], steps done so far, of one update or of several
     skipped: jax.Array  # i32[], updates skipped: gradient not finite, or no token trained on
@@ -148,7 +148,7 @@ class Sampled:
     prompt_mask: np.ndarray  # bool[P, S]
     response: np.ndarray  # i32[P, G, T]
     mask: np.ndarray  # bool[P, G, T]
-    behaviour_logp: np.ndarray  # f32[P, G, T]
+    sampled_logp: np.ndarray  # f32[P, G, T]
     stopped: np.ndarray  # bool[P, G], false where the response was cut at T
     texts: list[list[str]]
 
@@ -190,7 +190,8 @@ class Tokenizer(Protocol):
     stop_ids: tuple[int, ...]
     vocab_size: int
     specials: tuple[str, ...]  # Texts that `chat` would read as special tokens.
-    fingerprint: str
+    fingerprint: str  # Of vocabulary and chat template.
+    vocabulary: str  # Fingerprint of the vocabulary alone: which token each id is.
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation with the assistant header at the end."""

@@ -13,7 +13,7 @@ from mopd_jax.contexts import render
 from mopd_jax.experience import Gathered, Take
 from mopd_jax.records import Sampled, TrainState, Verdict
 from mopd_jax.rollouts import storage
-from mopd_jax.rollouts.schema import Header, Row
+from mopd_jax.rollouts.schema import Header, RolloutRow
 from mopd_jax.rollouts.storage import Saved
 from mopd_jax.run.record import Run
 
@@ -73,7 +73,7 @@ def _context_fields(record: render.ContextRecord, uids: np.ndarray) -> dict[str,
     }
 
 
-def rows(gathered: Gathered) -> Iterator[Row]:
+def rows(gathered: Gathered) -> Iterator[RolloutRow]:
     """One row a rollout. In `context`, `shown_uids` are the numbers of the prompts shown."""
     sampled, chosen, rendered = gathered.sampled, gathered.chosen, gathered.contexts
     group = sampled.response.shape[1]
@@ -85,7 +85,7 @@ def rows(gathered: Gathered) -> Iterator[Row]:
         seen = _context_fields(record, sampled.uids)
         if chosen.match is not None:
             seen["control"] = chosen.match.row(p, g)
-        yield Row(
+        yield RolloutRow(
             step=gathered.draw,
             problem=sampled.problems[p].id,
             uid=int(sampled.uids[p]),
@@ -99,7 +99,7 @@ def rows(gathered: Gathered) -> Iterator[Row]:
             teacher_message=chat[-1]["content"] if told else None,
             prompt_ids=tuple(sampled.prompt[p][sampled.prompt_mask[p]].tolist()),
             response_ids=sampled.response[p, g][keep],
-            behaviour_logp=sampled.behaviour_logp[p, g][keep],
+            sampled_logp=sampled.sampled_logp[p, g][keep],
         )
 
 
@@ -131,7 +131,7 @@ def read_step(run: Run, saved: Saved, step: int) -> tuple[Sampled, list[list[Ver
     logp = np.zeros(shape, np.float32)
     for n, row in enumerate(rows):
         at = (*divmod(n, cfg.group), slice(len(row.response_ids)))
-        response[at], mask[at], logp[at] = row.response_ids, True, row.behaviour_logp
+        response[at], mask[at], logp[at] = row.response_ids, True, row.sampled_logp
 
     def groups(values: list[Any]) -> list[list[Any]]:
         return [values[n : n + cfg.group] for n in range(0, len(values), cfg.group)]
@@ -143,7 +143,7 @@ def read_step(run: Run, saved: Saved, step: int) -> tuple[Sampled, list[list[Ver
         prompt_mask=prompt_mask,
         response=response,
         mask=mask,
-        behaviour_logp=logp,
+        sampled_logp=logp,
         stopped=np.array(groups([row.stopped for row in rows])),
         texts=groups([row.response for row in rows]),
     )

@@ -12,6 +12,7 @@ from mopd_jax.records import Outcomes, Sampled, Verdict
 from mopd_jax.run.record import Run
 from mopd_jax.run.solved import Solved
 from mopd_jax.update.means import Ratio
+from mopd_jax.update.objectives import log_name
 
 
 def of_step(
@@ -28,7 +29,9 @@ def of_step(
         solved: the problems solved so far, with this step.
         seconds: of the step, and of its phases.
     """
-    values: dict[str, float | str] = {name: ratio.mean() for name, ratio in logged.items()}
+    values: dict[str, float | str] = {
+        log_name(name, run.cfg): ratio.mean() for name, ratio in logged.items()
+    }
     values |= of_rollouts(gathered)
     values |= choice_metrics(gathered.chosen, gathered.contexts)
     values |= verdict_metrics(gathered.verdicts)

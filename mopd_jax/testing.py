@@ -49,7 +49,7 @@ def random_batch(
         "prompt_mask": left(prompt),
         "response": tokens(response),
         "mask": mask,
-        "behaviour_logp": behaviour.astype(np.float32),
+        "sampled_logp": behaviour.astype(np.float32),
         "teacher_prompt": tokens(teacher_prompt),
         "teacher_prompt_mask": left(teacher_prompt),
         "advantage": rng.normal(size=rows).astype(np.float32),

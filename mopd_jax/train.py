@@ -97,7 +97,7 @@ def train(
             if step % cfg.checkpoint.every == 0 or step == cfg.steps:
                 checkpoint.save(
                     workdir / "checkpoints",
-                    teacher.without_external(state, cfg),
+                    teacher.without_external(state, run.models.teacher_slot),
                     checkpoint_meta(run, stream.position, solved),
                     keep=cfg.checkpoint.keep,
                 )

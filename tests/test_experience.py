@@ -80,7 +80,7 @@ def test_groups_without_a_verdict_are_neither_mixed_nor_failed():
         prompt_mask=None,
         response=None,
         mask=np.ones((3, 2, 4), bool),
-        behaviour_logp=None,
+        sampled_logp=None,
         stopped=np.ones((3, 2), bool),
         texts=[["a", "b"]] * 3,
     )
@@ -149,7 +149,7 @@ def made(
         prompt_mask=np.ones((3, 6), bool),
         response=np.ones((3, 4, 5), np.int32),
         mask=np.ones((3, 4, 5), bool),
-        behaviour_logp=np.zeros((3, 4, 5), np.float32),
+        sampled_logp=np.zeros((3, 4, 5), np.float32),
         stopped=STOPPED,
         texts=texts,
     )

@@ -113,7 +113,7 @@ def test_the_files_own_peers_are_shown_again(file, replayed):
                 assert getattr(a, name) == getattr(b, name)
             assert a.teacher_message == b.teacher_message
             np.testing.assert_array_equal(a.response_ids, b.response_ids)
-            np.testing.assert_array_equal(a.behaviour_logp, b.behaviour_logp)
+            np.testing.assert_array_equal(a.sampled_logp, b.sampled_logp)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(replayed, file, tmp_path):
@@ -161,7 +161,7 @@ def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
     # The same prompts and random numbers, of another student: probabilities have moved.
     pairs = list(zip(later.batch(0), first.batch(0), strict=True))
     assert all(a.messages == b.messages for a, b in pairs)
-    gaps = [abs(float(a.behaviour_logp[0] - b.behaviour_logp[0])) for a, b in pairs]
+    gaps = [abs(float(a.sampled_logp[0] - b.sampled_logp[0])) for a, b in pairs]
     assert 1e-4 < np.mean(gaps) < 1.0
     new = tmp_path / "new.jsonl"
     for folder in (tmp_path / "none", file.parent, file):
@@ -191,7 +191,7 @@ def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
         ({"rollout__top_p": 0.5}, "set rollout.top_p=None"),
         ({"rollout__top_k": 5}, "set rollout.top_k=None"),
         ({"rollout__prompt_length": 5}, "more than rollout.prompt_length=5"),
-        ({"rollout__file": "/no/such.jsonl"}, "/no/such.jsonl is no file; `mopd rollout"),
+        ({"rollout__file": "/no/such.jsonl"}, "/no/such.jsonl is not a file; `mopd rollout"),
         ({"rollout__file": ""}, "RolloutConfig.file is empty"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
@@ -290,7 +290,7 @@ def test_flags_of_rollout(capsys, more, words):
 
 
 def test_a_student_of_nan_writes_nothing(tmp_path, monkeypatch):
-    sampled = types.SimpleNamespace(behaviour_logp=np.array([0.0, np.nan]))
+    sampled = types.SimpleNamespace(sampled_logp=np.array([0.0, np.nan]))
     gathered = types.SimpleNamespace(sampled=sampled)
     monkeypatch.setattr(collect.experience, "gather", lambda *_, **__: gathered)
     assert "step 1: a log-prob of the student is not finite" in refused(
@@ -316,6 +316,6 @@ def test_batches_of_a_run_without_a_model(file):
         assert live.sum() == len(row.response_ids)
         assert sampled.response[p, g][live].tolist() == row.response_ids.tolist()
         assert not sampled.response[p, g][~live].any()
-        assert not sampled.behaviour_logp[p, g][~live].any()
+        assert not sampled.sampled_logp[p, g][~live].any()
         assert verdicts[p][g] == row.verdict
         assert sampled.texts[p][g] == row.response

@@ -434,12 +434,12 @@ def test_other_kinds_of_teachers_start_as_the_student(opened, first, kind, tmp_p
 
 def test_a_teacher_that_reads_the_students_prompt(opened, first, fails, monkeypatch):
     run, state, _ = opened
-    real = teacher.taught
+    real = teacher.teacher_output
 
     def wrong(beside, student, batch, **options):
         return real(beside, student, batch, **options | {"plain": True})
 
-    monkeypatch.setattr(teacher, "taught", wrong)
+    monkeypatch.setattr(teacher, "teacher_output", wrong)
     with jax.set_mesh(run.mesh):
         message = fails("teacher", selfcheck.before_update, run, state, *first, [])
     assert "or reads another prompt" in message
@@ -494,8 +494,8 @@ def test_a_sampler_that_disagrees(opened, first, fails, monkeypatch, cause):
 
         monkeypatch.setattr(scoring, "response_states", shifted)
     else:
-        late = np.roll(sampled.behaviour_logp, 1, axis=2)
-        sampled = dataclasses.replace(sampled, behaviour_logp=late)
+        late = np.roll(sampled.sampled_logp, 1, axis=2)
+        sampled = dataclasses.replace(sampled, sampled_logp=late)
     with jax.set_mesh(run.mesh):
         message = fails("sampler", selfcheck.before_update, run, state, sampled, batch, [])
     assert "sampler and scorer differ by" in message
@@ -530,7 +530,7 @@ SAMPLED = {
 def completed(trained=None, **changes):
     """`completions` of two problems with two rollouts; stop id 1, pad id 0."""
     made = {**SAMPLED, **changes}
-    logp = changes.get("behaviour_logp", np.where(made["mask"], -0.5, 0.0))
+    logp = changes.get("sampled_logp", np.where(made["mask"], -0.5, 0.0))
     sampled = Sampled(
         problems=[types.SimpleNamespace(id="a"), types.SimpleNamespace(id="b")],
         uids=np.arange(2),
@@ -538,7 +538,7 @@ def completed(trained=None, **changes):
         prompt_mask=made["prompt_mask"],
         response=made["response"],
         mask=made["mask"],
-        behaviour_logp=logp,
+        sampled_logp=logp,
         stopped=made["stopped"],
         texts=[],
     )
@@ -597,7 +597,7 @@ def test_masks_that_are_wrong(fails, changes, cause, row):
 
 def test_log_probs_behind_the_mask(fails):
     loud = np.full(SAMPLED["mask"].shape, -0.5)
-    assert "stands behind the mask" in fails("mask", completed, behaviour_logp=loud)
+    assert "stands behind the mask" in fails("mask", completed, sampled_logp=loud)
 
 
 def test_positions_that_do_not_go_on(fails, monkeypatch):

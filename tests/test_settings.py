@@ -22,6 +22,7 @@ from mopd_jax.rollouts import generate
 from mopd_jax.sandbox import worker
 from mopd_jax.testing import random_batch, tiny_decoder
 from mopd_jax.update import reasoning_steps, train_step
+from mopd_jax.update.teacher import Models
 
 BASE = Config(
     rollout=RolloutConfig(prompts=2, group=4, prompt_length=6, response_length=4),
@@ -48,10 +49,11 @@ def update(cfg):
     if cfg.loss.aggregation == "seq-mean-step-mean":
         rows = dataclasses.replace(rows, steps=np.zeros(rows.mask.shape, np.int32))
     params, _ = decoder.abstract(model)
+    options = {"cfg": cfg, "models": Models.of(cfg, model)}
     state = jax.eval_shape(
-        lambda p, k: train_step.init_state(p, k, cfg=cfg), params, jax.random.key(0)
+        lambda p, k: train_step.init_state(p, k, **options), params, jax.random.key(0)
     )
-    step = jax.make_jaxpr(lambda s, b: train_step.train_step(s, b, cfg=cfg, model=model))
+    step = jax.make_jaxpr(lambda s, b: train_step.train_step(s, b, **options))
     return str(step(state, rows))
 
 

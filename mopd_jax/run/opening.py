@@ -27,7 +27,8 @@ from mopd_jax.run.record import Run, Student
 from mopd_jax.run.solved import Solved
 from mopd_jax.run.state import open_state
 from mopd_jax.sandbox import Sandbox
-from mopd_jax.update import drift, external_teacher, teacher, train_step
+from mopd_jax.update import drift, external_teacher, train_step
+from mopd_jax.update.teacher import Models
 
 log = logging.getLogger("mopd")
 
@@ -74,9 +75,10 @@ def prepare(
     mesh, model, tokenizer = student.mesh, student.model, student.tokenizer
     _check_split(cfg, sharding.row_shards(mesh))
     _check_top_k(cfg, model)
-    teacher_model = model
-    if teacher.kept(cfg) == "external":
-        teacher_model = external_teacher.check(cfg, model, tokenizer)
+    models = Models.of(cfg, model)
+    if models.teacher_slot == "external":
+        external = external_teacher.check(cfg, model, tokenizer)
+        models = dataclasses.replace(models, teacher=external)
     saved = _saved(cfg, tokenizer, model)
     train_problems, left_out = _train_problems(student, saved)
     if student.sandbox is None:
@@ -84,17 +86,17 @@ def prepare(
     run = Run(
         **vars(student),
         folder=workdir,
-        teacher_model=teacher_model,
+        models=models,
         sample=_sampler(
             cfg,
             mesh,
             tokenizer,
-            sampling=cfg.rollout,
+            settings=cfg.rollout,
             group=cfg.rollout.group,
-            model=teacher_model if cfg.rollout.policy == "teacher" else model,
+            model=models.teacher if cfg.rollout.policy == "teacher" else model,
         ),
-        update=train_step.make_train_step(cfg, model, mesh, teacher_model),
-        drift=drift.make_drift(cfg, model, mesh, teacher_model),
+        update=train_step.make_train_step(cfg, models, mesh),
+        drift=drift.make_drift(cfg, models, mesh),
         saved=saved,
         prompts_left_out=left_out,
     )
@@ -202,7 +204,7 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
         tokenizer=tokenizer,
         eval_problems=problems,
         sample_eval=_sampler(
-            cfg, mesh, tokenizer, sampling=cfg.eval, group=cfg.eval.samples, model=model
+            cfg, mesh, tokenizer, settings=cfg.eval, group=cfg.eval.samples, model=model
         ),
         sandbox=_sandbox(cfg, problems),
     )

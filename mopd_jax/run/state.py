@@ -19,6 +19,7 @@ from mopd_jax.run import checkpoint, saved_config
 from mopd_jax.run.record import Run
 from mopd_jax.run.solved import Solved
 from mopd_jax.update import external_teacher, teacher, train_step
+from mopd_jax.update.teacher import Models
 
 log = logging.getLogger("mopd")
 
@@ -27,9 +28,9 @@ def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, An
     """The state to go on from, the latest checkpoint's or the initial one, and its metadata."""
     cfg = run.cfg
     # An external teacher is in no checkpoint: its weights never move, and stay where they are.
-    has_external = teacher.kept(cfg) == "external"
+    has_external = run.models.teacher_slot == "external"
     teacher_params = (
-        external_teacher.load(cfg, run.teacher_model, run.mesh) if has_external else {}
+        external_teacher.load(cfg, run.models.teacher, run.mesh) if has_external else {}
     )
     saved = checkpoint.steps(run.folder / "checkpoints")
     if saved and saved[-1] > cfg.steps:
@@ -60,10 +61,16 @@ def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, An
 
 
 def _initial_state(run: Run, cfg: Config) -> tuple[Callable[..., TrainState], TrainState]:
-    """The function that makes the first state, without an external teacher; its shardings."""
-    shardings = train_step.state_shardings(cfg, run.model, run.mesh, run.teacher_model)
-    shardings = teacher.without_external(shardings, cfg)
-    return functools.partial(train_step.init_state, cfg=cfg, external={}), shardings
+    """The function that makes the first state, without an external teacher; its shardings.
+
+    Args:
+        cfg: of the run, or of the one whose checkpoint it samples from.
+    """
+    models = Models.of(cfg, run.models.student, run.models.teacher)
+    shardings = train_step.state_shardings(cfg, models, run.mesh)
+    shardings = teacher.without_external(shardings, models.teacher_slot)
+    start = functools.partial(train_step.init_state, cfg=cfg, models=models, external={})
+    return start, shardings
 
 
 def checkpoint_meta(run: Run, position: int, solved: Solved) -> dict[str, Any]:
@@ -73,7 +80,7 @@ def checkpoint_meta(run: Run, position: int, solved: Solved) -> dict[str, Any]:
 
 def _external_inputs(run: Run) -> dict[str, int | str | None]:
     """Fingerprints of the files that settings name and checkpoints do not hold."""
-    has_external = teacher.kept(run.cfg) == "external"
+    has_external = run.models.teacher_slot == "external"
     return {
         "rollout.file": None if run.saved is None else run.saved.checksum,
         "teacher.path": external_teacher.fingerprint(run.cfg) if has_external else None,
@@ -131,8 +138,8 @@ def sampling_params(run: Run, source: pathlib.Path, origin: CheckpointSource | N
         source: of the initial weights.
         origin: the student is this checkpoint's.
     """
-    if run.cfg.rollout.policy == "teacher" and teacher.kept(run.cfg) == "external":
-        return external_teacher.load(run.cfg, run.teacher_model, run.mesh)
+    if run.cfg.rollout.policy == "teacher" and run.models.teacher_slot == "external":
+        return external_teacher.load(run.cfg, run.models.teacher, run.mesh)
     if origin is not None:
         return _restored(origin.folder, origin.step, origin.cfg, run)[0].params
     return weights.load_params(

@@ -172,7 +172,7 @@ def _batch(cfg: LossConfig) -> Batch:
         prompt_mask=MASK,
         response=zeros,
         mask=MASK,
-        behaviour_logp=zeros,
+        sampled_logp=zeros,
         teacher_prompt=zeros,
         teacher_prompt_mask=MASK,
         advantage=np.zeros(len(MASK)),

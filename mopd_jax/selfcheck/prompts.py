@@ -175,7 +175,7 @@ def pretended(run: Run, problems: Sequence[Problem]) -> Sampled:
         prompt_mask=mask,
         response=np.zeros((*shape, 1), np.int32),
         mask=np.ones((*shape, 1), bool),
-        behaviour_logp=np.zeros((*shape, 1), np.float32),
+        sampled_logp=np.zeros((*shape, 1), np.float32),
         stopped=np.ones(shape, bool),
         texts=texts,
     )

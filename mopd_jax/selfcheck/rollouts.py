@@ -12,7 +12,6 @@ import numpy as np
 from mopd_jax.config import Config
 from mopd_jax.contexts import peers, render
 from mopd_jax.experience import Sampled
-from mopd_jax.kernels import linear_logprob
 from mopd_jax.models import decoder, sharding
 from mopd_jax.records import Batch, Problem, TrainState
 from mopd_jax.run.record import Run
@@ -53,7 +52,7 @@ def completions(sampled: Sampled, batch: Batch, stop_ids: Sequence[int], pad_id:
     columns = np.concatenate([given, mask], axis=1)
     positions = np.asarray(decoder.positions_of(columns))[:, given.shape[1] :]
     due = given.sum(axis=1, keepdims=True) + np.arange(length)
-    padded = (response == pad_id) & (sampled.behaviour_logp.reshape(mask.shape) == 0)
+    padded = (response == pad_id) & (sampled.sampled_logp.reshape(mask.shape) == 0)
     whole = (trained == mask).all(axis=1) | ~trained.any(axis=1)
     for cause, wrong in (
         ("the mask has a hole or is empty", (mask != prefix).any(axis=1) | (lengths == 0)),
@@ -98,7 +97,7 @@ class Rows(NamedTuple):
     prompt_mask: np.ndarray
     response: np.ndarray  # i32[R, T]
     mask: np.ndarray
-    behaviour_logp: np.ndarray  # f32[R, T]
+    sampled_logp: np.ndarray  # f32[R, T]
 
 
 def _part(run: Run) -> int:
@@ -115,7 +114,7 @@ def few(run: Run, sampled: Sampled) -> Rows:
     part = _part(run)
     count = min(-(-ROWS // part) * part, prompts * group)
     chosen = np.arange(count) * (prompts * group // count)
-    responses = (sampled.response, sampled.mask, sampled.behaviour_logp)
+    responses = (sampled.response, sampled.mask, sampled.sampled_logp)
     return Rows(
         [sampled.problems[n // group] for n in chosen],
         sampled.prompt[chosen // group],
@@ -151,23 +150,10 @@ def taught_scorer(run: Run) -> Callable[[TrainState, Rows], np.ndarray]:
     cfg = run.cfg
 
     def score(state, batch):
-        found = teacher.taught(
-            state.teacher,
-            state.params,
-            batch,
-            cfg=cfg.teacher,
-            student_model=run.model,
-            model=run.teacher_model,
+        output = teacher.teacher_output(
+            state.teacher, state.params, batch, cfg=cfg.teacher, models=run.models
         )
-        return linear_logprob(
-            found.hidden,
-            found.head,
-            batch.response,
-            batch.mask,
-            temperature=cfg.rollout.temperature,
-            chunk_tokens=cfg.model.head_chunk,
-            sharding=sharding.head_sharding(),
-        ).logp
+        return objectives.logprob(output, batch, cfg).logp
 
     return _in_parts(run, score, taught=True)
 
@@ -197,7 +183,7 @@ def _in_parts(run: Run, score, *, taught: bool = False):
             prompt_mask=student[1],
             response=rows.response,
             mask=rows.mask,
-            behaviour_logp=rows.behaviour_logp,
+            sampled_logp=rows.sampled_logp,
             teacher_prompt=other[0],
             teacher_prompt_mask=other[1],
             advantage=np.zeros(len(prompt), np.float32),
@@ -220,7 +206,7 @@ def sampler(rows: Rows, scored: np.ndarray, cfg: Config) -> Result:
     Raises:
         SelfCheckError: with the gaps and their limits (`GAPS`).
     """
-    gap = np.abs(scored - rows.behaviour_logp)[rows.mask]
+    gap = np.abs(scored - rows.sampled_logp)[rows.mask]
     # A gap of logits counts the more the colder the distribution.
     scale = max(1.0, 1.0 / cfg.rollout.temperature)
     mean_limit, limit = (x * scale for x in GAPS[cfg.model.compute_dtype])
@@ -241,7 +227,7 @@ def other_teacher(cfg: Config, state: TrainState) -> str:
     """Why the teacher need not equal the student on the plain prompt, or ""."""
     if cfg.loss.method != "distill":
         return f"loss.method {cfg.loss.method!r} has no teacher"
-    if teacher.kept(cfg) == "external":
+    if cfg.teacher.kind == "external":
         return "an external teacher has weights of its own"
     if int(state.step) > 0 and cfg.teacher.kind != "student":
         return f"student and teacher have moved in {int(state.step)} steps"
