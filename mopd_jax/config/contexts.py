@@ -202,6 +202,7 @@ def check_contexts(
         "'off', so every context is empty and every row masked: nothing would be trained. For "
         "OPD without peers set teacher.no_context='plain_prompt'",
     )
+    read: list[tuple[str, PeerConfig | ContextConfig, str]]
     read = [("peers", peers, name) for name in (*ROW_POLICIES, "summaries")]
     read += [("context", context, name) for name in ("gold", "feedback")]
     changed = [
