@@ -150,7 +150,7 @@ def test_splits_do_not_matter(name, micro, axes):
     check_split(name, micro, axes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "micro", "axes"), [case for case in GRID if case not in CHOSEN], ids=str
 )

@@ -34,6 +34,13 @@ TOPOLOGIES = {
     "v6e": "v6e:2x2",
     "tpu7x": "tpu7x:2x2x1",
 }
+CALLS = {"jsd": 4, "reverse_kl": 3, None: 3}
+OFTEN = {("v5e", "reverse_kl"), ("tpu7x", None)}  # The rest of the grid takes minutes.
+GRID = [
+    pytest.param(chip, kind, calls, marks=() if (chip, kind) in OFTEN else pytest.mark.long)
+    for chip in TOPOLOGIES
+    for kind, calls in CALLS.items()
+]
 COLLECTIVES = ("all-gather", "reduce-scatter")
 MIB, GIB = 2**20, 2**30
 
@@ -102,8 +109,7 @@ def largest_buffer(program):
 
 
 # One sweep and two gradients; a jsd has a second sweep.
-@pytest.mark.parametrize("kind, calls", [("jsd", 4), ("reverse_kl", 3), (None, 3)])
-@pytest.mark.parametrize("chip", TOPOLOGIES)
+@pytest.mark.parametrize(("chip", "kind", "calls"), GRID)
 def test_values_and_gradients_compile_and_keep_no_logits(chip, kind, calls):
     loss = total(kind, implementation=blocks(chip, kind))
     program = compiled(jax.value_and_grad(loss, argnums=(0, 1)), chip, TOKENS)
