@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from mopd_jax import distill_loss
+from mopd_jax import Hidden, distill_loss
 
 
 def loss_of(states: jax.Array, head: jax.Array) -> jax.Array:
     """The mean divergence of a student from itself, f32[]."""
     targets = jnp.zeros(states.shape[:-1], jnp.int32)
     mask = jnp.ones(states.shape[:-1], bool)
-    loss, _ = distill_loss(states, head, states, head, targets, mask)
+    loss, _ = distill_loss(Hidden(states, head), Hidden(states, head), targets, mask)
     return loss
 
 

@@ -142,7 +142,9 @@ def stored_teacher(params: Params, batch: Batch, inputs: UpdateInputs) -> Stored
     """The teacher's `top_k` likeliest tokens at each response token, after its context."""
     cfg = inputs.cfg
     output = _teacher_output(params, batch, inputs)
-    return linear_topk(output, batch.mask, cfg.loss.divergence.chosen, **head_options(cfg))
+    k = cfg.loss.divergence.chosen
+    assert k is not None  # `teacher.cache` needs a support of the teacher's tokens.
+    return linear_topk(output, batch.mask, k, **head_options(cfg))
 
 
 def _teacher_output(params: Params, batch: Batch, inputs: UpdateInputs) -> Hidden:
@@ -174,15 +176,16 @@ def _distill(
         divergence=cfg.loss.divergence,
         **head_options(cfg),
     )
-    logged = _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
+    logp, teacher_logp = _known(stats.logp), _known(stats.teacher_logp)
+    logged = _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(logp, rows, cfg)
     divergence = stats.divergence
     if cfg.loss.divergence.support == "sampled":
         # Its own value means nothing; this is the KL on average.
-        divergence = stats.logp - stats.teacher_logp
+        divergence = logp - teacher_logp
     logged["divergence"] = means.masked(divergence, batch.mask)
     # A stored teacher has the log-prob of the target only where it is among the stored tokens.
-    known = batch.mask & ~jnp.isnan(stats.teacher_logp)
-    logged["teacher_minus_student_logp"] = means.masked(stats.teacher_logp - stats.logp, known)
+    known = batch.mask & ~jnp.isnan(teacher_logp)
+    logged["teacher_minus_student_logp"] = means.masked(teacher_logp - logp, known)
     return loss, logged
 
 
@@ -209,7 +212,7 @@ def _grpo(params: Params, rows: UpdateRows, inputs: UpdateInputs) -> tuple[jax.A
         each = losses.k3_kl(stats.logp, reference.logp)
         loss = loss + cfg.loss.kl_coef * jnp.sum(rows.weights * each)
         logged["reference_kl"] = means.masked(each, batch.mask)
-    logged |= _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
+    logged |= _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats.logp, rows, cfg)
     logged["ratio_clipped"] = means.masked(clipped, batch.mask)
     return loss, logged
 
@@ -234,7 +237,13 @@ def _likelihood(
 
 def _logp(stats: TokenStats | TokenLogprob, aux: None) -> jax.Array:
     del aux
-    return stats.logp
+    return _known(stats.logp)
+
+
+def _known(logp: jax.Array | None) -> jax.Array:
+    """A statistic that is there because the operator was given targets."""
+    assert logp is not None
+    return logp
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -246,16 +255,16 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def _ratio_metrics(stats: TokenStats | TokenLogprob, rows: UpdateRows, cfg: Config) -> Metrics:
+def _ratio_metrics(logp: jax.Array, rows: UpdateRows, cfg: Config) -> Metrics:
     """How often each cap was active, as a share of the trained tokens."""
     batch = rows.batch
     logged: Metrics = {}
-    base_logp = stats.logp if rows.base_logp is None else rows.base_logp
+    base_logp = logp if rows.base_logp is None else rows.base_logp
     if cfg.loss.rollout_cap is not None:
         ratio = losses.importance_ratio(base_logp, batch.sampled_logp)
         logged["rollout_capped"] = means.masked(ratio > cfg.loss.rollout_cap, batch.mask)
     if rows.base_logp is not None and cfg.loss.importance_cap is not None:
-        ratio = losses.importance_ratio(stats.logp, base_logp)
+        ratio = losses.importance_ratio(logp, base_logp)
         capped = ratio > cfg.loss.importance_cap
         logged["importance_capped"] = means.masked(capped, batch.mask)
     return logged
