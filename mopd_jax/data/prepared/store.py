@@ -311,7 +311,8 @@ def _builder(name: str, splits: Mapping[str, Sequence[Problem]], data_dir: pathl
     tfds = _tfds()
     base: Any = tfds.core.GeneratorBasedBuilder
 
-    class Problems(base, skip_registration=True):
+    # mypy cannot see the keyword in a base class that is imported on use.
+    class Problems(base, skip_registration=True):  # type: ignore[call-arg]
         """Verifiable problems."""
 
         def _info(self) -> Any:
