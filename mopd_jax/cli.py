@@ -1,25 +1,29 @@
-"""`mopd train | rollout | eval | compare | config | data`: flags to records, errors to text."""
+"""The command `mopd`: words to settings, a subcommand to run, errors as one line."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import inspect
-import json
 import pathlib
 import re
 import sys
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
 from mopd_jax import config as configs
 from mopd_jax.config import Config
-from mopd_jax.errors import ConfigError, InputError
+from mopd_jax.errors import ConfigError, InputError, unknown
+from mopd_jax.run import saved_config
 
+# In a checkout a symbolic link to `configs/`.
+SHIPPED = pathlib.Path(__file__).parent / "assets/configs"
 USAGE = """\
-usage: mopd train --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
-       mopd rollout --config=FILE[:VARIANT] [--config.KEY=VALUE ...] --out=FILE [--from=RUN]
-       mopd config --config=FILE[:VARIANT] [--config.KEY=VALUE ...]
-       mopd eval --config=FILE[:VARIANT] [--from=RUN | --model=PATH] --out=FOLDER
+usage: mopd train --config=NAME[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
+       mopd rollout --config=NAME[:VARIANT] [--config.KEY=VALUE ...] --out=FILE [--from=RUN]
+       mopd config --config=NAME[:VARIANT] [--config.KEY=VALUE ...]
+       mopd eval --config=NAME[:VARIANT] [--from=RUN | --model=PATH] --out=FOLDER
        mopd compare FOLDER_A FOLDER_B [...] [--metrics=NAME,NAME] [--out=FOLDER]
        mopd data prepare NAME --source=PATH|hub [--out=DIR] [--option.KEY=VALUE ...]
        mopd data check NAME [--dir=DIR] [--policy=error|exclude|keep] [--threads=N]
@@ -30,25 +34,26 @@ rollout  sample and verify the config's steps without training, into one file
 config   print every setting of the config as it would run
 eval     sample the held-out problems, judge, and measure; docs/evaluation.md
 compare  evaluations of the same problems, each paired with the first
-data     turn source files into a checked data set, judge its gold answers, look at a row
+data     make a checked data set from source files, judge its gold answers, show a row
 
 A flag may also be written with a space, --name value.
 
-  --config=configs/quickstart.py:grpo    a config file and a variant of it
+  --config=quickstart:grpo               a shipped config and a variant of it
+  --config=FOLDER/FILE.py:grpo           a file: what has a / or ends in .py
   --config.peers.failures=0              any setting, by its dotted name
   --workdir=DIR                          default: runs/<file>-<variant>-<settings' hash>
-  --from=RUN                             a run folder: its newest checkpoint; eval without
+  --from=RUN                             a run folder: its latest checkpoint; eval without
                                          --config takes its settings too
   --out=FILE                             of `mopd rollout`: train from it with
                                          --config.rollout.file=FILE
   --model=PATH                           initial weights from here (config.model.path)
-  --bleu=off                             without the measures that need sacrebleu
+  --bleu=off                             leave out the measures that need sacrebleu
   --budget=N                             tokens a problem for Distinct-n
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `mopd`; returns the exit status (2: the input was wrong)."""
+    """Entry point of `mopd`; returns the exit status: 0, or 2 for wrong input."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
         print(USAGE)
@@ -57,16 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands |= {"eval": _eval, "compare": _compare, "data": _data}
     try:
         if argv[0] not in commands:
-            raise ConfigError(configs.unknown(f"command {argv[0]!r}", argv[0], commands))
+            raise ConfigError(unknown(f"command {argv[0]!r}", argv[0], commands))
         return commands[argv[0]](_joined(argv[1:]))
-    except InputError as error:  # All else is a defect, with its traceback.
+    except InputError as error:  # Any other exception is a defect and keeps its traceback.
         print(f"mopd: {error}", file=sys.stderr)
         return 2
 
 
 def _train(args: Sequence[str]) -> int:
     cfg, workdir = parse(args)
-    # Imported here, so that a wrong flag is answered before the slow imports.
+    # Imported here and below, so that a wrong flag is answered before the slow imports.
     from mopd_jax import train
     from mopd_jax.run import console
 
@@ -77,9 +82,9 @@ def _train(args: Sequence[str]) -> int:
 
 
 def _rollout(args: Sequence[str]) -> int:
-    given = [_flag(word) for word in args]
-    tree, _ = _tree(given)
-    flags = _override(tree, given, ("out", "from"))
+    pairs = [_flag(word) for word in args]
+    tree, _ = _tree(pairs)
+    flags = _override(tree, pairs, ("out", "from"))
     if not flags.get("out"):
         raise ConfigError("give --out=FILE, the file to write the rollouts to")
     start = pathlib.Path(_not_empty("from", flags["from"])) if "from" in flags else None
@@ -110,7 +115,7 @@ def _eval(args: Sequence[str]) -> int:
         asked.cfg,
         asked.out,
         source=asked.source,
-        # Before hours of sampling, if there is no such package.
+        # Made before hours of sampling, because its package may be missing.
         bleu=diversity.bleu_scorer() if asked.bleu else None,
         budget=asked.budget,
         command=" ".join(["mopd", "eval", *args]),
@@ -124,13 +129,13 @@ def _compare(args: Sequence[str]) -> int:
     known = ["metrics", "out", "bleu", "budget"]
     for name, _ in flags:
         if name not in known:
-            raise ConfigError(configs.unknown(f"--{name}", name, known))
-    given = dict(flags)
-    bleu, budget = _measures(given)
-    metrics = _names(given["metrics"]) if "metrics" in given else None
-    if metrics is not None:  # What is not asked for is not computed.
+            raise ConfigError(unknown(f"--{name}", name, known))
+    values = dict(flags)
+    bleu, budget = _measures(values)
+    metrics = _names(values["metrics"]) if "metrics" in values else None
+    if metrics is not None:  # BLEU is computed only for metrics that need it.
         bleu = bleu and any("BLEU" in metric for metric in metrics)
-    out = pathlib.Path(_not_empty("out", given["out"])) if "out" in given else None
+    out = pathlib.Path(_not_empty("out", values["out"])) if "out" in values else None
     from mopd_jax.evaluation import diversity, responses, tables
 
     saved = [responses.read(pathlib.Path(folder)) for folder in folders]
@@ -162,11 +167,11 @@ def parse(args: Sequence[str]) -> tuple[Config, pathlib.Path]:
     """Command-line words -> the validated config and the run folder.
 
     Raises:
-        ConfigError: an unknown flag, file, variant or setting, with the nearest known one.
+        ConfigError: an unknown flag, file, variant or setting; the message has the nearest.
     """
-    given = [_flag(word) for word in args]
-    tree, stem = _tree(given)
-    flags = _override(tree, given, ("workdir",))
+    pairs = [_flag(word) for word in args]
+    tree, stem = _tree(pairs)
+    flags = _override(tree, pairs, ("workdir",))
     cfg = configs.from_config_dict(Config, tree)
     if "workdir" in flags:
         return cfg, pathlib.Path(_not_empty("workdir", flags["workdir"]))
@@ -177,8 +182,9 @@ def parse(args: Sequence[str]) -> tuple[Config, pathlib.Path]:
 class EvalFlags:
     """What `mopd eval` was asked for.
 
-    source: a run folder.
-    differ: sections of settings that are not those of that run.
+    source: the run folder whose latest checkpoint is evaluated; None: the initial weights.
+    differ: sections of settings in which the config differs from that run.
+    bleu, budget: of the diversity measures.
     """
 
     cfg: Config
@@ -190,20 +196,20 @@ class EvalFlags:
 
 
 def parse_eval(args: Sequence[str]) -> EvalFlags:
-    """Command-line words -> what to evaluate, and where to.
+    """Command-line words -> what to evaluate, and the folder to write.
 
     Raises:
-        ConfigError: as `parse`; a run folder without a config; flags that exclude each other.
+        ConfigError: as `parse`; a run folder that cannot be read; --from beside --model.
     """
-    given = [_flag(word) for word in args]
-    names = dict(given)
+    pairs = [_flag(word) for word in args]
+    names = dict(pairs)
     source = pathlib.Path(_not_empty("from", names["from"])) if "from" in names else None
-    own = None if source is None else _own_config(source)
+    own = None if source is None else saved_config.read(source)
     if own is not None and "config" not in names:
         tree = configs.to_config_dict(own)
     else:
-        tree, _ = _tree(given)
-    flags = _override(tree, given, ("from", "model", "out", "bleu", "budget"))
+        tree, _ = _tree(pairs)
+    flags = _override(tree, pairs, ("from", "model", "out", "bleu", "budget"))
     if "model" in flags:
         if own is not None:
             raise ConfigError("--from and --model name two sets of weights; give one of them")
@@ -224,42 +230,33 @@ def parse_eval(args: Sequence[str]) -> EvalFlags:
     return EvalFlags(cfg, out, source, differ, *_measures(flags))
 
 
-def _tree(given: Sequence[tuple[str, str]]):
+def _tree(pairs: Sequence[tuple[str, str]]) -> tuple[ConfigDict, str]:
     """The ConfigDict that --config names, and its file's stem."""
-    specs = [value for name, value in given if name == "config"]
+    specs = [value for name, value in pairs if name == "config"]
     if len(specs) != 1:
-        raise ConfigError(f"give --config=FILE[:VARIANT] once, not {len(specs)} times")
-    file, _, variant = specs[0].partition(":")
-    return load(pathlib.Path(file), variant), pathlib.Path(file).stem
+        raise ConfigError(f"give --config=NAME[:VARIANT] once, not {len(specs)} times")
+    name, _, variant = specs[0].partition(":")
+    path = config_path(name)
+    return load(path, variant), path.stem
 
 
-def _own_config(folder: pathlib.Path) -> Config:
-    """The config that a run folder was made with."""
-    path = folder / "config.json"
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({type(error).__name__}); name the folder of a training run"
-        ) from error
-    return configs.from_config_dict(Config, tree)
-
-
-def _override(tree, given: Sequence[tuple[str, str]], known: Sequence[str]) -> dict[str, str]:
+def _override(
+    tree: ConfigDict, pairs: Sequence[tuple[str, str]], known: Sequence[str]
+) -> dict[str, str]:
     """Sets every --config.KEY in the tree, in order; the values of the `known` flags."""
     flags = {}
-    for name, value in given:
+    for name, value in pairs:
         if name.startswith("config."):
             configs.override(tree, name.removeprefix("config."), value)
         elif name in known:
             flags[name] = value
         elif name != "config":
-            raise ConfigError(configs.unknown(f"--{name}", name, ["config", *known]))
+            raise ConfigError(unknown(f"--{name}", name, ["config", *known]))
     return flags
 
 
 def _measures(flags: dict[str, str]) -> tuple[bool, int | None]:
-    """--bleu and --budget."""
+    """The values of --bleu and --budget."""
     bleu, budget = flags.get("bleu", "on"), flags.get("budget")
     if bleu not in ("on", "off"):
         raise ConfigError(f"--bleu={bleu} is not understood; it is on or off")
@@ -269,7 +266,7 @@ def _measures(flags: dict[str, str]) -> tuple[bool, int | None]:
 
 
 def _names(text: str) -> list[str]:
-    """Names of metrics. Some have a comma themselves, always followed by a space."""
+    """Splits --metrics. Some names have a comma of their own, always followed by a space."""
     names = [name for name in re.split(r",(?! )", text) if name]
     if not names:
         raise ConfigError(
@@ -284,15 +281,43 @@ def _not_empty(flag: str, value: str) -> str:
     return value
 
 
-def load(path: pathlib.Path, variant: str = ""):
-    """Runs `get_config` of a config file: a locked ConfigDict.
+def config_path(name: str) -> pathlib.Path:
+    """The file that `--config=NAME` means.
 
-    The file is Python that the user chose; nothing else is ever imported from a path.
+    A name with a `/` or with the ending `.py` is a path; any other is a config that the package
+    ships, whatever files the current folder has.
+
+    Raises:
+        ConfigError: no shipped config has that name; the message has the nearest.
+    """
+    if "/" in name or name.endswith(".py"):
+        return pathlib.Path(name)
+    shipped = {path.stem: path for path in SHIPPED.glob("*.py")}
+    if name not in shipped:
+        message = unknown(f"config {name!r}", name, shipped)
+        if pathlib.Path(f"{name}.py").is_file():
+            message += f"; the file of this folder is --config={name}.py"
+        raise ConfigError(message)
+    return shipped[name]
+
+
+def load(path: pathlib.Path, variant: str = "") -> ConfigDict:
+    """The locked ConfigDict that `get_config` of a config file returns.
+
+    The file is Python code that the user chose; no other code is imported from a path.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be parsed, or it has no such variant.
     """
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.py"))
-        raise ConfigError(configs.unknown(f"config file {path}", str(path), near))
+        message = unknown(f"config file {path}", str(path), near)
+        if (SHIPPED / path.name).is_file():
+            message += f"; --config={path.stem} is the one that the package ships"
+        raise ConfigError(message)
     module_spec = importlib.util.spec_from_file_location(f"mopd_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"config file {path} is not Python; its name must end in .py")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
@@ -303,11 +328,15 @@ def load(path: pathlib.Path, variant: str = ""):
         raise ConfigError(f"config file {path} has no get_config(variant)")
     if variant and not inspect.signature(make).parameters:
         raise ConfigError(f"config file {path} has no variants, so not {variant!r} either")
-    return make(variant) if variant else make()
+    try:
+        return make(variant) if variant else make()
+    except AttributeError as error:
+        configs.answer_locked(error)
+        raise
 
 
 def _joined(words: Sequence[str]) -> list[str]:
-    """`--name value` as `--name=value`: there is no flag without a value."""
+    """Words with `--name value` written as `--name=value`; every flag has a value."""
     joined: list[str] = []
     for word in words:
         alone = joined and joined[-1].startswith("--") and "=" not in joined[-1]
@@ -319,6 +348,7 @@ def _joined(words: Sequence[str]) -> list[str]:
 
 
 def _flag(word: str) -> tuple[str, str]:
+    """`--name=value` -> (name, value)."""
     if not word.startswith("--") or "=" not in word:
         raise ConfigError(
             f"{word!r} is not understood; flags are written --name=value or --name value"

@@ -119,7 +119,9 @@ def extract(response: str) -> str:
 
 def verify(problem: Problem, response: str) -> Verdict:
     """1 for a rule word followed by exactly the right digits, else 0; the feedback is empty."""
-    return Verdict(float(extract(response) == " ".join(problem.answer.split())))
+    answer = extract(response)
+    right = answer == " ".join(problem.answer.split())
+    return Verdict(float(right), answer=answer or None)
 
 
 def unusable(problem: Problem) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mopd_jax import experience, saved_rollouts, step_metrics
@@ -16,7 +17,7 @@ from mopd_jax.data import sources
 from mopd_jax.errors import ConfigError
 from mopd_jax.records import Problem, TrainState
 from mopd_jax.rollouts import storage
-from mopd_jax.rollouts.schema import RolloutFileError, Row
+from mopd_jax.rollouts.schema import RolloutFileError, RolloutRow
 from mopd_jax.run import console
 from mopd_jax.run.opening import prepare
 from mopd_jax.run.record import Run
@@ -59,7 +60,7 @@ def collect(
         raise ConfigError(f"{out} is there already; remove it, or choose another --out")
     origin = None if start is None else latest_checkpoint(start, cfg)
     run, problems, source = prepare(cfg, out.parent, devices=devices)
-    weights, zero = sampling_params(run, source, origin), np.int32(0)
+    weights, zero = sampling_params(run, source, origin), jnp.int32(0)
     state = TrainState(
         params=weights,
         teacher=weights,  # Whoever samples, these are its weights.
@@ -77,26 +78,18 @@ def collect(
     log.info("%s: %d rollouts in %.1f MB", out, rows, out.stat().st_size / 1e6)
 
 
-def _rows(run: Run, state: TrainState, problems: list[Problem]) -> Iterator[Row]:
+def _rows(run: Run, state: TrainState, problems: Sequence[Problem]) -> Iterator[RolloutRow]:
     """The rows of all steps; a line is logged of each."""
     cfg = run.cfg
-    stream = sources.ProblemStream(problems, seed=cfg.seed)
+    take = experience.sampler(run, sources.ProblemStream(problems, seed=cfg.seed))
     for step in range(1, cfg.steps + 1):
         clock = console.Clock(step, cfg.steps, phases=3)
-        with clock.phase("rollout"):
-            taken, uids = stream.take(cfg.rollout.prompts)
-            sampled, judged = experience.sample_and_verify(run, state, taken, uids, step=step)
-            if not np.isfinite(sampled.behaviour_logp).all():
-                raise RolloutFileError(
-                    f"step {step}: a log-prob of the student is not finite, so nothing can be "
-                    "trained from it; check the weights and model.compute_dtype"
-                )
-        with clock.phase("verify"):
-            verdicts = judged()
-            rewards, valid, success = experience.outcomes(verdicts, cfg)
-        with clock.phase("context"):
-            chosen = experience.choose_peers(run, sampled, success, valid, step)
-            rendered = experience.render_contexts(run, sampled, chosen, verdicts, success)
-        values = step_metrics.group_metrics(sampled, rewards, valid, success, rendered.records)
+        gathered = experience.gather(run, take, state, step, clock)
+        if not np.isfinite(gathered.sampled.sampled_logp).all():
+            raise RolloutFileError(
+                f"step {step}: a log-prob of the student is not finite, so nothing can be "
+                "trained from it; check the weights and model.compute_dtype"
+            )
+        values = step_metrics.of_rollouts(gathered)
         console.say_rollouts(step, cfg, values | clock.seconds())
-        yield from saved_rollouts.rows(sampled, verdicts, chosen, rendered, step=step)
+        yield from saved_rollouts.rows(gathered)

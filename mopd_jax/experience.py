@@ -1,10 +1,17 @@
-"""From a step's rollouts to its batch, on the host: decode, verify, choose peers, lay out."""
+"""From a step's rollouts to the batch of its update, on the host.
+
+`gather` is the first half of a training step, shared by `mopd train` and `mopd rollout`:
+
+    rollout -> verify -> choose peers -> render contexts
+
+`make_batch` lays the result out as the rows of the update.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,109 +21,25 @@ from tqdm import tqdm
 from mopd_jax import verifiers
 from mopd_jax.config import Config, ContextConfig
 from mopd_jax.contexts import controls, peers, render
+from mopd_jax.data.sources import ProblemStream
 from mopd_jax.models import sharding
-from mopd_jax.overlap import overlapped
-from mopd_jax.records import Batch, Message, Problem, TeacherInputs, TrainState, Verdict
+from mopd_jax.overlap import Background
+from mopd_jax.records import (
+    Batch,
+    Message,
+    Outcomes,
+    Problem,
+    Sampled,
+    TeacherInputs,
+    TrainState,
+    Verdict,
+)
+from mopd_jax.run.console import Clock
 from mopd_jax.run.record import Run, Student
 from mopd_jax.update import advantages, reasoning_steps
 
 # Purposes of random keys, folded into the root key before the step.
 TRAIN, EVALUATE = 1, 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-    """Rollouts of a step on the host, with what was made of them. Lists are [P][G]."""
-
-    problems: list[Problem]
-    uids: np.ndarray  # u32[P]
-    prompt: np.ndarray  # i32[P, S]
-    prompt_mask: np.ndarray  # bool[P, S]
-    response: np.ndarray  # i32[P, G, T]
-    mask: np.ndarray  # bool[P, G, T]
-    behaviour_logp: np.ndarray  # f32[P, G, T]
-    stopped: np.ndarray  # bool[P, G]
-    texts: list[list[str]]
-
-
-def sample(
-    run: Student,
-    sampler: Callable[..., Any],
-    state: TrainState,
-    problems: list[Problem],
-    uids: np.ndarray,
-    *,
-    purpose: int,
-    step: int,
-) -> Sampled:
-    """Rollouts on the problem's own messages and nothing else: of the student, or of the
-    teacher where `rollout.policy` says so and the purpose is training.
-
-    Args:
-        sampler: `run.sample` or `run.sample_eval`.
-        uids: u32[P], numbers of the prompts; with purpose and step they key the randomness.
-    """
-    prompt, mask = render.student_prompts(
-        problems, run.tokenizer, length=run.cfg.rollout.prompt_length
-    )
-    folds = np.array([purpose, step], np.uint32)
-    taught = purpose == TRAIN and run.cfg.rollout.policy == "teacher"
-    params = state.teacher if taught else state.params
-    out = jax.device_get(sampler(params, prompt, mask, state.key, folds, uids))
-    shape = (len(problems), -1)
-    response = out.response.reshape(*shape, out.response.shape[-1])
-    live = out.response_mask.reshape(response.shape)
-    texts = [
-        [run.tokenizer.decode(ids[keep].tolist()) for ids, keep in zip(r, m, strict=True)]
-        for r, m in zip(response, live, strict=True)
-    ]
-    return Sampled(
-        problems=problems,
-        uids=uids,
-        prompt=prompt,
-        prompt_mask=mask,
-        response=response,
-        mask=live,
-        behaviour_logp=out.behaviour_logp.reshape(response.shape),
-        stopped=out.stopped.reshape(shape),
-        texts=texts,
-    )
-
-
-def sample_and_verify(
-    run: Run, state: TrainState, problems: list[Problem], uids: np.ndarray, *, step: int
-) -> tuple[Sampled, Callable[[], list[list[Verdict]]]]:
-    """The rollouts of a training step, `rollout.batch` prompts at a time.
-
-    A batch is judged while the next is sampled; verdicts do not depend on the load
-    (docs/sandbox.md), so neither do they on this.
-
-    Returns:
-        The rollouts, and a function that waits for the verdicts [P][G] that are still due.
-    """
-    size = run.cfg.rollout.batch or len(problems)
-    parts: list[Sampled] = []
-
-    def batches() -> Iterator[Sampled]:
-        keys = {"purpose": TRAIN, "step": step}
-        for i in range(0, len(problems), size):
-            part = problems[i : i + size], uids[i : i + size]
-            parts.append(sample(run, run.sample, state, *part, **keys))
-            yield parts[-1]
-
-    verdicts = overlapped(batches(), functools.partial(verify, run))
-    return _joined(parts), lambda: [row for part in verdicts() for row in part]
-
-
-def _joined(parts: list[Sampled]) -> Sampled:
-    """Batches one behind the other."""
-    columns = {f.name: [getattr(p, f.name) for p in parts] for f in dataclasses.fields(Sampled)}
-    return Sampled(
-        **{
-            name: sum(values, []) if isinstance(values[0], list) else np.concatenate(values)
-            for name, values in columns.items()
-        }
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,61 +63,186 @@ class Rendered:
     withheld: int  # Feedback that may contain gold and was not shown.
 
 
-def verify(run: Run, sampled: Sampled) -> list[list[Verdict]]:
-    """One typed verdict per rollout."""
+@dataclasses.dataclass(frozen=True)
+class Gathered:
+    """A step's rollouts with all that the host makes of them before the update."""
+
+    sampled: Sampled
+    verdicts: list[list[Verdict]]  # [P][G]
+    outcomes: Outcomes
+    chosen: Chosen
+    contexts: Rendered
+    draw: int  # The number that keyed the draws: the step, or the step of a file of rollouts.
+
+
+# (state, step) -> the step's rollouts, a function that waits for their verdicts [P][G], `draw`.
+Take = Callable[[TrainState, int], tuple[Sampled, Callable[[], list[list[Verdict]]], int]]
+
+
+def gather(run: Run, take: Take, state: TrainState, step: int, clock: Clock) -> Gathered:
+    """The first half of a step: its rollouts, judged, with what each row's teacher reads.
+
+    Args:
+        take: `sampler`, or `saved_rollouts.reader` for rollouts from a file.
+        clock: times the phases rollout, verify and context.
+    """
+    with clock.phase("rollout"):
+        sampled, wait_for_verdicts, draw = take(state, step)
+    with clock.phase("verify"):
+        verdicts = wait_for_verdicts()
+    with clock.phase("context"):
+        return add_contexts(run, sampled, verdicts, draw)
+
+
+def add_contexts(
+    run: Run, sampled: Sampled, verdicts: list[list[Verdict]], draw: int
+) -> Gathered:
+    """Judged rollouts with their outcomes, the peers of every row and what its teacher reads.
+
+    Args:
+        draw: keys the choice of peers, with the seed, the prompt and the rollout.
+    """
+    outcomes = Outcomes.of(verdicts, threshold=run.cfg.peers.threshold)
+    chosen = choose_peers(run, sampled, outcomes, draw)
+    contexts = render_contexts(run, sampled, chosen, verdicts, outcomes)
+    return Gathered(sampled, verdicts, outcomes, chosen, contexts, draw)
+
+
+def sampler(run: Run, stream: ProblemStream) -> Take:
+    """Samples the next problems of the stream, `rollout.batch` prompts at a time.
+
+    A batch is judged while the next is sampled; verdicts do not depend on the load
+    (docs/sandbox.md), so neither do they on this.
+    """
+
+    def take(
+        state: TrainState, step: int
+    ) -> tuple[Sampled, Callable[[], list[list[Verdict]]], int]:
+        problems, uids = stream.take(run.cfg.rollout.prompts)
+        size = run.cfg.rollout.batch or len(problems)
+        parts: list[Sampled] = []
+        with Background(functools.partial(verify, run)) as judged:
+            for i in range(0, len(problems), size):
+                part = problems[i : i + size], uids[i : i + size]
+                parts.append(sample(run, run.sample, state, *part, purpose=TRAIN, step=step))
+                judged.submit(parts[-1])
+        return _joined(parts), lambda: [row for part in judged.results() for row in part], step
+
+    return take
+
+
+def sample(
+    student: Student,
+    sampler: Callable[..., Any],
+    state: TrainState,
+    problems: list[Problem],
+    uids: np.ndarray,
+    *,
+    purpose: int,
+    step: int,
+) -> Sampled:
+    """Rollouts on the problem's own messages and nothing else: of the student, or of the
+    teacher where `rollout.policy` says so and the purpose is training.
+
+    Args:
+        sampler: `run.sample` or `run.sample_eval`.
+        uids: u32[P], numbers of the prompts; with purpose and step they key the randomness.
+    """
+    prompt, mask = render.student_prompts(
+        problems, student.tokenizer, length=student.cfg.rollout.prompt_length
+    )
+    folds = np.array([purpose, step], np.uint32)
+    by_teacher = purpose == TRAIN and student.cfg.rollout.policy == "teacher"
+    params = state.teacher if by_teacher else state.params
+    out = jax.device_get(sampler(params, prompt, mask, state.key, folds, uids))
+    shape = (len(problems), -1)
+    response = out.response.reshape(*shape, out.response.shape[-1])
+    live = out.response_mask.reshape(response.shape)
+    texts = [
+        [student.tokenizer.decode(ids[keep].tolist()) for ids, keep in zip(r, m, strict=True)]
+        for r, m in zip(response, live, strict=True)
+    ]
+    return Sampled(
+        problems=problems,
+        uids=uids,
+        prompt=prompt,
+        prompt_mask=mask,
+        response=response,
+        mask=live,
+        sampled_logp=out.sampled_logp.reshape(response.shape),
+        stopped=out.stopped.reshape(shape),
+        texts=texts,
+    )
+
+
+def _joined(parts: list[Sampled]) -> Sampled:
+    """The batches one behind the other."""
+
+    def join(values: list[Any]) -> Any:
+        return sum(values, []) if isinstance(values[0], list) else np.concatenate(values)
+
+    names = [field.name for field in dataclasses.fields(Sampled)]
+    return Sampled(**{name: join([getattr(p, name) for p in parts]) for name in names})
+
+
+def verify(student: Student, sampled: Sampled) -> list[list[Verdict]]:
+    """One typed verdict per rollout, [P][G]."""
     prompts, group = sampled.stopped.shape
     verdicts = verifiers.verify_all(
         [problem for problem in sampled.problems for _ in range(group)],
         [text for texts in sampled.texts for text in texts],
         (~sampled.stopped).reshape(-1).tolist(),
-        sandbox=run.sandbox,
-        disclose=run.cfg.context.feedback_with_gold,
+        sandbox=student.sandbox,
+        disclose=student.cfg.context.feedback_with_gold,
         progress=functools.partial(tqdm, desc="verify", leave=False, disable=None),
     )
     return [verdicts[p * group : (p + 1) * group] for p in range(prompts)]
 
 
-def outcomes(verdicts, cfg: Config) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """rewards f64[P, G], which rows have a verdict bool[P, G], successes bool[P, G]."""
-    rewards = np.array([[v.reward for v in row] for row in verdicts])
-    valid = np.array([[not v.error for v in row] for row in verdicts])
-    return rewards, valid, valid & advantages.successes(rewards, threshold=cfg.peers.threshold)
-
-
-def choose_peers(run: Run, sampled: Sampled, success, valid, step: int) -> Chosen:
+def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, step: int) -> Chosen:
     """Who sees whom. Labels are the verifier's; truncation decides who may be shown at all."""
     cfg = run.cfg
-    usage = peers.usage(success, valid, cfg.peers)
+    usage = peers.usage(outcomes, cfg.peers)
     texts = render.shown_texts(sampled.texts, run.tokenizer, cfg.context)
     readable = np.array([[text != "" for text in row] for row in texts])
-    eligible = valid & (sampled.stopped | (cfg.peers.truncated == "outcome"))
+    eligible = outcomes.valid & (sampled.stopped | (cfg.peers.truncated == "outcome"))
     without_text = int((eligible & ~readable).sum())
-    given = (
-        success,
+    candidates = peers.Candidates(
+        outcomes.success,
         eligible & readable,
         texts,
         sampled.mask.sum(axis=2),
         sampled.uids.tolist(),
     )
-    keys = {"seed": cfg.seed, "step": step, "cfg": cfg.peers, "rows": usage.taught}
+    rows = usage.has_context
     if cfg.peers.control == "off":
-        return Chosen(peers.choose(*given, **keys), usage, None, texts, without_text)
+        plan = peers.choose(candidates, seed=cfg.seed, step=step, cfg=cfg.peers, rows=rows)
+        return Chosen(plan, usage, None, texts, without_text)
     plan, match = controls.choose(
-        *given,
-        **keys,
+        candidates,
+        seed=cfg.seed,
+        step=step,
+        cfg=cfg.peers,
+        rows=rows,
         tokens=render.block_tokens(texts, run.tokenizer, cfg.context),
         questions=[str(problem.messages) for problem in sampled.problems],
     )
     return Chosen(plan, usage, match, texts, without_text)
 
 
-def render_contexts(run: Run, sampled: Sampled, chosen: Chosen, verdicts, success) -> Rendered:
+def render_contexts(
+    run: Run,
+    sampled: Sampled,
+    chosen: Chosen,
+    verdicts: list[list[Verdict]],
+    outcomes: Outcomes,
+) -> Rendered:
     """What the teachers read. Feedback is on the target itself, and only where it failed."""
     cfg = run.cfg.context
-    reads = chosen.usage.taught
+    reads = chosen.usage.has_context
     if cfg.feedback == "no_success":
-        reads = reads & ~(chosen.plan.success >= 0).any(axis=2)
-    advice, withheld = own_feedback(verdicts, success, reads, cfg)
+        reads = reads & ~chosen.plan.shows("success")
+    advice, withheld = own_feedback(verdicts, outcomes.success, reads, cfg)
     inputs, records, chats = render.teacher_inputs(
         sampled.problems,
         chosen.texts,
@@ -208,7 +256,7 @@ def render_contexts(run: Run, sampled: Sampled, chosen: Chosen, verdicts, succes
 
 
 def own_feedback(
-    verdicts, success: np.ndarray, reads: np.ndarray, cfg: ContextConfig
+    verdicts: list[list[Verdict]], success: np.ndarray, reads: np.ndarray, cfg: ContextConfig
 ) -> tuple[list[list[str]], int]:
     """Feedback [P][G] on the row's own failed attempt, "" for none; and how many are withheld
     because their verifier declares that they may contain gold.
@@ -233,48 +281,54 @@ def own_feedback(
     return advice, withheld
 
 
-def batch(
-    run: Run, sampled: Sampled, inputs: TeacherInputs, usage: peers.Usage, rewards, valid
-) -> Batch:
+def make_batch(run: Run, gathered: Gathered) -> Batch:
     """Rows of the update, laid over the mesh. Masked: pads, and rows that teach nothing."""
-    cfg = run.cfg
+    cfg, sampled, outcomes = run.cfg, gathered.sampled, gathered.outcomes
+    inputs = gathered.contexts.inputs
     prompts, group, length = sampled.response.shape
     rows = prompts * group
-    used = np.repeat(valid.reshape(rows)[:, None], length, axis=1)
+    mask = sampled.mask.reshape(rows, length) & _trained_rows(cfg, gathered)[:, None]
+    advantage = advantages.advantages(
+        outcomes.rewards, outcomes.valid, scale_by_std=cfg.loss.scale_by_std
+    )
+    fields: dict[str, Any] = {
+        "prompt": np.repeat(sampled.prompt, group, axis=0),
+        "prompt_mask": np.repeat(sampled.prompt_mask, group, axis=0),
+        "response": sampled.response.reshape(rows, length),
+        "mask": mask,
+        "sampled_logp": np.where(mask, sampled.sampled_logp.reshape(rows, length), 0.0),
+        "teacher_prompt": inputs.prompt,
+        "teacher_prompt_mask": inputs.prompt_mask,
+        "advantage": advantage.reshape(rows),
+        "row_weight": _row_weight(outcomes, cfg),
+        "steps": _step_ids(run, sampled, rows),
+    }
+    return Batch(**jax.device_put(fields, sharding.rows(run.mesh)))
+
+
+def _trained_rows(cfg: Config, gathered: Gathered) -> np.ndarray:
+    """bool[N], rows whose tokens the method of the loss trains on."""
+    valid = gathered.outcomes.valid.reshape(-1)
     if cfg.loss.method == "distill":
         # The teacher needs no verdict of its target.
-        trained = usage.left_out.reshape(rows) == ""
+        usage = gathered.chosen.usage
+        trained = usage.left_out.reshape(-1) == ""
         if cfg.teacher.no_context == "mask":
-            trained &= inputs.informed | usage.plain.reshape(rows)
-        used = np.repeat(trained[:, None], length, axis=1)
+            trained &= gathered.contexts.inputs.informed | usage.plain.reshape(-1)
+        return trained
     if cfg.loss.method == "sft" and cfg.loss.sft_rows == "all":
-        used = np.ones_like(used)
-    elif cfg.loss.method == "sft":
-        success = advantages.successes(rewards, threshold=cfg.peers.threshold)
-        used &= success.reshape(rows)[:, None]
-    mask = sampled.mask.reshape(rows, length) & used
-    advantage = advantages.advantages(rewards, valid, scale_by_std=cfg.loss.scale_by_std)
-    batch = Batch(
-        prompt=np.repeat(sampled.prompt, group, axis=0),
-        prompt_mask=np.repeat(sampled.prompt_mask, group, axis=0),
-        response=sampled.response.reshape(rows, length),
-        mask=mask,
-        behaviour_logp=np.where(mask, sampled.behaviour_logp.reshape(rows, length), 0.0),
-        teacher_prompt=inputs.prompt,
-        teacher_prompt_mask=inputs.prompt_mask,
-        advantage=advantage.reshape(rows),
-        row_weight=_row_weight(rewards, valid, group, cfg),
-        steps=_step_ids(run, sampled, rows),
-    )
-    return jax.device_put(batch, sharding.rows(run.mesh))
+        return np.ones_like(valid)
+    if cfg.loss.method == "sft":
+        return gathered.outcomes.success.reshape(-1)
+    return valid
 
 
-def _row_weight(rewards, valid, group, cfg: Config) -> np.ndarray | None:
+def _row_weight(outcomes: Outcomes, cfg: Config) -> np.ndarray | None:
     """f32[N] of `loss.row_weight`, or None where all rows weigh the same."""
     if cfg.loss.row_weight == "equal":
         return None
-    success = advantages.successes(rewards, threshold=cfg.peers.threshold)
-    return np.repeat(advantages.solve_variance(success, valid), group).astype(np.float32)
+    by_group = advantages.solve_variance(outcomes.success, outcomes.valid)
+    return np.repeat(by_group, outcomes.valid.shape[1]).astype(np.float32)
 
 
 def _step_ids(run: Run, sampled: Sampled, rows: int) -> np.ndarray | None:

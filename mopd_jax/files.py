@@ -33,7 +33,7 @@ def _replace(path: pathlib.Path, parts: Iterable[str]) -> None:
 def dumps(record: Mapping[str, Any], *, indent: int | None = None) -> str:
     """JSON, by default on one line, with null for what is not finite: nan is no JSON."""
 
-    def clean(value):
+    def clean(value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
             return None
         if isinstance(value, Mapping):

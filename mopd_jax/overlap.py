@@ -1,42 +1,62 @@
-"""Work on one item while the next is made."""
+"""Work on one item in a thread while the next item is made."""
 
 from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from types import TracebackType
+from typing import Generic, Self, TypeVar
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
 
-def overlapped(items: Iterable[Item], work: Callable[[Item], Done]) -> Callable[[], list[Done]]:
-    """Goes through `items`, which makes them, and meanwhile does `work` on those that are made.
+class Background(Generic[Item, Done]):
+    """Works on items in one thread, in the order in which they are submitted.
 
-    An item is let go after the work on it. If the making fails, the work that is under way is
-    not waited for, and what was not begun is not begun.
+    As a context manager round the making of the items: if the making fails, the work under way
+    is not waited for, and what has not begun is cancelled. An item is let go after its work.
 
     Args:
-        work: called in one other thread, on one item after the other in their order; it must
-            share nothing with what makes the items that either of them changes.
+        work: must not change anything that the making of the items reads or changes.
+    """
+
+    def __init__(self, work: Callable[[Item], Done]) -> None:
+        self._work = work
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "overlapped")
+        self._due: list[concurrent.futures.Future[Done]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, item: Item) -> None:
+        """Queues the item; returns at once."""
+        self._due.append(self._pool.submit(self._work, item))
+
+    def results(self) -> list[Done]:
+        """Waits for all work: its results in the items' order, or the first error it raised."""
+        try:
+            return [future.result() for future in self._due]
+        finally:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def overlapped(items: Iterable[Item], work: Callable[[Item], Done]) -> Callable[[], list[Done]]:
+    """Makes the `items` and meanwhile does `work` on those made, as `Background` does.
 
     Returns:
-        A function that waits for what is left of the work and returns it in the items' order,
-        or raises what the work raised.
+        A function that waits for the work that is left and returns all results.
     """
-    pool = concurrent.futures.ThreadPoolExecutor(1, "overlapped")
-    due: list[concurrent.futures.Future[Done]] = []
-
-    def finish() -> list[Done]:
-        try:
-            return [future.result() for future in due]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    try:
+    with Background(work) as background:
         for item in items:
-            due.append(pool.submit(work, item))
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    return finish
+            background.submit(item)
+    return background.results

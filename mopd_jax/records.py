@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, dataclass_transform
 
 import jax
+import numpy as np
+
+Class = TypeVar("Class")
 
 Params = Any  # A pytree of f32 arrays, as `models.decoder.init` makes it.
 Message = Mapping[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
@@ -37,7 +40,8 @@ def is_chat(messages: Any) -> bool:
     return whole and bool(messages) and messages[-1]["role"] == "user"
 
 
-def record(cls):
+@dataclass_transform(frozen_default=True)
+def record(cls: type[Class]) -> type[Class]:
     """Frozen dataclass that is also a pytree; every field is a child."""
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
@@ -50,7 +54,7 @@ class Rollouts:
     prompt_mask: jax.Array  # bool[P, S]
     response: jax.Array  # i32[N, T], right-padded
     response_mask: jax.Array  # bool[N, T], true up to and including the end token
-    behaviour_logp: jax.Array  # f32[N, T] nats, of the sampled tokens, 0 outside the mask
+    sampled_logp: jax.Array  # f32[N, T] nats, under the policy that sampled; 0 outside the mask
     stopped: jax.Array  # bool[N], false where the response was cut at T
 
 
@@ -71,7 +75,7 @@ class Batch:
     prompt_mask: jax.Array  # bool[N, S]
     response: jax.Array  # i32[N, T]
     mask: jax.Array  # bool[N, T], response tokens that are trained on
-    behaviour_logp: jax.Array  # f32[N, T]
+    sampled_logp: jax.Array  # f32[N, T], 0 outside the mask
     teacher_prompt: jax.Array  # i32[N, Q]
     teacher_prompt_mask: jax.Array  # bool[N, Q]
     advantage: jax.Array  # f32[N], read by GRPO; DPO and SimPO read its order in a group
@@ -84,7 +88,7 @@ class TrainState:
     """All that a checkpoint must hold, beside the data position; replaced, never mutated."""
 
     params: Params
-    teacher: Params  # What stands beside the student (`teacher.kept`), or an empty dict.
+    teacher: Params  # A copy, an external model or {}, by `update.teacher.teacher_slot`.
     optimizer: Any
     step: jax.Array  # i32[], steps done so far, of one update or of several
     skipped: jax.Array  # i32[], updates skipped: gradient not finite, or no token trained on
@@ -114,6 +118,9 @@ class Verdict:
     feedback_has_gold: the feedback may contain gold answers or hidden tests. A verifier must
         declare it: such feedback reaches a teacher only by `context.feedback_with_gold`.
     error: why no verdict was possible; such a row is neither success nor failure.
+    answer: the final answer extracted from the response, with or without an error; None where
+        none can be extracted, or answers of this verifier are not compared as strings. Equal
+        answers are written alike. It never contains gold that the response does not.
     format_ok: the answer stands where and how it was asked for; None: there is no such format.
     truncated: the response was cut before it ended.
     tests_skipped: tests that were not run since enough had cost too much; they count as failed
@@ -124,10 +131,56 @@ class Verdict:
     test_fraction: float | None = None
     feedback: str = ""
     error: str = ""
+    answer: str | None = None
     format_ok: bool | None = None
     truncated: bool = False
     feedback_has_gold: bool = False
     tests_skipped: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+    """The rollouts of a step on the host. Lists are [P][G]."""
+
+    problems: list[Problem]
+    uids: np.ndarray  # u32[P], numbers of the prompts; they key the random draws
+    prompt: np.ndarray  # i32[P, S]
+    prompt_mask: np.ndarray  # bool[P, S]
+    response: np.ndarray  # i32[P, G, T]
+    mask: np.ndarray  # bool[P, G, T]
+    sampled_logp: np.ndarray  # f32[P, G, T]
+    stopped: np.ndarray  # bool[P, G], false where the response was cut at T
+    texts: list[list[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcomes:
+    """What the verdicts say of the rollouts, computed once a step."""
+
+    rewards: np.ndarray  # f64[P, G], in [0, 1]; 0 without a verdict
+    valid: np.ndarray  # bool[P, G], the rollout has a verdict
+    success: np.ndarray  # bool[P, G], valid, and the reward reaches the threshold
+
+    @classmethod
+    def of(cls, verdicts: Sequence[Sequence[Verdict]], *, threshold: float) -> Outcomes:
+        """Outcomes of verdicts [P][G].
+
+        Args:
+            threshold: `peers.threshold`, the least reward of a success.
+        """
+        rewards = np.array([[verdict.reward for verdict in row] for row in verdicts])
+        valid = np.array([[not verdict.error for verdict in row] for row in verdicts])
+        return cls(rewards, valid, valid & (rewards >= threshold))
+
+    @property
+    def failure(self) -> np.ndarray:
+        """bool[P, G], the rollout has a verdict and is no success."""
+        return self.valid & ~self.success
+
+    @property
+    def mixed(self) -> np.ndarray:
+        """bool[P], groups with at least one success and one failure."""
+        return np.logical_and(self.success.any(axis=1), self.failure.any(axis=1))
 
 
 class Tokenizer(Protocol):
@@ -137,7 +190,8 @@ class Tokenizer(Protocol):
     stop_ids: tuple[int, ...]
     vocab_size: int
     specials: tuple[str, ...]  # Texts that `chat` would read as special tokens.
-    fingerprint: str
+    fingerprint: str  # Of vocabulary and chat template.
+    vocabulary: str  # Fingerprint of the vocabulary alone: which token each id is.
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of the conversation with the assistant header at the end."""

@@ -1,18 +1,20 @@
-"""Between the rollouts of a step and the rows of a file, in both directions."""
+"""A step's rollouts to the rows of a file, and back."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
 from mopd_jax import config as configs
 from mopd_jax.contexts import render
-from mopd_jax.experience import Chosen, Rendered, Sampled
-from mopd_jax.records import Verdict
+from mopd_jax.experience import Gathered, Take
+from mopd_jax.records import Sampled, TrainState, Verdict
 from mopd_jax.rollouts import storage
-from mopd_jax.rollouts.schema import Header, Row
+from mopd_jax.rollouts.schema import Header, RolloutRow
+from mopd_jax.rollouts.storage import Saved
 from mopd_jax.run.record import Run
 
 
@@ -24,16 +26,18 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
         trained: steps that the student has been trained for. Rollouts that came from a file
             keep what that file says of who sampled them.
     """
-    cfg, words = run.cfg, run.tokenizer
-    taught = cfg.rollout.policy == "teacher"  # It never moves.
-    outside = taught and cfg.teacher.kind == "external"
-    made = Header(
-        tokenizer=words.fingerprint,
+    cfg = run.cfg
+    model = cfg.model.path
+    by_teacher = cfg.rollout.policy == "teacher"  # Its weights never move.
+    if by_teacher and cfg.teacher.kind == "external" and cfg.teacher.path is not None:
+        model = cfg.teacher.path
+    header = Header(
+        tokenizer=run.tokenizer.fingerprint,
         vocab_size=run.model.vocab_size,
-        stop_ids=tuple(words.stop_ids),
+        stop_ids=tuple(run.tokenizer.stop_ids),
         policy=cfg.rollout.policy,
-        model=cfg.teacher.path if outside else cfg.model.path,
-        trained=0 if taught else trained,
+        model=model,
+        trained=0 if by_teacher else trained,
         seed=cfg.seed,
         instruction=cfg.data.instruction,
         steps=steps,
@@ -47,77 +51,89 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
         config=configs.fingerprint(cfg),
     )
     if run.saved is None:
-        return made
+        return header
     old = run.saved.header
     kept = {name: getattr(old, name) for name in ("model", "trained", "seed")}
-    return dataclasses.replace(made, **kept)
+    return dataclasses.replace(header, **kept)
 
 
-def rows(
-    sampled: Sampled,
-    verdicts: list[list[Verdict]],
-    chosen: Chosen,
-    rendered: Rendered,
-    *,
-    step: int,
-) -> Iterator[Row]:
-    """One row a rollout. In `context`, `shown_uids` are the numbers of the shown's prompts.
+def _context_fields(record: render.ContextRecord, uids: np.ndarray) -> dict[str, Any]:
+    """What a teacher was shown, as the file writes it: of its peers one list a field."""
+    shown = dataclasses.asdict(record)
+    peers = record.peers
+    del shown["peers"]
+    return {
+        "shown": [peer.rollout for peer in peers],
+        "succeeded": [peer.succeeded for peer in peers],
+        "cut": [peer.cut for peer in peers],
+        "kinds": [peer.kind for peer in peers],
+        "tokens": [peer.tokens for peer in peers],
+        "shown_uids": [int(uids[peer.prompt]) for peer in peers],
+        **shown,
+    }
 
-    Args:
-        step: the number that keyed the draws.
-    """
+
+def rows(gathered: Gathered) -> Iterator[RolloutRow]:
+    """One row a rollout. In `context`, `shown_uids` are the numbers of the prompts shown."""
+    sampled, chosen, rendered = gathered.sampled, gathered.chosen, gathered.contexts
     group = sampled.response.shape[1]
     pairs = zip(rendered.records, rendered.chats, strict=True)
     for n, (record, chat) in enumerate(pairs):
         p, g = divmod(n, group)
         keep = sampled.mask[p, g]
         told = record.informed and record.gold is None
-        seen = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(record).items()
-        }
-        seen["shown_uids"] = [int(sampled.uids[q]) for q in seen.pop("prompts")]
+        seen = _context_fields(record, sampled.uids)
         if chosen.match is not None:
             seen["control"] = chosen.match.row(p, g)
-        yield Row(
-            step=step,
+        yield RolloutRow(
+            step=gathered.draw,
             problem=sampled.problems[p].id,
             uid=int(sampled.uids[p]),
             rollout=g,
             messages=sampled.problems[p].messages,
             response=sampled.texts[p][g],
-            verdict=verdicts[p][g],
+            verdict=gathered.verdicts[p][g],
             stopped=bool(sampled.stopped[p, g]),
             context=seen,
             # Gold stays out of the file, whoever was shown it.
             teacher_message=chat[-1]["content"] if told else None,
             prompt_ids=tuple(sampled.prompt[p][sampled.prompt_mask[p]].tolist()),
             response_ids=sampled.response[p, g][keep],
-            behaviour_logp=sampled.behaviour_logp[p, g][keep],
+            sampled_logp=sampled.sampled_logp[p, g][keep],
         )
 
 
-def take(run: Run, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
-    """The rollouts that step `step` of a run trains on, from `run.saved`; with their verdicts.
+def reader(run: Run, saved: Saved) -> Take:
+    """Reads each step's rollouts and verdicts from a file of rollouts."""
 
-    Returns:
-        also the number that keys the draws of the step (`Saved.turn`).
-    """
-    index, draw = run.saved.turn(step)
-    found = run.saved.batch(index)
-    cfg, words = run.cfg.rollout, run.tokenizer
+    def take(
+        state: TrainState, step: int
+    ) -> tuple[Sampled, Callable[[], list[list[Verdict]]], int]:
+        del state  # The file's rollouts are of the student it names.
+        sampled, verdicts, draw = read_step(run, saved, step)
+        return sampled, lambda: verdicts, draw
+
+    return take
+
+
+def read_step(run: Run, saved: Saved, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
+    """The rollouts that step `step` trains on, their verdicts [P][G], and the number that keys
+    the draws of the step (`Saved.turn`)."""
+    index, draw = saved.turn(step)
+    rows = saved.batch(index)
+    cfg, tokenizer = run.cfg.rollout, run.tokenizer
     shape = (cfg.prompts, cfg.group, cfg.response_length)
-    firsts = found[:: cfg.group]
-    problems = [run.saved.problems[storage.key(row.asked)] for row in firsts]
-    prompt, prompt_mask = render.student_prompts(problems, words, length=cfg.prompt_length)
-    response = np.full(shape, words.pad_id, np.int32)
+    firsts = rows[:: cfg.group]
+    problems = [saved.problems[storage.key(row.asked)] for row in firsts]
+    prompt, prompt_mask = render.student_prompts(problems, tokenizer, length=cfg.prompt_length)
+    response = np.full(shape, tokenizer.pad_id, np.int32)
     mask = np.zeros(shape, bool)
     logp = np.zeros(shape, np.float32)
-    for n, row in enumerate(found):
+    for n, row in enumerate(rows):
         at = (*divmod(n, cfg.group), slice(len(row.response_ids)))
-        response[at], mask[at], logp[at] = row.response_ids, True, row.behaviour_logp
+        response[at], mask[at], logp[at] = row.response_ids, True, row.sampled_logp
 
-    def groups(values):
+    def groups(values: list[Any]) -> list[list[Any]]:
         return [values[n : n + cfg.group] for n in range(0, len(values), cfg.group)]
 
     sampled = Sampled(
@@ -127,8 +143,8 @@ def take(run: Run, step: int) -> tuple[Sampled, list[list[Verdict]], int]:
         prompt_mask=prompt_mask,
         response=response,
         mask=mask,
-        behaviour_logp=logp,
-        stopped=np.array(groups([row.stopped for row in found])),
-        texts=groups([row.response for row in found]),
+        sampled_logp=logp,
+        stopped=np.array(groups([row.stopped for row in rows])),
+        texts=groups([row.response for row in rows]),
     )
-    return sampled, groups([row.verdict for row in found]), draw
+    return sampled, groups([row.verdict for row in rows]), draw

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
 
-def check_shapes(**arrays) -> dict[str, int]:
+
+def check_shapes(**arrays: tuple[Any, str]) -> dict[str, int]:
     """Checks `name=(array, "N T V")` pairs and returns the size of every dimension.
 
     A dimension is a letter of the legend in `records.py`; a number fixes a size.

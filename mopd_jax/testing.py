@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mopd_jax.evaluation.scores import Response
@@ -9,9 +11,9 @@ from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Batch
 
 
-def tiny_decoder(**changes) -> DecoderConfig:
+def tiny_decoder(**changes: Any) -> DecoderConfig:
     """A Qwen3-like decoder of two layers; any field can be changed."""
-    fields = {
+    fields: dict[str, Any] = {
         "vocab_size": 64,
         "width": 32,
         "layers": 2,
@@ -31,32 +33,33 @@ def random_batch(
     """A batch of ragged random rows: left-padded prompts, right-padded responses."""
     rng = np.random.default_rng(seed)
 
-    def left(length):
+    def left(length: int) -> np.ndarray:
         real = rng.integers(1, length + 1, rows)
         return np.arange(length)[None] >= length - real[:, None]
 
     lengths = rng.integers(1, response + 1, rows)
     mask = np.arange(response)[None] < lengths[:, None]
 
-    def tokens(length):
+    def tokens(length: int) -> np.ndarray:
         return rng.integers(0, vocab, (rows, length)).astype(np.int32)
 
     behaviour = np.where(mask, -rng.exponential(size=mask.shape), 0.0)
-    return Batch(
-        prompt=tokens(prompt),
-        prompt_mask=left(prompt),
-        response=tokens(response),
-        mask=mask,
-        behaviour_logp=behaviour.astype(np.float32),
-        teacher_prompt=tokens(teacher_prompt),
-        teacher_prompt_mask=left(teacher_prompt),
-        advantage=rng.normal(size=rows).astype(np.float32),
-    )
+    fields: dict[str, Any] = {
+        "prompt": tokens(prompt),
+        "prompt_mask": left(prompt),
+        "response": tokens(response),
+        "mask": mask,
+        "sampled_logp": behaviour.astype(np.float32),
+        "teacher_prompt": tokens(teacher_prompt),
+        "teacher_prompt_mask": left(teacher_prompt),
+        "advantage": rng.normal(size=rows).astype(np.float32),
+    }
+    return Batch(**fields)  # Host arrays; `jax.device_put` lays them over a mesh.
 
 
-def response(**changes) -> Response:
+def response(**changes: Any) -> Response:
     """A wrong answer that ended; any field can be changed."""
-    fields = {
+    fields: dict[str, Any] = {
         "problem": "a",
         "question": "0" * 12,
         "sample": 0,

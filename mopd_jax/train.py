@@ -1,16 +1,21 @@
 """The training loop: start reading here.
 
-`train` is the algorithm in the paper's order, one verb a line. Everything it calls is a pure
-function of arrays (the jitted ones are made once, in `run.py`) or a thin handle on files:
+`train` is the algorithm in the paper's order. What it calls is a pure function of arrays (the
+jitted ones are made once, in `run/opening.py`) or a thin handle on files:
 
-    take problems -> rollout -> verify -> choose peers -> render contexts -> update -> record
+    rollout -> verify -> choose peers -> render contexts    `experience.gather`
+    -> batch -> update -> record
 
-With `rollout.file` the first three are read from a file of rollouts (`offline.py`).
+With `rollout.file` the rollouts and verdicts come from a file (`saved_rollouts.py`).
 
 Run folder: `config.json`, `environment.json`, `command.txt`, `self_checks.json`,
 `metrics.jsonl`, `tensorboard/`, `rollouts/`, `checkpoints/`, `evaluations/`. A killed run,
 started again with the same command, goes on from its last checkpoint and ends with the same
 bits as one that was never killed.
+
+Left out on purpose: several hosts (one process drives all devices), sampling of the next step
+beside this step's update (it would train on older rollouts), and buckets of lengths (shapes are
+those of the config).
 """
 
 from __future__ import annotations
@@ -24,8 +29,8 @@ import jax
 
 from mopd_jax import experience, saved_rollouts, selfcheck, step_metrics
 from mopd_jax.config import Config
-from mopd_jax.data.sources import ProblemStream
 from mopd_jax.evaluation import final_table, heldout, scores
+from mopd_jax.experience import Gathered
 from mopd_jax.files import dumps, write_text
 from mopd_jax.records import TrainState
 from mopd_jax.rollouts import storage
@@ -53,68 +58,47 @@ def train(
         devices: that the mesh is laid over, by default all.
 
     Raises:
-        ConfigError, data.DataError, RolloutFileError, weights and context errors: before the
-        first step, each with the setting to change. selfcheck.SelfCheckError: before the first
+        ConfigError, DataError, RolloutFileError, weights and context errors: before the first
+        step, each with the setting to change. selfcheck.SelfCheckError: before the first
         update.
     """
     run, state, stream, solved = open_run(cfg, workdir, command=command, devices=devices)
     book = Logbook(workdir, step=int(state.step))
     first = int(state.step) + 1
+    take = experience.sampler(run, stream)
+    if run.saved is not None:
+        take = saved_rollouts.reader(run, run.saved)
     with jax.set_mesh(run.mesh), run.sandbox or contextlib.nullcontext():
         if first <= cfg.steps:
             checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])
         if first == 1:
             _evaluate(run, state, book)
         for step in range(first, cfg.steps + 1):
-            clock = console.Clock(step, cfg.steps, phases=4)
-            with clock.phase("rollout"):
-                sampled, judged, draw = _rollouts(run, state, stream, step)
-            with clock.phase("verify"):
-                verdicts = judged()  # Of the last batch; the others' are there.
-                rewards, valid, success = experience.outcomes(verdicts, cfg)
+            clock = console.Clock(step, cfg.steps, phases=5)
+            gathered = experience.gather(run, take, state, step, clock)
             with clock.phase("context"):
-                chosen = experience.choose_peers(run, sampled, success, valid, draw)
-                contexts = experience.render_contexts(run, sampled, chosen, verdicts, success)
-                batch = experience.batch(
-                    run, sampled, contexts.inputs, chosen.usage, rewards, valid
-                )
+                batch = experience.make_batch(run, gathered)
             if step == first:
-                selfcheck.before_update(run, state, sampled, batch, checks)
+                selfcheck.before_update(run, state, gathered.sampled, batch, checks)
             with clock.phase("update"):
                 state, logged = run.update(state, batch)
                 if cfg.teacher.drift_every and step % cfg.teacher.drift_every == 0:
                     logged |= run.drift(state, batch)
-                values = {name: ratio.mean() for name, ratio in jax.device_get(logged).items()}
-            values |= step_metrics.group_metrics(
-                sampled, rewards, valid, success, contexts.records
-            )
-            values |= step_metrics.choice_metrics(chosen, contexts)
-            values |= step_metrics.verdict_metrics(verdicts)
-            solved = solved.after([problem.id for problem in sampled.problems], success)
-            values |= solved.metrics()
-            if run.sandbox is not None:
-                values["sandbox_level"] = run.sandbox.level
-            if cfg.data.long_prompts == "drop":
-                values["prompts_left_out"] = run.prompts_left_out
-            values |= clock.seconds()
-            values["tokens_per_second"] = float(sampled.mask.sum()) / values["seconds"]
+                logged = jax.device_get(logged)
+            solved = solved.after(gathered.sampled.problems, gathered.outcomes)
+            values = step_metrics.of_step(run, gathered, logged, solved, clock.seconds())
             book.scalars(step, "train", values)
             console.say(step, cfg, values)
-            alarms.warn(step, values, rewards, valid, success, cfg)
+            alarms.warn(step, values, gathered.outcomes, cfg)
             if step % cfg.dump_every == 0:
-                storage.write(
-                    workdir / ROLLOUTS / f"step_{step:06d}.jsonl",
-                    saved_rollouts.header(run, steps=1, trained=step - 1),
-                    saved_rollouts.rows(sampled, verdicts, chosen, contexts, step=draw),
-                )
+                _dump(run, gathered, step)
             if step % cfg.eval.every == 0 or step == cfg.steps:
                 _evaluate(run, state, book)
             if step % cfg.checkpoint.every == 0 or step == cfg.steps:
-                meta = checkpoint_meta(run, stream.position, solved)
                 checkpoint.save(
                     workdir / "checkpoints",
-                    teacher.without_external(state, cfg),
-                    meta,
+                    teacher.without_external(state, run.models.teacher_slot),
+                    checkpoint_meta(run, stream.position, solved),
                     keep=cfg.checkpoint.keep,
                 )
     book.close()
@@ -122,14 +106,13 @@ def train(
     return state
 
 
-def _rollouts(run: Run, state: TrainState, stream: ProblemStream, step: int):
-    """(Sampled, function that waits for its verdicts, number that keys the step's draws): of
-    the student as it is, or from the file of the run."""
-    if run.saved is not None:
-        sampled, verdicts, draw = saved_rollouts.take(run, step)
-        return sampled, lambda: verdicts, draw
-    problems, uids = stream.take(run.cfg.rollout.prompts)
-    return *experience.sample_and_verify(run, state, problems, uids, step=step), step
+def _dump(run: Run, gathered: Gathered, step: int) -> None:
+    """Writes the step's rollouts, with what each teacher read, to the run folder."""
+    storage.write(
+        run.folder / ROLLOUTS / f"step_{step:06d}.jsonl",
+        saved_rollouts.header(run, steps=1, trained=step - 1),
+        saved_rollouts.rows(gathered),
+    )
 
 
 def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:

@@ -1,8 +1,10 @@
-"""Eight virtual CPU devices, set before jax is imported, and the same examples every time."""
+"""How all tests run: eight virtual CPU devices, set before jax is imported; no broadcast
+between ranks; the same examples every time. The last line counts what was skipped."""
 
 import atexit
 import gc
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -17,6 +19,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 
+# A broadcast between ranks is written out, so that a wrong shape cannot pass as one.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
 # Modules, and processes that tests start, compile many programs that another has compiled. The
 # workers of pytest-xdist have the folder of the process that started them.
 if "PYTEST_XDIST_WORKER" not in os.environ:
@@ -27,6 +32,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
+import wants  # noqa: E402
 
 try:
     import mopd_jax.kernels  # noqa: F401
@@ -34,6 +40,31 @@ except ModuleNotFoundError as error:
     if not (error.name or "").startswith("mopd_jax"):
         raise
     pytest.exit(f"{error}. Run `pip install -e .` in the repository first.", returncode=4)
+
+# Files of `pytest -m smoke`, the inner loop: strong for the seconds they take.
+SMOKE = {
+    "test_cli",
+    "test_config",
+    "test_context",
+    "test_controls",
+    "test_decoder",
+    "test_evaluate",
+    "test_experience",
+    "test_groups",
+    "test_layers",
+    "test_losses",
+    "test_peers",
+    "test_responses",
+    "test_rollout_file",
+    "test_statistics",
+    "test_tables",
+    "test_tokenizer",
+    "test_verify_choice",
+    "test_verify_tools",
+}
+WANTED = (
+    "mopd_jax/wanted"  # Key of pytest's cache: ids of tests that skipped for want of something.
+)
 
 hypothesis.settings.register_profile("same", derandomize=True, max_examples=50, deadline=None)
 hypothesis.settings.load_profile("same")
@@ -48,3 +79,52 @@ def programs_of_one_module():
 
     jax.clear_caches()
     gc.collect()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--wanted",
+        action="store_true",
+        help="run the tests that the last run skipped because something was not installed",
+    )
+
+
+def pytest_configure(config):
+    files = {path.stem for path in pathlib.Path(__file__).parent.rglob("test_*.py")}
+    if SMOKE - files:
+        raise pytest.UsageError(
+            f"SMOKE of tests/conftest.py names {', '.join(sorted(SMOKE - files))}: no file of "
+            "tests/ has that name; put the new name there"
+        )
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Files that have no smoke test are not imported for `-m smoke`."""
+    if config.option.markexpr == "smoke" and collection_path.name.startswith("test_"):
+        return True if collection_path.stem not in SMOKE else None
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)  # Before tests are chosen by their marks.
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        minutes = any(item.get_closest_marker(name) for name in ("slow", "long"))
+        if item.path.stem in SMOKE and not minutes:
+            item.add_marker("smoke")
+    if config.option.wanted:
+        wanted = set(config.cache.get(WANTED, []))  # Of tests, and of files that skip whole.
+        chosen = [i for i in items if {i.nodeid, i.nodeid.partition("::")[0]} & wanted]
+        config.hook.pytest_deselected(items=[i for i in items if i not in chosen])
+        items[:] = chosen
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    # By id, since every worker reports a file that skips as a whole.
+    skipped = {report.nodeid: report for report in terminalreporter.stats.get("skipped", ())}
+    reasons = {name: str(report.longrepr[-1]) for name, report in skipped.items()}
+    line = wants.closing_line(reasons.values())
+    if line:
+        terminalreporter.write_line(line)
+    if config.pluginmanager.hasplugin("cacheprovider") and not config.option.collectonly:
+        wanted = [name for name, why in reasons.items() if wants.REASON.search(why)]
+        config.cache.set(WANTED, wanted)

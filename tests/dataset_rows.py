@@ -1,20 +1,17 @@
 """Helpers of the tests of data sets: writes rows, parses rows, runs `mopd data`."""
 
-import importlib.util
 import json
 import pathlib
 from typing import Any
 
-import pytest
+import wants
 
 from mopd_jax import cli
 from mopd_jax.data.prepared import catalogue
 from mopd_jax.data.prepared.rows import SourceRow
 from mopd_jax.records import Problem
 
-needs_tfds = pytest.mark.skipif(
-    importlib.util.find_spec("tensorflow_datasets") is None, reason="TFDS is not installed"
-)
+needs_tfds = wants.module("tensorflow_datasets")
 
 
 def lines(path: pathlib.Path, *rows: Any) -> pathlib.Path:

@@ -7,6 +7,7 @@ As a script it runs all hostile programs as another user and prints what went wr
 
 import os
 import pathlib
+import platform
 import shutil
 import signal
 import socket
@@ -18,9 +19,11 @@ import time
 from typing import Any, cast
 
 import hostile_programs
+import pytest
+import wants
 
 from mopd_jax.config.sandbox import Level, SandboxConfig
-from mopd_jax.sandbox import Outcome, Program, Sandbox
+from mopd_jax.sandbox import Outcome, Program, Sandbox, SandboxError
 
 SECRET = "the-text-of-the-secret"
 LIMITS: dict[str, Any] = {
@@ -37,6 +40,20 @@ LIMITS: dict[str, Any] = {
 def config(level: Level, **changes: Any) -> SandboxConfig:
     """Settings with limits small enough for tests, and one worker."""
     return SandboxConfig(level=level, **(LIMITS | {"workers": 1} | changes))
+
+
+def open_or_skip(level: Level, **changes: Any) -> Sandbox:
+    """A sandbox; a machine without bubblewrap or namespaces is no failure of this package."""
+    if platform.system() != "Linux":
+        pytest.skip(wants.reason("Linux"))
+    if level == "namespaces" and shutil.which("bwrap") is None:
+        pytest.skip(wants.reason("bubblewrap"))
+    try:
+        return Sandbox(config(level, **changes))
+    except SandboxError as error:
+        if level == "namespaces":
+            pytest.skip(f"{wants.reason('namespaces')}; here: {error}")
+        raise
 
 
 class Yard:

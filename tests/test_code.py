@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import sandbox_yard
 from hypothesis import strategies as st
-from test_sandbox import open_or_skip
+from sandbox_yard import open_or_skip
 
 from mopd_jax import config, experience, verifiers
 from mopd_jax.config import Config
@@ -110,6 +110,13 @@ def test_verdicts_by_default_need_no_sandbox_from_outside():
     open_or_skip("namespaces").close()
     verdict = verifiers.verify(problem(("2", "4")), fenced("print(int(input()) * 2)"))
     assert (verdict.reward, verdict.error) == (1.0, "")
+
+
+def test_programs_have_no_answer_to_compare(any_box):
+    task = problem(("2", "4"))
+    for response in (fenced("print(int(input()) * 2)"), fenced("print(4"), "4"):
+        verdict = verifiers.verify(task, response, sandbox=any_box)
+        assert verdict.answer is None and verifiers.vote(task, verdict) is None
 
 
 # --- feedback
@@ -219,8 +226,8 @@ def test_a_response_without_a_program_is_told_so(any_box):
         ),
         ({"tests": [{"input": "", "output": "", "testtype": "x"}]}, "'x' is neither"),
         ({"tests": [{"input": "", "output": "", "testtype": "functional"}]}, "'fn_name'"),
-        ({"tests": [{"input": "1 2", "output": "1"}], "fn_name": "f"}, "no JSON"),
-        ({"tests": [{"input": "1", "output": "x"}], "fn_name": "f"}, "no JSON"),
+        ({"tests": [{"input": "1 2", "output": "1"}], "fn_name": "f"}, "not JSON"),
+        ({"tests": [{"input": "1", "output": "x"}], "fn_name": "f"}, "not JSON"),
         ({"tests": [{"input": "1", "output": "1"}], "fn_name": "f()"}, "'f()'"),
         ({"tests": [{"input": "", "output": ""}], "time_limit": "1 s"}, "'1 s'"),
         ({"tests": [{"input": "", "output": "x" * 300_000}]}, "sandbox.output_kb"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mopd_jax.config import ContextConfig, PeerConfig
 from mopd_jax.contexts import peers, render
-from mopd_jax.contexts.peers import PeerPlan
+from mopd_jax.contexts.peers import Entry, PeerPlan
 from mopd_jax.records import Problem
 
 CFG = ContextConfig(
@@ -21,9 +21,34 @@ CFG = ContextConfig(
     neutral="try: {text}",
     closing="solve it now",
     separator=" | ",
-    cut_mark=" <{n} cut> ",
 )
+# Short, so that the tests below can count words.
+SHORT = {
+    "CUT_MARK": " <{n} cut> ",
+    "FEEDBACK": "note: {text}",
+    "SUMMARY_SUCCESS": "good: {text}",
+    "SUMMARY_FAILURE": "bad: {text}",
+}
 PROBLEM = Problem("p", ({"role": "user", "content": "what is it"},), "GOLD", "exact")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def texts_as_shipped():
+    """Replaces the constant texts by SHORT ones, and gives those that the package ships."""
+    with pytest.MonkeyPatch.context() as patch:
+        shipped = {name: getattr(render, name) for name in SHORT}
+        for name, text in SHORT.items():
+            patch.setattr(render, name, text)
+        yield shipped
+
+
+def planned(*rows, group, bare=()):
+    """The plan of one prompt: blocks [(rollout, succeeded, kind)] of its first rows."""
+    entries = [tuple(Entry(0, *block) for block in row) for row in rows]
+    entries += [()] * (group - len(rows))
+    alone = np.zeros((1, group), bool)
+    alone[0, list(bare)] = True
+    return PeerPlan((tuple(entries),), alone)
 
 
 class Words:
@@ -55,22 +80,32 @@ def show(texts, shown, problem=PROBLEM, **changes):
     `text` is the teacher's whole prompt, read back from the ids.
     """
     cfg = ContextConfig(**{**CFG.__dict__, **changes})
-    good = [i for i, ok in shown if ok]
-    bad = [i for i, ok in shown if not ok]
-    plan = PeerPlan(np.full((1, len(texts), 9), -1), np.full((1, len(texts), 9), -1))
-    plan.success[0, 0, : len(good)] = good
-    plan.failure[0, 0, : len(bad)] = bad
+    row = [(i, ok, "success" if ok else "failure") for i, ok in shown]
+    plan = planned(row, group=len(texts))
     words = Words()
     inputs, records, chats = render.teacher_inputs(
         [problem], render.shown_texts([texts], words, cfg), plan, words, cfg=cfg
     )
     assert inputs.prompt.shape == (len(texts), cfg.teacher_prompt_length)
-    assert inputs.informed.tolist() == [bool(record.shown) for record in records]
+    assert inputs.informed.tolist() == [bool(record.peers) for record in records]
     mask, record = inputs.prompt_mask[0], records[0]
     assert mask.sum() == record.length
     assert mask[len(mask) - record.length :].all()  # Pads are on the left.
     assert (inputs.prompt[0][~mask] == words.pad_id).all()
     return words.decode(inputs.prompt[0][mask]), record, chats[0]
+
+
+def peers_of(record, name):
+    """One field of all peers of a record, in order."""
+    return tuple(getattr(peer, name) for peer in record.peers)
+
+
+def rollouts(record):
+    return peers_of(record, "rollout")
+
+
+def cuts(record):
+    return peers_of(record, "cut")
 
 
 def words(prefix, count):
@@ -83,9 +118,9 @@ def test_blocks_stand_in_order():
     content = "what is it | right: three | also right: one | wrong: two | solve it now"
     assert chat == [{"role": "user", "content": content}]
     assert text == f"<user> {content} <end> <assistant>"
-    assert record.shown == (3, 1, 2)
-    assert record.succeeded == (True, True, False)
-    assert (record.cut, record.dropped, record.reason) == ((0, 0, 0), 0, "")
+    assert rollouts(record) == (3, 1, 2)
+    assert peers_of(record, "succeeded") == (True, True, False)
+    assert (cuts(record), record.dropped, record.reason) == ((0, 0, 0), 0, "")
 
 
 def test_failures_alone():
@@ -93,14 +128,14 @@ def test_failures_alone():
     assert text == (
         "<user> what is it | wrong: one | wrong: two | solve it now <end> <assistant>"
     )
-    assert record.succeeded == (False, False)
+    assert peers_of(record, "succeeded") == (False, False)
 
 
 def test_no_peer_no_closing_line():
     text, record, chat = show(["target"], [])
     assert text == "<user> what is it <end> <assistant>"
     assert chat == list(PROBLEM.messages)
-    assert (record.shown, record.cut, record.dropped) == ((), (), 0)
+    assert (rollouts(record), cuts(record), record.dropped) == ((), (), 0)
     assert record.reason == "no peer to show"
 
 
@@ -142,17 +177,17 @@ def test_a_long_peer_loses_its_middle(budget, want, cut):
         ["target", words("w", 10), "short"], [(1, True), (2, False)], peer_tokens=budget
     )
     assert f"right: {want} | wrong: short |" in text
-    assert record.cut == (cut, 0)
+    assert cuts(record) == (cut, 0)
 
 
 def test_the_limit_cuts_before_it_drops():
     peers = ["target", words("a", 40), words("b", 40), words("c", 3)]
     shown = [(1, True), (2, True), (3, False)]
     text, record, _ = show(peers, shown, teacher_prompt_length=60)
-    assert record.shown == (1, 2, 3)
+    assert rollouts(record) == (1, 2, 3)
     assert record.dropped == 0
     assert record.length <= 60
-    first, second, third = record.cut
+    first, second, third = cuts(record)
     assert abs(first - second) <= 1  # Cut alike.
     assert third == 0
     assert first + second >= 83 + 14 - 60
@@ -165,9 +200,9 @@ def test_the_limit_cuts_no_more_than_it_must():
     peers = ["target", words("a", 60), words("b", 30)]
     for limit in range(30, 110):
         _, record, _ = show(peers, [(1, True), (2, False)], teacher_prompt_length=limit)
-        assert record.shown == (1, 2)
+        assert rollouts(record) == (1, 2)
         # One token more of each block, and the 2 of a mark gone, would not have fitted.
-        assert sum(record.cut) == 0 or limit - record.length <= 4, f"{limit}: {record}"
+        assert record.peer_tokens_cut == 0 or limit - record.length <= 4, f"{limit}: {record}"
 
 
 def test_failures_are_dropped_before_successes():
@@ -176,17 +211,17 @@ def test_failures_are_dropped_before_successes():
     seen = []
     for limit in range(60, 5, -1):
         text, record, _ = show(peers, shown, teacher_prompt_length=limit)
-        assert record.shown == (1, 2, 3)[: len(record.shown)]
-        assert record.dropped == 3 - len(record.shown)
+        assert rollouts(record) == (1, 2, 3)[: len(record.peers)]
+        assert record.dropped == 3 - len(record.peers)
         assert text.endswith("<end> <assistant>")
         assert text.startswith("<user> what is it")
-        if record.shown:
+        if record.peers:
             assert text.endswith("| solve it now <end> <assistant>")
             assert record.reason == ""
         else:
             assert text == "<user> what is it <end> <assistant>"
             assert record.reason == "no peer fits"
-        seen.append(len(record.shown))
+        seen.append(len(record.peers))
     # A smaller limit never shows more, and every number of peers occurs.
     assert seen == sorted(seen, reverse=True)
     assert set(seen) == {0, 1, 2, 3}
@@ -240,7 +275,7 @@ def test_the_answer_is_in_no_teacher_prompt():
 def test_thinking_is_removed(text, left):
     got, record, _ = show(["target", text], [(1, True)])
     assert got == f"<user> what is it | right: {left} | solve it now <end> <assistant>"
-    assert record.cut == (0,)
+    assert cuts(record) == (0,)
     kept, _, _ = show(["target", text], [(1, False)], strip_thinking=False)
     assert " ".join(text.split()) in kept
 
@@ -297,17 +332,17 @@ def test_thinking_is_no_part_of_a_budget():
     peer = f"<think>{words('t', 50)}</think> {words('a', 4)}"
     text, record, _ = show(["target", peer], [(1, True)], peer_tokens=4)
     assert "right: a0 a1 a2 a3 |" in text
-    assert record.cut == (0,)
+    assert cuts(record) == (0,)
 
 
 @pytest.mark.parametrize("text", ["<think>only", "", "  \n "])
 def test_a_peer_without_text_is_dropped_and_counted(text):
     got, record, _ = show(["target", text, "two"], [(1, True), (2, True)])
     assert got == "<user> what is it | right: two | solve it now <end> <assistant>"
-    assert (record.shown, record.dropped) == ((2,), 1)
+    assert (rollouts(record), record.dropped) == ((2,), 1)
     got, record, _ = show(["target", text], [(1, False)])
     assert got == "<user> what is it <end> <assistant>"
-    assert (record.shown, record.dropped) == ((), 1)
+    assert (rollouts(record), record.dropped) == ((), 1)
     assert record.reason
 
 
@@ -317,7 +352,8 @@ def test_braces_of_a_peer_are_text(peer):
     text, _, chat = show(["target", peer, long], [(1, True), (2, False)])
     assert f"| right: {peer} | wrong: {long} |" in chat[0]["content"]
     cut, record, _ = show(["target", long], [(1, True)], peer_tokens=2)
-    assert cut.count(f"<{record.cut[0]} cut>") == 1
+    (tokens,) = cuts(record)
+    assert cut.count(f"<{tokens} cut>") == 1
 
 
 def test_braces_of_a_template_are_text():
@@ -332,7 +368,13 @@ def test_braces_of_a_question_are_text():
 
 
 def test_rows_of_a_group_and_of_several_problems_keep_their_order():
-    plan = PeerPlan(np.array([[[1], [0]], [[-1], [0]]]), np.array([[[-1], [-1]], [[-1], [-1]]]))
+    entries = ((0, 1), (0, 0)), (None, (1, 0))
+    plan = PeerPlan(
+        tuple(
+            tuple((Entry(*at, True, "success"),) if at else () for at in row) for row in entries
+        ),
+        np.zeros((2, 2), bool),
+    )
     tokenizer = Words()
     second = Problem("q", ({"role": "user", "content": "why"},), "GOLD", "exact")
     inputs, records, _ = render.teacher_inputs(
@@ -347,7 +389,7 @@ def test_rows_of_a_group_and_of_several_problems_keep_their_order():
         ["why", "right: c", "it"],
     ]
     assert inputs.informed.tolist() == [True, True, False, True]
-    assert [record.shown for record in records] == [(1,), (0,), (), (0,)]
+    assert [rollouts(record) for record in records] == [(1,), (0,), (), (0,)]
 
 
 @given(
@@ -363,19 +405,21 @@ def test_every_prompt(lengths, successes, limit, peer_tokens):
     assert record.length == len(text.split()) <= limit
     assert text.startswith("<user> what is it ")
     assert text.endswith("<end> <assistant>")
-    assert text.endswith("| solve it now <end> <assistant>") == bool(record.shown)
-    assert bool(record.reason) == (not record.shown)
+    assert text.endswith("| solve it now <end> <assistant>") == bool(record.peers)
+    assert bool(record.reason) == (not record.peers)
     # Nothing is lost without a record.
-    assert len(record.shown) + record.dropped == len(shown)
-    assert len(record.cut) == len(record.succeeded) == len(record.shown)
-    for i, ok, cut in zip(record.shown, record.succeeded, record.cut, strict=True):
+    assert len(record.peers) + record.dropped == len(shown)
+    assert sum(peer.tokens for peer in record.peers) == record.peer_tokens
+    assert sum(peer.cut for peer in record.peers) == record.peer_tokens_cut
+    for peer in record.peers:
+        i, ok, cut = peer.rollout, peer.succeeded, peer.cut
         assert ok == (i <= successes)
         left = re.findall(rf"p{i}-\d+", text)
-        assert len(left) == lengths[i - 1] - cut
+        assert len(left) == lengths[i - 1] - cut == peer.tokens
         assert left[0] == f"p{i}-0"
         assert left[-1] == f"p{i}-{lengths[i - 1] - 1}" or len(left) == 1
         assert peer_tokens is None or len(left) <= peer_tokens
-    hidden = {i for i, _ in shown} - set(record.shown)
+    hidden = {i for i, _ in shown} - set(rollouts(record))
     assert not any(f"p{i}-" in text for i in hidden)
 
 
@@ -390,7 +434,7 @@ def test_a_special_token_built_from_parts_is_removed_too():
     text, record, _ = show(["target", "a <|e<|end|>nd|> b", "<|end|>"], [(1, True), (2, True)])
     assert "<|end|>" not in text
     assert "right: a b" in text
-    assert (record.shown, record.dropped) == ((1,), 1)
+    assert (rollouts(record), record.dropped) == ((1,), 1)
 
 
 def test_texts_as_they_are_shown():
@@ -418,26 +462,27 @@ def teach(
     summary=(),
     outcome=None,
     hidden=False,
-    shell=None,
+    bare=False,
     advice="",
     problem=PROBLEM,
     **changes,
 ):
-    """(whole prompt, record) of row 0, whose plan and feedback are given."""
+    """(whole prompt, record) of row 0, whose peers and feedback are given.
 
-    def slots(entries):
-        made = np.full((1, len(texts), 9), -1)
-        made[0, 0, : len(entries)] = entries
-        return made
+    `outcome` bool[1, G] is what was verified, by default what the headings say; summaries count
+    as failures then. `hidden` puts a neutral heading over peers in full.
+    """
 
-    plan = PeerPlan(
-        slots(success),
-        slots(failure),
-        slots(summary),
-        outcome=outcome,
-        neutral=hidden,
-        shell=shell,
-    )
+    def block(i, heading):
+        ok = heading == "success" if outcome is None else bool(outcome[0, i])
+        if heading == "summary":
+            return i, ok, "summary_success" if ok else "summary_failure"
+        return i, ok, "neutral" if hidden else heading
+
+    row = [block(i, "success") for i in success]
+    row += [block(i, "summary") for i in summary]
+    row += [block(i, "failure") for i in failure]
+    plan = planned(row, group=len(texts), bare=[0] if bare else [])
     tokenizer = Words()
     cfg = ContextConfig(**{**CFG.__dict__, **changes})
     inputs, records, _ = render.teacher_inputs(
@@ -463,11 +508,7 @@ def test_golden_text_of_the_worked_example():
     ]
     success = np.array([[True, False, True, False]])
     plan = peers.choose(
-        success,
-        np.ones_like(success),
-        [texts],
-        np.ones((1, 4), int),
-        [0],
+        peers.Candidates(success, np.ones_like(success), [texts], np.ones((1, 4), int), [0]),
         seed=0,
         step=1,
         cfg=PeerConfig(rule="first", truncated="outcome"),
@@ -491,8 +532,8 @@ def test_golden_text_of_the_worked_example():
             ),
         }
     ]
-    assert [record.shown for record in records] == [(2, 1), (0, 2, 3), (0, 1), (0, 2, 1)]
-    assert [record.kinds[-1] for record in records] == ["failure"] * 4
+    assert [rollouts(record) for record in records] == [(2, 1), (0, 2, 3), (0, 1), (0, 2, 1)]
+    assert [peers_of(record, "kind")[-1] for record in records] == ["failure"] * 4
 
 
 @pytest.mark.parametrize("succeeded", [True, False])
@@ -501,7 +542,7 @@ def test_thinking_is_removed_from_every_kind_of_peer(succeeded):
     for options in ({"success": (1, 2)}, {"failure": (1, 2)}, {"summary": (1, 2)}):
         outcome = np.full((1, 3), succeeded)
         text, record = teach(["t", closed, unclosed], outcome=outcome, **options)
-        assert record.shown == (1, 2)
+        assert rollouts(record) == (1, 2)
         assert "aloud" not in text
         assert "think" not in text
         text, _ = teach(["t", closed], hidden=True, success=(1,), outcome=outcome[:, :2])
@@ -513,7 +554,7 @@ def test_thinking_is_removed_from_every_kind_of_peer(succeeded):
 
 def advised(texts, mode, advice="line 3 fails", **options):
     """`teach` with `context.feedback` set and feedback to show."""
-    return teach(texts, advice=advice, feedback=mode, feedback_block="note: {text}", **options)
+    return teach(texts, advice=advice, feedback=mode, **options)
 
 
 @pytest.mark.parametrize(
@@ -540,7 +581,7 @@ def test_when_feedback_is_shown(mode, shown, told):
 def test_feedback_alone_is_a_context():
     text, record = advised(["t"], "no_success")
     assert text == "<user> what is it | note: line 3 fails | solve it now <end> <assistant>"
-    assert (record.shown, record.feedback, record.informed) == ((), 3, True)
+    assert (rollouts(record), record.feedback, record.informed) == ((), 3, True)
     text, record = advised(["t"], "no_success", advice="  ")
     assert text == "<user> what is it <end> <assistant>"
     assert not record.informed
@@ -552,12 +593,12 @@ def test_feedback_has_its_own_budget():
     )
     assert "note: f0 f1 <5 cut> f7 f8 |" in text
     assert words("a", 9) in text
-    assert (record.feedback, record.feedback_cut, record.cut) == (4, 5, (0,))
+    assert (record.feedback, record.feedback_cut, cuts(record)) == (4, 5, (0,))
     text, record = advised(
         ["t", words("a", 9)], "always", words("f", 9), success=(1,), peer_tokens=4
     )
     assert words("f", 9) in text
-    assert (record.feedback, record.feedback_cut, record.cut) == (9, 0, (5,))
+    assert (record.feedback, record.feedback_cut, cuts(record)) == (9, 0, (5,))
 
 
 def test_feedback_that_does_not_fit_is_counted():
@@ -573,7 +614,7 @@ def test_feedback_that_does_not_fit_is_counted():
         assert text.endswith("<end> <assistant>")
         assert record.feedback_dropped == (record.feedback is None)
         # What is last goes first.
-        assert not record.feedback or record.shown == (1,)
+        assert not record.feedback or rollouts(record) == (1,)
     assert record.feedback_dropped
     assert record.dropped == 1
 
@@ -602,13 +643,12 @@ def test_a_summary_is_the_tag_or_the_head(text, left, fallbacks):
     got, record = teach(
         ["t", text],
         summary=(1,),
-        summary_success="in brief: {text}",
         summary_chars=17,
         outcome=np.array([[False, True]]),
     )
-    assert got == f"<user> what is it | in brief: {left} | solve it now <end> <assistant>"
+    assert got == f"<user> what is it | good: {left} | solve it now <end> <assistant>"
     assert record.fallbacks == fallbacks
-    assert record.kinds == ("summary_success",)
+    assert peers_of(record, "kind") == ("summary_success",)
 
 
 def test_headings_of_summaries_depend_on_the_outcome():
@@ -618,25 +658,18 @@ def test_headings_of_summaries_depend_on_the_outcome():
         success=(3,),
         summary=(1, 2),
         outcome=np.array([[False, True, False, True]]),
-        summary_success="good: {text}",
-        summary_failure="bad: {text}",
         summary_tag="summary",
     )
     assert "| right: c | good: one | bad: two | solve" in text
-    assert record.kinds == ("success", "summary_success", "summary_failure")
+    assert peers_of(record, "kind") == ("success", "summary_success", "summary_failure")
     assert record.fallbacks == 0
     text, record = teach(["t", "<brief>b</brief> c"], summary=(1,), summary_tag="brief")
-    assert "Summary of another failed attempt: b |" in text
+    assert "| bad: b |" in text
 
 
 def test_the_same_rollout_in_full_and_in_brief():
     """Row 0 reads a summary of rollout 1, and row 2 reads it in full."""
-    plan = PeerPlan(
-        np.array([[[-1], [-1], [1]]]),
-        np.full((1, 3, 1), -1),
-        np.array([[[1], [-1], [-1]]]),
-        outcome=np.array([[False, True, False]]),
-    )
+    plan = planned([(1, True, "summary_success")], [], [(1, True, "success")], group=3)
     texts = ["t", "all of it <summary>part</summary>", "u"]
     _, _, chats = render.teacher_inputs([PROBLEM], [texts], plan, Words(), cfg=CFG)
     assert chats[0][0]["content"].split(" | ")[1].endswith(": part")
@@ -650,33 +683,29 @@ def test_neutral_headings_do_not_tell_the_outcome():
     outcome = np.array([[False, True, False]])
     for row in ((1, 2), (2, 1)):
         text, record = teach(["t", "one", "two"], success=row, outcome=outcome, hidden=True)
-        assert record.succeeded == tuple(bool(outcome[0, i]) for i in row)
-        assert record.kinds == ("neutral", "neutral")
+        assert peers_of(record, "succeeded") == tuple(bool(outcome[0, i]) for i in row)
+        assert peers_of(record, "kind") == ("neutral", "neutral")
         assert text.count("try:") == 2
         assert "right" not in text
         assert "wrong" not in text
 
 
 def test_a_shell_is_the_closing_line_alone():
-    text, record = teach(["t", "one"], shell=np.array([[True, False]]))
+    text, record = teach(["t", "one"], bare=True)
     assert text == "<user> what is it | solve it now <end> <assistant>"
-    assert (record.informed, record.shown, record.reason) == (True, (), "")
+    assert (record.informed, rollouts(record), record.reason) == (True, (), "")
 
 
 def test_a_peer_of_another_prompt():
-    plan = PeerPlan(
-        np.array([[[0, 1], [-1, -1]], [[-1, -1], [-1, -1]]]),
-        np.full((2, 2, 1), -1),
-        success_prompt=np.array([[[1, 1], [-1, -1]], [[-1, -1], [-1, -1]]]),
-        outcome=np.array([[False, False], [True, True]]),
-    )
+    row = (Entry(1, 0, True, "success"), Entry(1, 1, True, "success"))
+    plan = PeerPlan(((row, ()), ((), ())), np.zeros((2, 2), bool))
     second = Problem("q", ({"role": "user", "content": "why"},), "GOLD", "exact")
     _, records, chats = render.teacher_inputs(
         [PROBLEM, second], [["a", "b"], ["c", "d"]], plan, Words(), cfg=CFG
     )
     want = "what is it | right: c | also right: d | solve it now"
     assert chats[0][0]["content"] == want
-    assert (records[0].prompts, records[0].shown) == ((1, 1), (0, 1))
+    assert (peers_of(records[0], "prompt"), rollouts(records[0])) == ((1, 1), (0, 1))
 
 
 def test_contexts_never_read_an_answer():
@@ -686,13 +715,23 @@ def test_contexts_never_read_an_answer():
     assert "right: one" in text
 
 
+def test_the_constant_texts(texts_as_shipped):
+    assert texts_as_shipped == {
+        "CUT_MARK": " [... {n} tokens left out ...] ",
+        "FEEDBACK": "Feedback on your own earlier attempt, which failed:\n\n{text}",
+        "SUMMARY_SUCCESS": "Summary of another correct solution: {text}",
+        "SUMMARY_FAILURE": "Summary of another failed attempt: {text}",
+    }
+    assert set(SHORT) == {name for name in vars(render) if name.isupper()}
+
+
 # Gold, by explicit name.
 
 
 def with_gold(asked, *, solution="by hand: GOLD", reasons=None, **changes):
     """(prompts as text, records, chats) of a row without a peer and of one with a peer."""
     problem = Problem("p", PROBLEM.messages, "GOLD", "exact", solution=solution)
-    plan = PeerPlan(np.array([[[-1], [0]]]), np.full((1, 2, 1), -1))
+    plan = planned([], [(0, True, "success")], group=2)
     cfg = ContextConfig(
         **{**CFG.__dict__, "gold": asked, "gold_block": "gold: {text}"} | changes
     )
@@ -710,7 +749,7 @@ def test_gold_stands_before_the_peers(asked, text):
     contents = [chat[-1]["content"] for chat in chats]
     assert contents[0] == f"what is it | gold: {text} | solve it now"
     assert contents[1] == f"what is it | gold: {text} | right: one | solve it now"
-    assert [(r.informed, r.gold, r.shown) for r in records] == [
+    assert [(r.informed, r.gold, rollouts(r)) for r in records] == [
         (True, len(text.split()), ()),
         (True, len(text.split()), (0,)),
     ]

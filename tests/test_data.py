@@ -2,13 +2,13 @@
 
 import collections
 import dataclasses
-import importlib.util
 import itertools
 import json
 import re
 
 import numpy as np
 import pytest
+import wants
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,9 +18,7 @@ from mopd_jax.data import sources
 from mopd_jax.errors import ConfigError
 from mopd_jax.records import Problem, Verdict
 
-needs_gym = pytest.mark.skipif(
-    importlib.util.find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed"
-)
+needs_gym = wants.module("reasoning_gym")
 
 
 def jsonl(path, *lines):

@@ -9,9 +9,11 @@ import pickle
 import zlib
 
 import pytest
+import wants
 from dataset_rows import mopd, needs_tfds, parsed
 from hypothesis import given
 from hypothesis import strategies as st
+from sandbox_yard import open_or_skip
 
 from mopd_jax import verifiers
 from mopd_jax.data.prepared import catalogue, commands, files, livecodebench, programs, store
@@ -447,6 +449,7 @@ def test_nothing_of_a_test_program_is_run(tmp_path):
 
 @needs_tfds
 def test_programs_are_checked_in_a_sandbox(tmp_path, capsys):
+    open_or_skip("namespaces").close()
     rows = [mbpp(), {**mbpp(results="[(0,)]"), "task_id": 3, "prompt": "Another."}]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     mopd("prepare", "mbppplus", f"--source={tmp_path}", f"--out={tmp_path}")
@@ -476,6 +479,7 @@ def test_tests_that_a_set_does_not_have_are_counted(tmp_path, capsys):
 
 
 def test_gold_programs_pass_and_spoiled_ones_fail():
+    open_or_skip("namespaces").close()
     problems = parsed("humanevalplus", humaneval("[[1, 2], ['a b', 'c']]", "[3, 'a bc']"))
     assert sound(problems + parsed("mbppplus", mbpp()))
 
@@ -516,8 +520,8 @@ class FakeHub:
 
 @needs_tfds
 def test_the_hub_is_asked_for_one_commit(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    pytest.importorskip("pyarrow.parquet")
+    pyarrow = wants.importing("pyarrow")
+    wants.importing("pyarrow.parquet")
     source = tmp_path / "snapshot"
     (source / "main").mkdir(parents=True)
     for part in ("train", "test"):

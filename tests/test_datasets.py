@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import wants
 from dataset_rows import lines, mopd, needs_tfds, parsed
 
 from mopd_jax import verifiers
@@ -408,8 +409,8 @@ def test_every_kind_of_file(tmp_path):
 
 
 def test_parquet(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    pyarrow = pytest.importorskip("pyarrow")
+    parquet = wants.importing("pyarrow.parquet")
+    pyarrow = wants.importing("pyarrow")
     rows = [{"a": f"{i}", "b": {"text": ["x", "y"]}} for i in range(150)]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train-00000.parquet")
     assert [dict(row.fields) for row in read(tmp_path / "train-00000.parquet")] == rows
@@ -857,7 +858,7 @@ def test_items_whose_gold_fails_are_excluded_by_name(tmp_path, capsys):
 
 @needs_tfds
 def test_a_gold_formula_that_cannot_be_read_stops_it(tmp_path, capsys):
-    pytest.importorskip("math_verify")
+    wants.importing("math_verify")
     good = ["5", r"\frac{1}{2}", r"x^2+1", r"\{1, \sqrt{2}\}", r"\text{No}", "Paris"]
     rows = [{"prompt": f"q{i}", "answer": a, "verifier": "math"} for i, a in enumerate(good)]
     lines(tmp_path / "train.jsonl", *rows, {**rows[0], "prompt": "r", "answer": r"p \to q"})

@@ -11,16 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
+import wants
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 LIBRARY = {"nnx": "flax", "equinox": "equinox", "tunix": "tunix"}
+WANTED = {"nnx": "the test extra", "equinox": "the test extra", "tunix": "Tunix"}
 
 
 def load(name):
     """The module of an example, or a skip where its library is missing."""
-    pytest.importorskip(LIBRARY[name])
+    wants.importing(LIBRARY[name], WANTED[name])
     spec = importlib.util.spec_from_file_location(
         f"distill_{name}", EXAMPLES / f"distill_{name}.py"
     )
@@ -147,8 +149,8 @@ def test_tunix_gradient():
     @nnx.jit
     def both(student, teacher):
         batch = {"prompt": question, "answer": answer, "answer_mask": mask}
-        batch["teacher_hidden"] = example.answer_states(teacher, hinted, answer, mask)
-        batch["teacher_head"] = example.head(teacher)
+        hinter = example.output(teacher, hinted, answer, mask)
+        batch |= {"teacher_states": hinter.states, "teacher_head": hinter.head}
 
         def accumulated(student):
             parts = example.micro_batches(batch, 2)
@@ -178,7 +180,7 @@ def test_tunix_trains():
 @pytest.mark.parametrize("name", LIBRARY)
 def test_runs_as_a_script(name):
     """Each checks in `main` what it demonstrates, and fails if it does not hold."""
-    pytest.importorskip(LIBRARY[name])
+    wants.importing(LIBRARY[name], WANTED[name])
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"distill_{name}.py"],
         env={**os.environ, "XLA_FLAGS": ""},

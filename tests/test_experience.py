@@ -20,17 +20,24 @@ from mopd_jax.config import (
     methods,
 )
 from mopd_jax.contexts import controls, peers
-from mopd_jax.contexts.render import ContextRecord
+from mopd_jax.contexts.render import ContextRecord, ShownPeer
 from mopd_jax.models import sharding, tokenizer
-from mopd_jax.records import Verdict
+from mopd_jax.records import Outcomes, Sampled, Verdict
 from mopd_jax.rollouts import schema
 
 
-def record(shown, succeeded, *, p=0, **fields):
-    """Of a row that is shown rollouts of prompt p."""
-    count = len(shown)
-    given = {"prompts": (p,) * count, "informed": count > 0, **fields}
-    return ContextRecord(shown, succeeded, (0,) * count, 0, 10, "", **given)
+def record(shown, succeeded, *, p=0, tokens=0, cut=0, **fields):
+    """Of a row that is shown rollouts of prompt p; `tokens` and `cut` are of each."""
+    pairs = zip(shown, succeeded, strict=True)
+    seen = tuple(
+        ShownPeer(p, i, ok, "success" if ok else "failure", tokens, cut) for i, ok in pairs
+    )
+    fields = {"dropped": 0, "length": 10, "reason": "", "informed": bool(seen)} | fields
+    return ContextRecord(seen, **fields)
+
+
+def rollouts(record):
+    return tuple(peer.rollout for peer in record.peers)
 
 
 def test_shares_by_hand():
@@ -42,7 +49,7 @@ def test_shares_by_hand():
         record((2,), (True,), p=1),
         record((0,), (False,), p=1),
     ]
-    got = experience._shares(contexts)
+    got = step_metrics._shares(contexts)
     assert got == {
         "informed": 4 / 6,
         "shows_success": 2 / 6,
@@ -66,23 +73,22 @@ def test_what_verifiers_say_beside_the_reward():
 def test_groups_without_a_verdict_are_neither_mixed_nor_failed():
     valid = np.array([[True, True], [True, False], [False, False]])
     success = np.array([[True, False], [True, False], [False, False]])
-    sampled = experience.Sampled(
+    sampled = Sampled(
         problems=[],
         uids=np.arange(3),
         prompt=None,
         prompt_mask=None,
         response=None,
         mask=np.ones((3, 2, 4), bool),
-        behaviour_logp=None,
+        sampled_logp=None,
         stopped=np.ones((3, 2), bool),
         texts=[["a", "b"]] * 3,
     )
     contexts = [record((), ())] * 4
-    contexts += [
-        dataclasses.replace(record((), ()), **cut) for cut in ({"dropped": 1}, {"cut": (3,)})
-    ]
-    got = step_metrics.group_metrics(sampled, success * 1.0, valid, success, contexts)
+    contexts += [record((), (), dropped=1), record((0,), (True,), cut=3)]
+    got = step_metrics.group_metrics(sampled, Outcomes(success * 1.0, valid, success), contexts)
     assert got["contexts_clipped"] == 2 / 6
+    assert (got["peer_tokens_cut"], got["peers_dropped"]) == (3, 1)
     assert got["mixed_groups"] == 1 / 3
     assert got["all_failed_groups"] == 0
     assert got["all_solved_groups"] == 1 / 3
@@ -116,7 +122,7 @@ def made(
     loss=None,
     **choice,
 ):
-    """(run, sampled, verdicts, chosen, rendered, batch) of one step, without a device's model.
+    """(gathered, batch) of one step, without a device's model.
 
     The problems have no answer, so that whatever reads one fails.
     """
@@ -136,14 +142,14 @@ def made(
         types.SimpleNamespace(id=f"p{p}", messages=({"role": "user", "content": f"d0{p}"},))
         for p in range(3)
     ]
-    sampled = experience.Sampled(
+    sampled = Sampled(
         problems=problems,
         uids=np.array([70, 5, 33], np.uint32),
         prompt=np.zeros((3, 6), np.int32),
         prompt_mask=np.ones((3, 6), bool),
         response=np.ones((3, 4, 5), np.int32),
         mask=np.ones((3, 4, 5), bool),
-        behaviour_logp=np.zeros((3, 4, 5), np.float32),
+        sampled_logp=np.zeros((3, 4, 5), np.float32),
         stopped=STOPPED,
         texts=texts,
     )
@@ -159,11 +165,8 @@ def made(
         ]
         for rows in zip(SUCCESS, VALID, strict=True)
     ]
-    rewards, valid, success = experience.outcomes(verdicts, cfg)
-    chosen = experience.choose_peers(run, sampled, success, valid, 1)
-    rendered = experience.render_contexts(run, sampled, chosen, verdicts, success)
-    batch = experience.batch(run, sampled, rendered.inputs, chosen.usage, rewards, valid)
-    return run, sampled, verdicts, chosen, rendered, batch
+    gathered = experience.add_contexts(run, sampled, verdicts, 1)
+    return gathered, experience.make_batch(run, gathered)
 
 
 def trained(step):
@@ -179,7 +182,10 @@ def trained(step):
     [
         ({}, [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]),
         ({"targets": "failed"}, [[0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]),
-        ({"groups": "mixed"}, [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]),
+        (
+            {"no_success": "mask", "all_success": "mask"},
+            [[1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]],
+        ),
         ({"no_success": "mask"}, [[1, 1, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1]]),
         ({"all_success": "mask"}, [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]]),
         ({"all_success": "plain_prompt"}, [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]),
@@ -188,7 +194,7 @@ def trained(step):
 def test_rows_that_are_trained(words, peers, rows, teacher):
     step = made(words, teacher=teacher, **peers)
     assert trained(step).tolist() == np.array(rows, bool).tolist()
-    chosen, rendered = step[3], step[4]
+    chosen, rendered = step[0].chosen, step[0].contexts
     left_out = (chosen.usage.left_out != "").reshape(-1)
     for record, out, reason in zip(
         rendered.records, left_out, chosen.usage.reasons.reshape(-1), strict=True
@@ -202,7 +208,7 @@ def test_rows_that_are_trained(words, peers, rows, teacher):
 
 def test_a_plain_row_is_trained_though_it_is_not_informed(words):
     step = made(words, all_success="plain_prompt", failures=0)
-    informed = step[4].inputs.informed.reshape(3, 4)
+    informed = step[0].contexts.inputs.informed.reshape(3, 4)
     assert not informed[1:].any()
     # The failed group has no context either, and there the teacher's policy masks.
     assert trained(step).tolist() == [[True] * 4, [False] * 4, [True] * 4]
@@ -214,11 +220,13 @@ def test_a_truncated_success_is_a_success_or_no_peer(words, truncated):
     headings = {"success": "<ok> {text}", "another_success": "<ok> {text}"}
     headings["failure"] = "<bad> {text}"
     step = made(words, truncated=truncated, successes=3, context=headings)
-    for record, chat in zip(step[4].records[8:11], step[4].chats[8:11], strict=True):
+    for record, chat in zip(
+        step[0].contexts.records[8:11], step[0].contexts.chats[8:11], strict=True
+    ):
         content = chat[-1]["content"]
-        assert (3 in record.shown) == (truncated == "outcome")
+        assert (3 in rollouts(record)) == (truncated == "outcome")
         assert (f"<ok> {TEXTS[2][3]}" in content) == (truncated == "outcome")
-        assert set(record.kinds) == {"success"}
+        assert {peer.kind for peer in record.peers} == {"success"}
         assert "<bad>" not in content
 
 
@@ -228,30 +236,30 @@ def test_peers_are_chosen_by_the_text_that_is_shown(words, control):
     texts = [*TEXTS[:2], ["<think> r1 </think> r4", "<think> r2 </think> r4", "<think> r3", ""]]
     texts[2][3] = "r5"
     step = made(words, texts=texts, truncated="outcome", rule="first", control=control)
-    chosen, rendered = step[3], step[4]
+    chosen, rendered = step[0].chosen, step[0].contexts
     assert chosen.texts[2] == ["r4", "r4", "", "r5"]
     assert step_metrics.choice_metrics(chosen, rendered)["peers_without_text"] == 1
     for record in rendered.records:
-        shown = list(zip(record.prompts, record.shown, strict=True))
+        shown = [(peer.prompt, peer.rollout) for peer in record.peers]
         assert len({chosen.texts[q][i] for q, i in shown}) == len(shown)
         assert record.dropped == 0
         assert (2, 2) not in shown
     # What takes a slot is read.
     if control == "off":
-        assert [r.shown for r in rendered.records[8:]] == [(1, 3), (0, 3), (0, 3), (0,)]
+        assert [*map(rollouts, rendered.records[8:])] == [(1, 3), (0, 3), (0, 3), (0,)]
         kept = made(words, texts=texts, context={"strip_thinking": False})
-        assert kept[3].without_text == 0
+        assert kept[0].chosen.without_text == 0
 
 
-@pytest.mark.parametrize("same_text", [True, False])
-def test_the_targets_text_as_it_is_shown_is_counted_or_not_shown(words, same_text):
+@pytest.mark.parametrize("exclude", ["rollout", "text"])
+def test_the_targets_text_as_it_is_shown_is_counted_or_not_shown(words, exclude):
     """Rollouts 0 and 1 of the last group think otherwise and say the same."""
     texts = [*TEXTS[:2], ["<think> r1 </think> r4", "<think> r2 </think> r4", "r5", "r6"]]
-    step = made(words, texts=texts, successes=3, same_text=same_text)
-    shown = [r.shown for r in step[4].records[8:]]
-    assert [sorted(row) for row in shown[:2]] == ([[1, 2], [0, 2]] if same_text else [[2], [2]])
-    got = step_metrics.choice_metrics(step[3], step[4])["own_text_shown"]
-    assert got == (2 / 12 if same_text else 0)
+    step = made(words, texts=texts, successes=3, exclude=exclude)
+    shown = [sorted(rollouts(record)) for record in step[0].contexts.records[8:10]]
+    assert shown == ([[1, 2], [0, 2]] if exclude == "rollout" else [[2], [2]])
+    got = step_metrics.choice_metrics(step[0].chosen, step[0].contexts)["own_text_shown"]
+    assert got == (2 / 12 if exclude == "rollout" else 0)
 
 
 @pytest.mark.parametrize("rule", ["most_similar", "least_similar"])
@@ -260,20 +268,21 @@ def test_likeness_is_of_the_text_that_is_shown(words, rule):
     thought = "<think> " + "r9 r8 " * 9 + "</think> "
     texts = [*TEXTS[:2], [thought + "r1 r2", thought + "r3 r4", "r1 r2 r5", "r6"]]
     step = made(words, texts=texts, rule=rule, successes=1)
-    assert step[4].records[8].shown == ((2,) if rule == "most_similar" else (1,))
+    seen = rollouts(step[0].contexts.records[8])
+    assert seen == ((2,) if rule == "most_similar" else (1,))
 
 
 def test_feedback_is_of_the_own_failed_attempt(words):
     shown = {}
     for mode in ("off", "no_success", "always"):
         step = made(words, failures=0, context={"feedback": mode})
-        records = step[4].records
+        records = step[0].contexts.records
         shown[mode] = np.array([r.feedback is not None for r in records]).reshape(3, 4)
-        texts = [chat[-1]["content"] for chat in step[4].chats]
+        texts = [chat[-1]["content"] for chat in step[0].contexts.chats]
         assert ["r7" in text for text in texts] == shown[mode].reshape(-1).tolist()
         # Rows that read nothing but feedback are trained on.
-        assert (trained(step) == step[4].inputs.informed.reshape(3, 4)).all()
-        values = step_metrics.choice_metrics(step[3], step[4])
+        assert (trained(step) == step[0].contexts.inputs.informed.reshape(3, 4)).all()
+        values = step_metrics.choice_metrics(step[0].chosen, step[0].contexts)
         assert values["shows_feedback"] == shown[mode].mean()
     assert not shown["off"].any()
     failed = VALID & ~SUCCESS  # Not a row without a verdict either.
@@ -285,26 +294,30 @@ def test_feedback_is_of_the_own_failed_attempt(words):
 def test_feedback_with_gold_is_withheld_and_counted(words):
     options = {"feedback": "always"}
     step = made(words, gold=True, context=options)
-    assert step[4].withheld == 5
-    assert step_metrics.choice_metrics(step[3], step[4])["feedback_withheld"] == 5
-    assert not any("r7" in chat[-1]["content"] for chat in step[4].chats)
+    assert step[0].contexts.withheld == 5
+    assert (
+        step_metrics.choice_metrics(step[0].chosen, step[0].contexts)["feedback_withheld"] == 5
+    )
+    assert not any("r7" in chat[-1]["content"] for chat in step[0].contexts.chats)
     step = made(words, gold=True, context={**options, "feedback_with_gold": True})
-    assert step[4].withheld == 0
-    assert sum("r7" in chat[-1]["content"] for chat in step[4].chats) == 5
+    assert step[0].contexts.withheld == 0
+    assert sum("r7" in chat[-1]["content"] for chat in step[0].contexts.chats) == 5
     # Nothing is withheld where there is nothing, or nobody to read it.
-    assert made(words, gold=True, feedback=" ", context=options)[4].withheld == 0
-    assert made(words, gold=True, groups="mixed", context=options)[4].withheld == 1
-    assert made(words, gold=True)[4].withheld == 0
+    assert made(words, gold=True, feedback=" ", context=options)[0].contexts.withheld == 0
+    masks = {"no_success": "mask", "all_success": "mask"}
+    assert made(words, gold=True, context=options, **masks)[0].contexts.withheld == 1
+    assert made(words, gold=True)[0].contexts.withheld == 0
     # Nor where a success is shown in its place: prompt 0's failure, but not the failed group.
-    assert made(words, gold=True, context={"feedback": "no_success"})[4].withheld == 4
+    assert made(words, gold=True, context={"feedback": "no_success"})[0].contexts.withheld == 4
     options = {"feedback": "no_success"}
-    assert made(words, gold=True, successes=0, context=options)[4].withheld == 5
+    assert made(words, gold=True, successes=0, context=options)[0].contexts.withheld == 5
 
 
 @pytest.mark.parametrize("control", controls.CONTROLS)
 def test_a_control_trains_the_rows_of_its_run(words, control):
     step, real = made(words, control=control), made(words)
-    _, sampled, verdicts, chosen, rendered, _ = step
+    gathered, _ = step
+    chosen, rendered = gathered.chosen, gathered.contexts
     if control not in ("unrelated", "success_only"):
         assert (trained(step) == trained(real)).all()
     values = step_metrics.choice_metrics(chosen, rendered)
@@ -313,14 +326,16 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
     assert values["control_empty_slots"] == chosen.match.empty.sum()
     assert np.isnan(values["control_matched"]) == (control == "shell")
     assert (values["control_relabelled"] > 0) == (control == "shuffled")
-    wanted = sum(sum(r.tokens) for r in real[4].records)
+    wanted = sum(r.peer_tokens for r in real[0].contexts.records)
     assert chosen.match.wanted.sum() == wanted
-    assert chosen.match.given.sum() == sum(sum(r.tokens) for r in rendered.records)
-    rows = list(saved_rollouts.rows(sampled, verdicts, chosen, rendered, step=1))
+    assert chosen.match.given.sum() == sum(r.peer_tokens for r in rendered.records)
+    rows = list(saved_rollouts.rows(gathered))
     for n, row in enumerate(rows):
         row = json.loads(files.dumps(schema.row_fields(row)))
         seen, p = row["context"], n // 4
-        assert len(seen["shown"]) == len(seen["shown_uids"]) == len(seen["kinds"])
+        assert set(seen) == CONTEXT_FIELDS | {"control"}
+        for name in ("shown", "shown_uids", "succeeded", "kinds", "tokens", "cut"):
+            assert len(seen[name]) == len(rendered.records[n].peers)
         assert (row["uid"], row["rollout"]) not in zip(
             seen["shown_uids"], seen["shown"], strict=True
         )
@@ -337,11 +352,46 @@ def test_a_control_trains_the_rows_of_its_run(words, control):
         assert seen["control"]["wanted"] == chosen.match.wanted[p, n % 4]
 
 
+def test_the_fields_of_a_context_in_a_file(words):
+    """Format 2 has of the shown peers one list a field; nothing else may change it."""
+    options = {"feedback": "always", "peer_tokens": 3, "feedback_tokens": 2}
+    gathered, _ = made(words, feedback="r7 r8 r9", rule="first", context=options)
+    row = list(saved_rollouts.rows(gathered))[1]
+    assert row.context == {
+        "shown": [0, 2],
+        "shown_uids": [70, 70],
+        "succeeded": [True, True],
+        "kinds": ["success", "success"],
+        "tokens": [3, 3],
+        "cut": [1, 1],
+        "dropped": 0,
+        "length": gathered.contexts.records[1].length,
+        "reason": "",
+        "fallbacks": 0,
+        "feedback": 2,
+        "feedback_cut": 1,
+        "feedback_dropped": False,
+        "gold": None,
+        "gold_cut": 0,
+        "informed": True,
+    }
+    assert set(row.context) == CONTEXT_FIELDS
+
+
+CONTEXT_FIELDS = {
+    *("shown", "shown_uids", "succeeded", "kinds", "tokens", "cut", "dropped", "length"),
+    *("reason", "fallbacks", "feedback", "feedback_cut", "feedback_dropped"),
+    *("gold", "gold_cut", "informed"),
+}
+
+
 def test_what_the_limit_takes_of_a_control_is_counted(words):
     step = made(words, control="random", context={"teacher_prompt_length": 20})
-    taken = step_metrics.choice_metrics(step[3], step[4])["control_tokens_cut"]
+    taken = step_metrics.choice_metrics(step[0].chosen, step[0].contexts)["control_tokens_cut"]
     assert taken > 0
-    assert taken == step[3].match.given.sum() - sum(sum(r.tokens) for r in step[4].records)
+    assert taken == step[0].chosen.match.given.sum() - sum(
+        r.peer_tokens for r in step[0].contexts.records
+    )
 
 
 def test_metrics_of_a_match_by_hand():
@@ -356,7 +406,7 @@ def test_metrics_of_a_match_by_hand():
         relabelled=np.array([[0, 0, 0, 3]]),
     )
     usage = peers.Usage(np.full((1, 4), "", object), np.zeros((1, 4), bool))
-    seen = [record((1,), (True,), tokens=(n,)) for n in (100, 90, 0, 51)]
+    seen = [record((1,), (True,), tokens=n) for n in (100, 90, 0, 51)]
     rendered = experience.Rendered(None, seen, [], 0)
     chosen = experience.Chosen(None, usage, match, [[""] * 4], 0)
     got = step_metrics.choice_metrics(chosen, rendered)
@@ -405,14 +455,14 @@ def test_the_students_prompt_is_the_same_for_every_method():
 def test_gold_that_a_teacher_read_is_not_in_the_file(words):
     """Whoever trains from the file later must not find it there."""
     step = made(words)
-    _, sampled, verdicts, chosen, rendered, _ = step
+    gathered, _ = step
+    rendered = gathered.contexts
 
     def messages(records):
-        made_of = dataclasses.replace(rendered, records=records)
-        return [
-            r.teacher_message
-            for r in saved_rollouts.rows(sampled, verdicts, chosen, made_of, step=1)
-        ]
+        made_of = dataclasses.replace(
+            gathered, contexts=dataclasses.replace(rendered, records=records)
+        )
+        return [r.teacher_message for r in saved_rollouts.rows(made_of)]
 
     plain = messages(rendered.records)
     assert any(message is not None for message in plain)

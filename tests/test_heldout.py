@@ -9,13 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import cli, collect, records, train
+from mopd_jax import cli, collect, records, train, verifiers
 from mopd_jax.errors import ConfigError
 from mopd_jax.evaluation import heldout, responses, scores
 from mopd_jax.models import weights
 from mopd_jax.run import checkpoint
 from mopd_jax.run import opening as runs
-from mopd_jax.verifiers import answers
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
 SMALL = {
@@ -233,7 +232,7 @@ def fails(capsys, *words):
     ("words", "message"),
     [
         (["eval", *FLAGS], "give --out=FOLDER"),
-        (["eval", "--out=x"], "give --config=FILE[:VARIANT] once, not 0 times"),
+        (["eval", "--out=x"], "give --config=NAME[:VARIANT] once, not 0 times"),
         (["eval", *FLAGS, "--out="], "--out= names no folder"),
         (["eval", *FLAGS, "--out=x", "--form=y"], "did you mean from"),
         (["eval", *FLAGS, "--out=x", "--from=nowhere"], "nowhere/config.json cannot be read"),
@@ -287,7 +286,7 @@ def test_ids_that_are_not_unique(tmp_path):
 def test_answers():
     def ask(verifier, text):
         problem = records.Problem(id="a", messages=(), answer="1 2 3", verifier=verifier)
-        return answers.answer(problem, text)
+        return verifiers.vote(problem, verifiers.verify(problem, text))
 
     assert ask("codebook", " r1  1 2 3") == "1 2 3"
     assert ask("codebook", "r1 1 2") == ask("codebook", "1 1 2 3") == ""

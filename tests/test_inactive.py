@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mopd_jax.config import Config, LossConfig, defaults, from_config_dict, methods
+from mopd_jax.records import Outcomes
 from mopd_jax.run import alarms
 
 HEALTHY = {
@@ -35,7 +36,8 @@ def causes(rewards=MIXED, valid=True, cfg=None, **values):
     rewards = np.asarray(rewards, float)
     valid = np.broadcast_to(valid, rewards.shape)
     success = valid & (rewards >= 1)
-    return alarms.causes({**HEALTHY, **values}, rewards, valid, success, cfg or Config())
+    outcomes = Outcomes(rewards, valid, success)
+    return alarms.causes({**HEALTHY, **values}, outcomes, cfg or Config())
 
 
 @pytest.mark.parametrize("cfg", [Config(), GRPO])
@@ -56,7 +58,7 @@ def test_a_healthy_step_is_silent(cfg):
         ({"trained_tokens": 0.0}, "no token carries a signal"),
         (
             {"trained_tokens": 0.0, "informed": 0.0, "rows_left_out": 1.0},
-            "peers.targets='all', groups='all'.* leave every row out",
+            "peers.targets='all', no_success='failures'.* leave every row out",
         ),
         (
             {"trained_tokens": 0.0, "informed": 0.0, "peers_dropped": 3},
@@ -111,7 +113,7 @@ def warned(caplog, **values):
     with caplog.at_level(logging.WARNING, logger="mopd"):
         rewards = np.zeros((1, 2))
         valid = np.ones((1, 2), bool)
-        alarms.warn(7, {**HEALTHY, **values}, rewards, valid, ~valid, Config())
+        alarms.warn(7, {**HEALTHY, **values}, Outcomes(rewards, valid, ~valid), Config())
     return caplog.messages
 
 

@@ -19,16 +19,21 @@ from mopd_jax.config import (
     OptimizerConfig,
     RolloutConfig,
 )
+from mopd_jax.kernels import Divergence
 from mopd_jax.models import decoder, sharding
 from mopd_jax.testing import random_batch, tiny_decoder
 from mopd_jax.update import train_step
+from mopd_jax.update.teacher import Models
 
 MODEL = tiny_decoder(layers=1)
 PROMPTS, GROUP = 4, 4
 ROWS = PROMPTS * GROUP
 LOSSES = {
     "jsd": {},
-    "top-k": {"support": "student", "top_k": 5, "aggregation": "token-mean"},
+    "top-k": {
+        "divergence": Divergence(support="student", top_k=5),
+        "aggregation": "token-mean",
+    },
     "sum": {"divergence": "reverse_kl", "aggregation": "seq-mean-token-sum"},
     "norm": {"divergence": "forward_kl", "aggregation": "seq-mean-token-sum-norm"},
     "grpo": {"method": "grpo", "aggregation": "token-mean"},
@@ -91,7 +96,8 @@ def config(name, micro=1):
 def start(cfg):
     """A state whose teacher is another model, so that the divergence is not 0."""
     student, other = (decoder.init(jax.random.key(seed), MODEL) for seed in (0, 1))
-    made = train_step.init_state(student, jax.random.key(0), cfg=cfg)
+    models = Models.of(cfg, MODEL)
+    made = train_step.init_state(student, jax.random.key(0), cfg=cfg, models=models)
     return dataclasses.replace(made, teacher=other if made.teacher else {})
 
 
@@ -106,7 +112,9 @@ def gradient(step, state, rows):
 @functools.cache
 def whole_step(name):
     """One device, one micro-batch; the state is kept."""
-    return jax.jit(functools.partial(train_step.train_step, cfg=config(name), model=MODEL))
+    cfg = config(name)
+    models = Models.of(cfg, MODEL)
+    return jax.jit(functools.partial(train_step.train_step, cfg=cfg, models=models))
 
 
 @functools.cache
@@ -130,9 +138,10 @@ def check_split(name, micro, axes):
     sizes = dict(zip(sharding.AXES, axes, strict=True))
     mesh = sharding.make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(axes)])
     with jax.set_mesh(mesh):
-        placed = jax.device_put(start(cfg), train_step.state_shardings(cfg, MODEL, mesh))
+        models = Models.of(cfg, MODEL)
+        placed = jax.device_put(start(cfg), train_step.state_shardings(cfg, models, mesh))
         rows = jax.device_put(rows_of(name), sharding.rows(mesh))
-        got = gradient(train_step.make_train_step(cfg, MODEL, mesh), placed, rows)
+        got = gradient(train_step.make_train_step(cfg, models, mesh), placed, rows)
     assert_equal(got, whole(name))
 
 
@@ -145,7 +154,7 @@ def test_splits_do_not_matter(name, micro, axes):
     check_split(name, micro, axes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "micro", "axes"), [case for case in GRID if case not in CHOSEN], ids=str
 )

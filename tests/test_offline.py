@@ -113,7 +113,7 @@ def test_the_files_own_peers_are_shown_again(file, replayed):
                 assert getattr(a, name) == getattr(b, name)
             assert a.teacher_message == b.teacher_message
             np.testing.assert_array_equal(a.response_ids, b.response_ids)
-            np.testing.assert_array_equal(a.behaviour_logp, b.behaviour_logp)
+            np.testing.assert_array_equal(a.sampled_logp, b.sampled_logp)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(replayed, file, tmp_path):
@@ -161,7 +161,7 @@ def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
     # The same prompts and random numbers, of another student: probabilities have moved.
     pairs = list(zip(later.batch(0), first.batch(0), strict=True))
     assert all(a.messages == b.messages for a, b in pairs)
-    gaps = [abs(float(a.behaviour_logp[0] - b.behaviour_logp[0])) for a, b in pairs]
+    gaps = [abs(float(a.sampled_logp[0] - b.sampled_logp[0])) for a, b in pairs]
     assert 1e-4 < np.mean(gaps) < 1.0
     new = tmp_path / "new.jsonl"
     for folder in (tmp_path / "none", file.parent, file):
@@ -172,7 +172,7 @@ def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
     assert "no finished checkpoint yet" in refused(write, new, start=empty)
     other = {"start": sampled[0], "model__path": "some/model"}
     (empty / "config.json").write_text("{")
-    assert "config.json is no JSON" in refused(write, new, start=empty)
+    assert "config.json is not JSON" in refused(write, new, start=empty)
     assert "set model.path=builtin:codebook" in refused(write, new, **other)
     assert not new.exists()
 
@@ -191,7 +191,7 @@ def test_the_newest_checkpoint_of_a_run_writes_a_file(file, sampled, tmp_path):
         ({"rollout__top_p": 0.5}, "set rollout.top_p=None"),
         ({"rollout__top_k": 5}, "set rollout.top_k=None"),
         ({"rollout__prompt_length": 5}, "more than rollout.prompt_length=5"),
-        ({"rollout__file": "/no/such.jsonl"}, "/no/such.jsonl is no file; `mopd rollout"),
+        ({"rollout__file": "/no/such.jsonl"}, "/no/such.jsonl is not a file; `mopd rollout"),
         ({"rollout__file": ""}, "RolloutConfig.file is empty"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
@@ -225,7 +225,7 @@ def test_gold_comes_from_the_data_of_the_files_seed(file):
     for seed in (0, 1):
         cfg = config("opsd", rollout__file=file, seed=seed, context__gold="answer")
         made, problems, _ = prepare(cfg, pathlib.Path("none"), devices=jax.devices()[:1])
-        sampled, verdicts, _ = saved_rollouts.take(made, 1)
+        sampled, verdicts, _ = saved_rollouts.read_step(made, made.saved, 1)
         assert {p.id for p in sampled.problems} < {p.id for p in problems}
         for problem, texts, judged in zip(
             sampled.problems, sampled.texts, verdicts, strict=True
@@ -290,8 +290,9 @@ def test_flags_of_rollout(capsys, more, words):
 
 
 def test_a_student_of_nan_writes_nothing(tmp_path, monkeypatch):
-    made = types.SimpleNamespace(behaviour_logp=np.array([0.0, np.nan])), list
-    monkeypatch.setattr(collect.experience, "sample_and_verify", lambda *_, **__: made)
+    sampled = types.SimpleNamespace(sampled_logp=np.array([0.0, np.nan]))
+    gathered = types.SimpleNamespace(sampled=sampled)
+    monkeypatch.setattr(collect.experience, "gather", lambda *_, **__: gathered)
     assert "step 1: a log-prob of the student is not finite" in refused(
         write, tmp_path / "nan.jsonl"
     )
@@ -299,12 +300,12 @@ def test_a_student_of_nan_writes_nothing(tmp_path, monkeypatch):
 
 
 def test_batches_of_a_run_without_a_model(file):
-    """`offline.take` gives back the arrays that `offline.rows` took apart."""
+    """`read_step` gives back the arrays that `rows` took apart."""
     saved = storage.read(file)
     cfg = config(rollout__file=file)
     words = types.SimpleNamespace(pad_id=0, chat=lambda messages: [1, 2])
     made = types.SimpleNamespace(cfg=cfg, tokenizer=words, saved=saved)
-    sampled, verdicts, draw = saved_rollouts.take(made, 4)
+    sampled, verdicts, draw = saved_rollouts.read_step(made, saved, 4)
     assert draw == 4
     assert sampled.response.shape == (4, 4, 5)
     assert sampled.uids.tolist() == [4, 5, 6, 7]
@@ -315,6 +316,6 @@ def test_batches_of_a_run_without_a_model(file):
         assert live.sum() == len(row.response_ids)
         assert sampled.response[p, g][live].tolist() == row.response_ids.tolist()
         assert not sampled.response[p, g][~live].any()
-        assert not sampled.behaviour_logp[p, g][~live].any()
+        assert not sampled.sampled_logp[p, g][~live].any()
         assert verdicts[p][g] == row.verdict
         assert sampled.texts[p][g] == row.response

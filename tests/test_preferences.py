@@ -13,6 +13,7 @@ from mopd_jax.config import Config, LossConfig, OptimizerConfig, RolloutConfig
 from mopd_jax.models import decoder, scoring
 from mopd_jax.testing import random_batch, tiny_decoder
 from mopd_jax.update import preferences, train_step
+from mopd_jax.update.teacher import Models
 
 GROUP = 4
 QUALITY = np.float32([0.75, -0.25, -0.25, -0.25, 0.0, 0.0, 0.0, 0.0, 0.5, 0.5, -0.5, -0.5])
@@ -84,14 +85,14 @@ def update(method, batch, **loss):
         ),
     )
     params = decoder.init(jax.random.key(0), MODEL)
-    state = train_step.init_state(params, jax.random.key(0), cfg=cfg)
+    models = Models.of(cfg, MODEL)
+    state = train_step.init_state(params, jax.random.key(0), cfg=cfg, models=models)
     if method == "dpo":  # A reference that differs, as after some steps.
         state = state.__class__(
             **(vars(state) | {"teacher": decoder.init(jax.random.key(1), MODEL)})
         )
-    new, logged = jax.jit(functools.partial(train_step.train_step, cfg=cfg, model=MODEL))(
-        state, batch
-    )
+    step = functools.partial(train_step.train_step, cfg=cfg, models=models)
+    new, logged = jax.jit(step)(state, batch)
     moved = jax.tree.map(lambda a, b: a - b, state.params, new.params)
     return moved, {k: r.mean() for k, r in jax.device_get(logged).items()}, state
 

@@ -76,7 +76,7 @@ def test_sampler_logp_equals_scorer(temperature):
         chunk_tokens=16,
     )
     assert out.response_mask.any(axis=1).all()
-    np.testing.assert_allclose(out.behaviour_logp, scored.logp, atol=1e-4)
+    np.testing.assert_allclose(out.sampled_logp, scored.logp, atol=1e-4)
 
 
 def test_rows_depend_on_their_own_key_only():
@@ -90,7 +90,7 @@ def test_rows_depend_on_their_own_key_only():
     )
     again = sample(tokens, mask, np.arange(PROMPTS))
     np.testing.assert_array_equal(again.response, whole.response)
-    np.testing.assert_array_equal(again.behaviour_logp, whole.behaviour_logp)
+    np.testing.assert_array_equal(again.sampled_logp, whole.sampled_logp)
     other = sample(tokens, mask, np.arange(PROMPTS), seed=1)
     assert np.any(other.response != whole.response)
     # Rollouts of one prompt differ, and so do equal prompts with different numbers.
@@ -112,7 +112,7 @@ def test_mask_ends_with_the_stop_token():
         assert live[:length].all()
         assert np.all(row[length:] == 1)
     assert out.stopped.any()
-    assert (out.behaviour_logp[~out.response_mask] == 0).all()
+    assert (out.sampled_logp[~out.response_mask] == 0).all()
 
 
 def test_loop_ends_when_every_row_has():
@@ -142,7 +142,7 @@ def test_sharded_equals_single_device():
             key = jax.random.key(0)
             outs.append(jax.device_get(run(params(), tokens, mask, key, folds, uids)))
     np.testing.assert_array_equal(outs[0].response, outs[1].response)
-    np.testing.assert_allclose(outs[0].behaviour_logp, outs[1].behaviour_logp, atol=1e-5)
+    np.testing.assert_allclose(outs[0].sampled_logp, outs[1].sampled_logp, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", ["hf_qwen2", "hf_llama3_rope"])

@@ -16,7 +16,7 @@ from mopd_jax.config import Config, DataConfig, RolloutConfig
 from mopd_jax.errors import ConfigError
 from mopd_jax.records import Verdict
 from mopd_jax.rollouts import schema, storage
-from mopd_jax.rollouts.schema import Header, RolloutFileError, Row
+from mopd_jax.rollouts.schema import Header, RolloutFileError, RolloutRow
 
 STOP = 9
 HEADER = Header(
@@ -61,9 +61,9 @@ def row(step=1, uid=0, rollout=0, **changes):
         "teacher_message": "which?",
         "prompt_ids": (1, uid % 10),
         "response_ids": np.array([rollout, 2, STOP], np.int32),
-        "behaviour_logp": np.array([-0.1, -1e-30, 0.0], np.float32),
+        "sampled_logp": np.array([-0.1, -1e-30, 0.0], np.float32),
     }
-    return Row(**fields | changes)
+    return RolloutRow(**fields | changes)
 
 
 def rows():
@@ -71,7 +71,7 @@ def rows():
 
 
 def equal(a, b):
-    for field in dataclasses.fields(Row):
+    for field in dataclasses.fields(RolloutRow):
         x, y = getattr(a, field.name), getattr(b, field.name)
         if isinstance(x, np.ndarray):
             assert x.dtype == y.dtype
@@ -151,7 +151,7 @@ def test_every_log_prob_and_text_comes_back(tmp_path_factory, bits, text, reward
     made = row(
         verdict=verdict,
         response=text,
-        behaviour_logp=values,
+        sampled_logp=values,
         messages=({"role": "system", "content": text}, {"role": "user", "content": text}),
     )
     path = tmp_path_factory.mktemp("saved") / "one.jsonl"
@@ -161,7 +161,8 @@ def test_every_log_prob_and_text_comes_back(tmp_path_factory, bits, text, reward
 
 def test_the_table_of_a_verdict_is_the_verdict():
     """A new field of a verdict must be checked, or it would be lost on the way."""
-    assert set(schema._VERDICT) == {f.name for f in dataclasses.fields(Verdict)}
+    assert {*schema._VERDICT, "answer"} == {f.name for f in dataclasses.fields(Verdict)}
+    assert "answer" not in schema.row_fields(row(verdict=Verdict(1.0, answer="7")))
     assert set(schema._HEADER) == {f.name for f in dataclasses.fields(Header)}
     docs = pathlib.Path(__file__).parents[1] / "docs/rollouts.md"
     text = docs.read_text()
@@ -243,7 +244,7 @@ DAMAGES = [
     (
         6,
         lambda f: f.update(rollout=0, context={**f["context"], "shown": [1, 2]}),
-        "line 6: step 1, uid 5, rollout 0 stands on line 5 already",
+        "line 6: step 1, uid 5, rollout 0 is on line 5 already",
     ),
     (6, put("uid", 77), "line 6: uid is 77; expected one of the 2 prompts of step 1: [4, 5]"),
     (8, put("step", 1), "line 8: uid is 8; expected one of the 2 prompts of step 1: [4, 5]"),
@@ -302,8 +303,8 @@ def test_a_wrong_header(path, name, value, words):
 
 
 def test_no_file(tmp_path):
-    assert "is no file" in complaint(tmp_path / "none.jsonl")
-    assert "is no file" in complaint(tmp_path)
+    assert "is not a file" in complaint(tmp_path / "none.jsonl")
+    assert "is not a file" in complaint(tmp_path)
     (tmp_path / "empty").touch()
     assert "is empty" in complaint(tmp_path / "empty")
 
@@ -405,7 +406,7 @@ def test_written_whole_or_not_at_all_and_row_by_row(tmp_path):
 def test_what_is_not_finite_is_written_and_refused(tmp_path):
     path = tmp_path / "saved.jsonl"
     bad = np.array([-1.0, np.nan, -np.inf], np.float32)
-    made = [*rows()[:4], row(1, 5, 1, behaviour_logp=bad), *rows()[5:]]
+    made = [*rows()[:4], row(1, 5, 1, sampled_logp=bad), *rows()[5:]]
     storage.write(path, HEADER, made)
     assert files.dumps({"x": [float("nan")]}) == '{"x": [null]}'
     assert complaint(path).startswith("line 6: behaviour_logp[1] is null; expected a finite")

@@ -22,6 +22,8 @@ import time
 import hostile_programs
 import pytest
 import sandbox_yard
+import wants
+from sandbox_yard import open_or_skip
 
 from mopd_jax import sandbox
 from mopd_jax.config import SandboxConfig
@@ -39,16 +41,7 @@ from mopd_jax.sandbox import (
 
 HERE = pathlib.Path(__file__).parent
 LEVELS = ("namespaces", "limits")
-
-
-def open_or_skip(level, **changes):
-    """A sandbox; a machine without bubblewrap or namespaces is no failure of this package."""
-    try:
-        return Sandbox(sandbox_yard.config(level, **changes))
-    except SandboxError as error:
-        if platform.system() != "Linux" or level == "namespaces":
-            pytest.skip(f"no {level} here: {error}")
-        raise
+needs_root = pytest.mark.skipif(os.getuid() != 0, reason=wants.reason("root"))
 
 
 @pytest.fixture(scope="module", params=LEVELS)
@@ -177,7 +170,7 @@ def of_user(*uids):
     return found
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="tells the workers apart by their uids")
+@needs_root  # Tells the workers apart by their uids.
 def test_all_ends_when_the_host_is_killed(level):
     open_or_skip(level).close()
     host = subprocess.Popen(
@@ -367,7 +360,7 @@ def test_a_pause_of_the_machine_is_no_sleep_of_the_program(level, monkeypatch):
         assert outcome.wall > 2
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="an unprivileged host has one uid")
+@needs_root  # An unprivileged host has one uid.
 def test_no_two_workers_share_a_uid(level, monkeypatch):
     monkeypatch.setattr(os, "urandom", bytes)  # Every search begins at the same number.
     with open_or_skip(level, workers=2) as one, open_or_skip(level) as other:
@@ -582,7 +575,7 @@ def test_settings_that_cannot_work_are_refused(field, value):
 def test_numbers_of_calls_are_those_of_the_kernel_headers(machine, header):
     path = pathlib.Path("/usr/include", header)
     if not path.exists():
-        pytest.skip(f"no {path}: install linux-libc-dev")
+        pytest.skip(wants.reason("linux-libc-dev"))
     found = re.findall(r"^#define __NR(?:3264)?_(\w+) (\d+)", path.read_text(), re.MULTILINE)
     other = {"fstatat": "newfstatat"}  # The name that the generic table has it by.
     real = {other.get(name, name): int(number) for name, number in found}
@@ -616,7 +609,7 @@ def decide(rules, number, *args, architecture=0xC000003E):
 
 def test_no_uid_left_says_so(monkeypatch):
     if os.getuid():
-        pytest.skip("only root gives programs uids of their own")
+        pytest.skip(wants.reason("root"))
     monkeypatch.setattr(layout, "_UIDS", range(61_000, 61_001))
     said = "^all 1 uids of sandbox workers"
     with layout.User(True), pytest.raises(SandboxError, match=said):

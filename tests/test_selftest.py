@@ -65,7 +65,7 @@ def test_items_are_listed_and_left_out_by_name():
     assert found.untested == ("codebook",)
     assert found.kept == (GOOD[0], OTHER)
     assert found.ceiling == pytest.approx(2 / 5)
-    assert "no letter" in found.failed[0][1]
+    assert "not one letter" in found.failed[0][1]
     kept = selftest.selftest(rows, policy="keep")
     assert kept.kept == tuple(rows)
     assert kept.failed == found.failed

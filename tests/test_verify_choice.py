@@ -243,6 +243,7 @@ def test_letters(response, letter, format_ok):
         verdict = judge(response, gold, options=OPTIONS)
         assert verdict.reward == float(gold == letter)
         assert verdict.format_ok is format_ok
+        assert verdict.answer == letter
         assert not verdict.error
 
 
@@ -340,9 +341,9 @@ def test_a_wrong_letter_has_no_feedback():
 @pytest.mark.parametrize(
     ("gold", "meta", "message"),
     [
-        ("", {}, "no letter"),
-        ("BC", {}, "no letter"),
-        ("é", {}, "no letter"),
+        ("", {}, "not one letter"),
+        ("BC", {}, "not one letter"),
+        ("é", {}, "not one letter"),
         ("E", {"options": OPTIONS}, "none of the options"),
         ("B", {"options": ["x", "y"]}, "map letters"),
         ("B", {"options": {"A": 1}}, "map letters"),
@@ -352,6 +353,7 @@ def test_a_wrong_letter_has_no_feedback():
 def test_items_that_cannot_be_judged(gold, meta, message):
     verdict = judge("<answer>B</answer>", gold, **meta)
     assert message in verdict.error
+    assert verdict.answer == "B"
 
 
 def test_the_shipped_forms_agree_with_the_verifier():

@@ -1,5 +1,6 @@
 """Any text gets a verdict: nothing raises, hangs, or leaves processes or files open."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,6 +8,7 @@ import time
 
 import psutil
 import pytest
+import wants
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -101,6 +103,7 @@ def run(name, count, pool):
         assert verdict.reward in (0.0, 1.0)
         assert isinstance(verdict.format_ok, bool)
         assert not verdict.feedback_has_gold
+        assert verdict.answer is None or verdict.answer != ""
         if verdict.error:
             assert "CPU time" in verdict.error or "memory" in verdict.error
             undecided.append(response)
@@ -145,6 +148,9 @@ def check_texts(name, problem, count):
         assert isinstance(verdict, Verdict)
         assert 0.0 <= verdict.reward <= 1.0
         assert not verdict.error and not verdict.feedback
+        # Of the response alone, so another gold answer does not change it.
+        other = dataclasses.replace(problem, answer="another gold")
+        assert verdict.answer != "" and verdict.answer == judge(other, response).answer
         assert time.monotonic() - begun < 60
 
     check()
@@ -156,7 +162,7 @@ def plain_problem(name):
         return codebook.problems("eval", seed=0)[0]
     if name == "exact":
         return Problem("p", TURN, "a b", "exact")
-    gym = pytest.importorskip("reasoning_gym")
+    gym = wants.importing("reasoning_gym")
     entry = gym.create_dataset("spell_backward", size=1, seed=0)[0]
     meta = {"task": "spell_backward", "entry": entry}
     return Problem("p", TURN, str(entry["answer"]), name, meta)
@@ -188,6 +194,8 @@ def test_thoughts_are_no_answer(name):
     judge = verifiers.VERIFIERS[name]
     assert judge(problem, right).reward == 1.0
     assert judge(problem, f"<think>no {right}x</think>{right}").reward == 1.0
+    assert judge(problem, right).answer == problem.answer
+    assert judge(problem, f"<think>{right}").answer is None
     for response in (f"<think>{right}</think>", f"<think>{right}", f"{right}</think> no"):
         assert judge(problem, response).reward < 1.0
 

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import threading
 import time
@@ -416,6 +417,27 @@ DIFFERENT = [
 ]
 
 
+# An example of the table in docs/verifiers.md: a gold answer, and right or wrong answers.
+EXAMPLE = re.compile(r"`([^`]+)` ([=≠]) (`[^`]+`(?:, `[^`]+`)*)(?:; |$)")
+
+
+def documented():
+    """(gold, sign, answer) of every example of the table in docs/verifiers.md."""
+    docs = pathlib.Path(__file__).parents[1] / "docs/verifiers.md"
+    table = docs.read_text().partition("| case | rule | examples |\n|---|---|---|\n")[2]
+    for row in table.partition("\n\n")[0].split("\n"):
+        _, _, examples = (cell.strip() for cell in row.strip("|").split("|"))
+        assert examples and not EXAMPLE.sub("", examples), f"no test can read: {row}"
+        for gold, sign, answers in EXAMPLE.findall(examples):
+            yield from ((gold, sign, answer) for answer in re.findall("`([^`]+)`", answers))
+
+
+@pytest.mark.parametrize(("gold", "sign", "answer"), list(documented()))
+def test_the_documented_rules(gold, sign, answer):
+    verdict = judge(gold, answer)
+    assert (verdict.reward, verdict.error) == (float(sign == "="), "")
+
+
 @pytest.mark.parametrize(("case", "gold", "answer"), WRONGLY_REFUSED_ELSEWHERE)
 def test_right_answers_that_other_graders_refuse(case, gold, answer):
     del case
@@ -503,7 +525,36 @@ def test_feedback_speaks_of_the_format_only(response, feedback):
 def test_thoughts_are_not_read(response, reward):
     verdict = verifiers.verify(problem("5"), response)
     assert (verdict.reward, verdict.format_ok) == (reward, bool(reward))
-    assert rules.answer(problem("5"), response) == ("5" if reward else "")
+    assert verdict.answer == ("5" if reward else None)
+
+
+@pytest.mark.parametrize(
+    ("content", "answer"),
+    [
+        ("0.50", "1/2"),
+        (r"\frac{1}{2}", "1/2"),
+        ("1{,}000", "1000"),
+        ("x + 1", "x+1"),
+        (r"2 \sqrt{2}", r"2\sqrt{2}"),
+        (r"\textbf{(B) }42", "42"),
+        ("6", "6"),
+        ("", None),
+        ("1" * 3000, None),
+    ],
+)
+def test_the_answer_is_of_the_response_whatever_the_gold(content, answer):
+    for gold in ("5", r"2\sqrt{2}", "", r"p \to q"):  # The last two are errors.
+        assert judge(gold, content).answer == answer
+    assert verifiers.verify(problem("5"), "It is 5.").answer is None
+
+
+def test_an_answer_that_is_not_decided_is_known(monkeypatch):
+    def undecided(request):
+        raise Undecided("busy")
+
+    monkeypatch.setattr(rules, "POOL", types.SimpleNamespace(ask=undecided))
+    verdict = judge("x^2", "2x")
+    assert (verdict.error, verdict.answer) == ("busy", "2x")
 
 
 def test_boxes_in_another_form_are_read_but_are_not_the_format():

@@ -149,16 +149,24 @@ def test_a_second_guess_is_not_free(guess):
 
 def test_equal_calls_have_one_text():
     gold = [{"Action": "f", "Action_Input": {"a": 1}}]
-    problem = Problem("p", TURN, json.dumps(gold), "tools", {})
     texts = {
-        tools.answer(problem, said(("f", arguments)))
+        judge(said(("f", arguments)), gold).answer
         for arguments in ('{"n": 10, "m": {"x": true, "y": [0.5]}}',
                           '{"m": {"y": [5e-1], "x": true}, "n": 1e1}')
     }  # fmt: skip
     assert texts == {'f {"m": {"x": true, "y": [5e-1]}, "n": 1e1}'}
-    assert tools.answer(problem, said(("f", '{"n": "10"}'))) != tools.answer(
-        problem, said(("f", '{"n": 10}'))
-    )
+    text, number = (judge(said(("f", f'{{"n": {n}}}')), gold).answer for n in ('"10"', "10"))
+    assert (text, number) == ('f {"n": "10"}', 'f {"n": 1e1}')
+
+
+def test_the_answer_is_of_the_response_whatever_the_gold():
+    one, two = said(("f", '{"a": 1}')), said(("g", "{}"))
+    for gold in (GOLD, TWICE, "f(1)"):  # The last is an error.
+        answers = [judge(text, gold).answer for text in (f"{one}\n{two}", f"{two}\n{one}")]
+        assert answers == ['f {"a": 1e0}\ng {}'] * 2
+        assert judge(f"{two}\n{one}", gold, order="exact").answer == 'g {}\nf {"a": 1e0}'
+        for text in ("", "Action: f", f"{one}\nAction: g"):
+            assert judge(text, gold).answer is None
 
 
 def test_a_null_is_no_missing_key():
@@ -219,9 +227,9 @@ def test_feedback_has_gold_only_where_it_is_asked_for_and_says_so():
 @pytest.mark.parametrize(
     ("gold", "meta", "message"),
     [
-        ("f(1)", {}, "no JSON"),
-        ("[]", {}, "no list of calls"),
-        ('{"Action": "f"}', {}, "no list of calls"),
+        ("f(1)", {}, "not JSON"),
+        ("[]", {}, "not a list"),
+        ('{"Action": "f"}', {}, "not a list"),
         ('[{"Action": "f"}]', {}, "call 1"),
         ('[{"Action": "", "Action_Input": "{}"}]', {}, "no name"),
         ('[{"Action": "f", "Action_Input": "[]"}]', {}, "unreadable arguments"),

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import wants
 from safetensors.numpy import load_file, save_file
 
 from mopd_jax.config import MeshConfig
@@ -123,7 +124,7 @@ def test_golden_checkpoints_go_round(name, tmp_path):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_transformers_reads_the_config(name, tmp_path):
-    transformers = pytest.importorskip("transformers")
+    transformers = wants.importing("transformers")
     cfg = CONFIGS[name]
     weights.export_hf(random_params(cfg), cfg, tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
@@ -137,7 +138,7 @@ def test_transformers_reads_the_config(name, tmp_path):
 
 @pytest.mark.parametrize("family", families.DEFAULTS)
 def test_defaults_are_those_of_transformers(family):
-    transformers = pytest.importorskip("transformers")
+    transformers = wants.importing("transformers")
     config = transformers.AutoConfig.for_model(family)
     sizes = {
         name: getattr(config, name)

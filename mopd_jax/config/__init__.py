@@ -1,8 +1,11 @@
-"""Every default of a run, stated once, in frozen and validated dataclasses.
+"""Every setting of a run with its default, in frozen and validated dataclasses.
 
-A config file in `configs/` starts from `defaults()`, says what differs, and is overridden on
-the command line (`config_dict.py`). `None` means off or "choose for me"; no number does.
+A config file in `configs/` starts from `defaults()` and changes some; the command line changes
+more (`config/tree.py`). `None` means off or "choose for me"; no number does. Every field has an
+entry `name: meaning` in the docstring of its class, from which docs/settings.md is made.
 """
+
+from __future__ import annotations
 
 import dataclasses
 from typing import Any, Literal
@@ -12,6 +15,7 @@ from ml_collections import ConfigDict
 from mopd_jax.config.contexts import ContextConfig, PeerConfig, check_contexts
 from mopd_jax.config.sandbox import SandboxConfig
 from mopd_jax.config.tree import (
+    answer_locked,
     fingerprint,
     from_config_dict,
     override,
@@ -19,28 +23,23 @@ from mopd_jax.config.tree import (
     to_json,
 )
 from mopd_jax.config.update import (
-    Aggregation,
-    Divergence,
     LossConfig,
     OptimizerConfig,
     TeacherConfig,
     check_update,
 )
-from mopd_jax.errors import ConfigError, unknown
-from mopd_jax.errors import at_least as _at_least
-from mopd_jax.errors import require as _require
+from mopd_jax.errors import ConfigError, at_least, require, unknown
 
 __all__ = [
-    "Aggregation",
     "Config",
     "ConfigError",
     "ContextConfig",
-    "Divergence",
     "LossConfig",
     "OptimizerConfig",
     "PeerConfig",
     "SandboxConfig",
     "TeacherConfig",
+    "answer_locked",
     "defaults",
     "fingerprint",
     "from_config_dict",
@@ -55,13 +54,13 @@ Policy = Literal["student", "teacher"]
 Dtype = Literal["float32", "bfloat16"]
 
 
-def _check_sampling(cfg: Any) -> None:
+def _check_sampling(cfg: RolloutConfig | EvalConfig) -> None:
     name = type(cfg).__name__
-    _require(
+    require(
         cfg.temperature > 0,
         f"{name}.temperature is {cfg.temperature}; it must be positive (greedy: top_k=1)",
     )
-    _require(
+    require(
         cfg.top_p is None or 0 < cfg.top_p <= 1,
         f"{name}.top_p is {cfg.top_p}; it must lie in (0, 1], or None for off",
     )
@@ -69,14 +68,14 @@ def _check_sampling(cfg: Any) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which weights the student starts from, and how they are computed with.
+    """The student's initial weights, and the arithmetic that they are used in.
 
     path: a Hugging Face folder (safetensors), a `.gguf` file, or `builtin:codebook`,
         `builtin:smollm2`. Architecture, tokenizer and chat template come from there.
     compute_dtype: of activations and matmul operands; master weights are always float32.
-    remat: recompute each layer in the backward pass; costs a third more FLOPs.
-    head_chunk: tokens a device whose logits exist at one time; memory is some
-        5 * head_chunk * V floats. None suits the platform.
+    remat: recompute each layer in the backward pass: less memory for a third more FLOPs.
+    head_chunk: tokens of a device whose logits exist at one time; they take about
+        5 * head_chunk * V floats. None chooses by the platform.
     """
 
     path: str = "builtin:codebook"
@@ -84,26 +83,27 @@ class ModelConfig:
     remat: bool = False
     head_chunk: int | None = None
 
-    def __post_init__(self):
-        _require(bool(self.path), "ModelConfig.path is empty; name a folder or a .gguf file")
-        _at_least(self, 1, "head_chunk")
+    def __post_init__(self) -> None:
+        require(bool(self.path), "ModelConfig.path is empty; name a folder or a .gguf file")
+        at_least(self, 1, "head_chunk")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where problems come from.
+    """The problems to train on and to evaluate on.
 
-    source: `codebook` and `reasoning_gym` generate them, `jsonl` reads files, `tfds` what
-        `mopd data prepare` wrote.
-    train_path, eval_path: JSONL files, for `jsonl` only.
-    instruction: stands at the end of every problem's last user message, in training and
-        evaluation and for every method alike; with `peers.summaries` it asks for a summary.
-    options: of the source (see `data.py`), a flat mapping; unknown names are errors there.
-    held_out: evaluation problems that are also trained on are an error. Where they are meant to
-        be the same (the paper's LiveCodeBench: the same problems, with more tests), False.
-    long_prompts: what becomes of training problems with more than `rollout.prompt_length`
-        tokens: an error, or they are left out, counted and named at the start. Held-out ones
-        are always an error: without them the result would be another one.
+    source: `codebook` and `reasoning_gym` generate problems, `jsonl` reads files, `tfds` reads
+        what `mopd data prepare` wrote.
+    train_path: JSONL file of training problems, for source `jsonl` only.
+    eval_path: JSONL file of held-out problems, for source `jsonl` only.
+    instruction: appended to every problem's last user message, in training and evaluation and
+        for every method alike; with `peers.summaries` it asks for a summary.
+    options: options of the source (docs/data.md), a mapping; the source refuses unknown names.
+    held_out: refuse evaluation problems that are also trained on. False where both are meant to
+        be the same (the paper's LiveCodeBench: the same problems with more tests).
+    long_prompts: training problems with more than `rollout.prompt_length` tokens are an error,
+        or are dropped, counted and named at the start. Held-out problems that are too long are
+        always an error, because dropping them would change the benchmark.
     """
 
     source: Source = "codebook"
@@ -114,14 +114,14 @@ class DataConfig:
     held_out: bool = True
     long_prompts: Literal["error", "drop"] = "error"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.source == "jsonl":
-            _require(
+            require(
                 self.train_path is not None and self.eval_path is not None,
                 "DataConfig.source 'jsonl' needs data.train_path and data.eval_path",
             )
         else:
-            _require(
+            require(
                 self.train_path is None and self.eval_path is None,
                 f"DataConfig.source {self.source!r} reads no such files; data.train_path and "
                 "data.eval_path belong to source 'jsonl'",
@@ -132,14 +132,21 @@ class DataConfig:
 class RolloutConfig:
     """How responses are sampled while training.
 
-    prompts, group: P prompts a step, G rollouts of each.
-    batch: prompts that are sampled at a time, and judged while the next are sampled; it must
-        divide `prompts`. None: all at once, which uses a device best and overlaps nothing.
-    prompt_length, response_length: S and T in tokens; a longer prompt is an error, a response
-        that has not ended after T tokens is cut there and counted as truncated.
-    file: train from the rollouts of this file (docs/rollouts.md) in place of sampling; the
-        settings of the sampling must be those it was written with. After its last step comes
-        the first.
+    prompts: P, prompts of a step.
+    batch: prompts sampled at a time, and judged while the next are sampled; it must divide
+        `prompts`. None: all at once, which uses a device best and overlaps nothing.
+    group: G, rollouts of each prompt; at least 2.
+    prompt_length: S in tokens; a longer prompt is an error.
+    response_length: T in tokens; a response that has not ended by then is cut there and counted
+        as truncated.
+    temperature: of sampling, and of the log-probs that the update reads.
+    top_p: sample from the likeliest tokens that hold this much probability. None is off.
+    top_k: sample from so many of the likeliest tokens; 1 is greedy. None is off.
+    policy: whether the student or the teacher writes the responses; `teacher` is for
+        loss.method `sft` only.
+    file: train from the rollouts of this file (docs/rollouts.md) instead of sampling. The
+        settings of sampling must be those it was written with; after its last step its first
+        comes again.
     """
 
     prompts: int = 32
@@ -153,15 +160,15 @@ class RolloutConfig:
     policy: Policy = "student"
     file: str | None = None
 
-    def __post_init__(self):
-        _at_least(self, 1, "prompts", "batch", "prompt_length", "response_length", "top_k")
-        _require(
+    def __post_init__(self) -> None:
+        at_least(self, 1, "prompts", "batch", "prompt_length", "response_length", "top_k")
+        require(
             self.batch is None or self.prompts % self.batch == 0,
             f"RolloutConfig.batch is {self.batch}, which does not divide rollout.prompts="
             f"{self.prompts}; use a divisor, or None for all at once",
         )
-        _require(self.file != "", "RolloutConfig.file is empty; None samples")
-        _require(
+        require(self.file != "", "RolloutConfig.file is empty; None samples")
+        require(
             self.group >= 2,
             f"RolloutConfig.group is {self.group}: a rollout without a group has no peers and "
             "no baseline; set rollout.group to 2 or more",
@@ -171,24 +178,35 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig:
-    """Devices along (data, fsdp, tensor); data None takes what the other two leave."""
+    """Devices along the three axes of the mesh.
+
+    data: copies of the weights, each with its share of the rows. None: as many as the other
+        axes leave devices for.
+    fsdp: devices that share out weights, moments and rows.
+    tensor: devices that share out the heads, the MLP and the vocabulary of each layer.
+    """
 
     data: int | None = None
     fsdp: int = 1
     tensor: int = 1
 
-    def __post_init__(self):
-        _at_least(self, 1, "data", "fsdp", "tensor")
+    def __post_init__(self) -> None:
+        at_least(self, 1, "data", "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
-    """Evaluation on held-out problems, before, every `every` steps, and after.
+    """Evaluation on held-out problems: before the first step, between steps, after the last.
 
-    samples: n responses per problem, for mean@n and the unbiased pass@k of every k in `ks`.
-    problems: how many held-out problems are used: a fixed draw, the same for every run seed;
-        None: all of the split, in that order.
+    every: steps between evaluations.
+    problems: held-out problems that are used: a fixed draw, the same for every run seed. None:
+        all of the split.
+    samples: n, responses per problem.
     batch: problems sampled in one call.
+    temperature: of sampling.
+    top_p: as `rollout.top_p`.
+    top_k: as `rollout.top_k`.
+    ks: the k of every pass@k; each at most `samples`.
     """
 
     every: int = 20
@@ -200,11 +218,11 @@ class EvalConfig:
     top_k: int | None = None
     ks: tuple[int, ...] = (1, 2, 4, 8)
 
-    def __post_init__(self):
-        _at_least(self, 1, "every", "problems", "samples", "batch", "top_k")
+    def __post_init__(self) -> None:
+        at_least(self, 1, "every", "problems", "samples", "batch", "top_k")
         _check_sampling(self)
         for k in self.ks:
-            _require(
+            require(
                 1 <= k <= self.samples,
                 f"EvalConfig.ks has {k}; pass@k needs 1 <= k <= eval.samples={self.samples}",
             )
@@ -212,20 +230,27 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """A checkpoint every `every` steps and at the end; the newest `keep` stay."""
+    """Checkpoints, of which one is always written after the last step.
+
+    every: steps between checkpoints.
+    keep: the latest checkpoints that are kept; older ones are removed.
+    """
 
     every: int = 20
     keep: int = 2
 
-    def __post_init__(self):
-        _at_least(self, 1, "every", "keep")
+    def __post_init__(self) -> None:
+        at_least(self, 1, "every", "keep")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """One run. `name` is the method's name in logs and in the default run folder.
+    """One run: settings of the whole, and a section for each part.
 
-    dump_every: every so many steps the rollouts are written with their peers and contexts.
+    name: the method's name in logs and in the default run folder.
+    seed: of problems, sampling, peers and evaluation draws.
+    steps: steps of the run; a finished run may be given more.
+    dump_every: steps between dumps of the rollouts with their peers and contexts.
     """
 
     name: str = "mopd"
@@ -245,26 +270,26 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
     sandbox: SandboxConfig = SandboxConfig()
 
-    def __post_init__(self):
-        _at_least(self, 1, "steps", "dump_every")
-        _at_least(self, 0, "seed")
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps", "dump_every")
+        at_least(self, 0, "seed")
         check_update(
             self.loss,
             self.teacher,
             self.optimizer,
             prompts=self.rollout.prompts,
             group=self.rollout.group,
-            taught=self.rollout.policy == "teacher",
+            teacher_samples=self.rollout.policy == "teacher",
         )
-        if self.context.teacher_prompt_length is None:
-            fitting = dataclasses.replace(
-                self.context, teacher_prompt_length=self.rollout.prompt_length
-            )
+        length = self.context.teacher_prompt_length
+        if length is None:
+            length = self.rollout.prompt_length
+            fitting = dataclasses.replace(self.context, teacher_prompt_length=length)
             object.__setattr__(self, "context", fitting)
-        _require(
-            self.context.teacher_prompt_length >= self.rollout.prompt_length,
-            f"context.teacher_prompt_length={self.context.teacher_prompt_length} is below "
-            f"rollout.prompt_length={self.rollout.prompt_length}: not even a plain prompt fits",
+        require(
+            length >= self.rollout.prompt_length,
+            f"context.teacher_prompt_length={length} is below rollout.prompt_length="
+            f"{self.rollout.prompt_length}: not even a plain prompt fits",
         )
         check_contexts(
             self.peers,
@@ -277,5 +302,5 @@ class Config:
 
 
 def defaults() -> ConfigDict:
-    """The defaults of every field, as a ConfigDict whose keys are locked."""
+    """Every setting at its default, in a ConfigDict whose keys are locked."""
     return to_config_dict(Config())

@@ -7,11 +7,10 @@ from typing import Literal
 from mopd_jax.errors import at_least, require
 
 Rule = Literal["first", "uniform", "shortest", "longest", "most_similar", "least_similar"]
-FailuresWhen = Literal["always", "no_success"]
 TruncatedPeers = Literal["exclude", "outcome"]
 SummarySource = Literal["success", "failure", "all"]
 Targets = Literal["all", "failed"]
-Groups = Literal["all", "mixed"]
+Exclude = Literal["rollout", "text"]
 NoSuccess = Literal["failures", "mask", "plain_prompt"]
 AllSuccess = Literal["successes", "mask", "plain_prompt"]
 Control = Literal[
@@ -22,37 +21,39 @@ Feedback = Literal["off", "no_success", "always"]
 Gold = Literal["off", "answer", "solution"]
 
 # Settings of `peers` by which a run chooses its rows; without a teacher nothing reads them.
-ROW_POLICIES = ("targets", "groups", "no_success", "all_success", "control")
+ROW_POLICIES = ("targets", "no_success", "all_success", "control")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PeerConfig:
     """Which rollouts of the same prompt the teacher is shown (method of arXiv 2605.12652).
 
-    successes, failures: the most of each kind that a context shows in full.
-    slots: the most full peers in all; successes take their places first. None: no joint limit.
-    rule: which of the candidates are taken. `uniform` draws by (seed, step, prompt, rollout);
-        the others order them by index, by response length in tokens, or by the likeness of
-        their text to the target's (`peers.similarity`).
-    failures_when: `no_success` shows failures only where no success can be shown.
-    summaries, summary_source: the most further peers that are shown by their summary only, and
-        of which outcome; a peer that is shown in full is not summarised as well.
+    successes: the most successful peers that a context shows in full.
+    failures: the most failed peers that a context shows in full.
+    slots: the most peers of both kinds in full; successes take their places first. None: no
+        joint limit.
+    rule: which candidates are taken. `uniform` draws by (seed, step, prompt, rollout); the
+        others order them by index, by response length in tokens, or by the likeness of their
+        text to the target's (`peers.similarity`).
+    failure_rule: the rule for failures. None: as `rule`.
+    summaries: the most further peers that are shown by their summary only; a peer in full is
+        not summarised as well.
+    summary_source: the outcome of the peers that may be summarised.
     truncated: a response cut at T is no peer (`exclude`), or is shown under the heading of its
         verified outcome like any other (`outcome`).
-    same_text: whether a peer may have just the target's text, as it is shown; the teacher could
-        then copy the target. Of a run and of its controls alike.
-    failure_rule: the rule for failures, where it is another; None: the same.
+    exclude: what no context of a row may show, in a run and in its controls: the target itself
+        (`rollout`), or also every peer with the `text` that the target shows, which the teacher
+        could copy.
     threshold: a reward of at least this is a success.
-    targets, groups: which rows are distilled at all: also or only `failed` targets, also or
-        only those of groups with both outcomes (`mixed`).
-    no_success, all_success: what becomes of groups where no rollout succeeded, or all did:
-        trained with the peers there are, not trained (`mask`), or held to the teacher on the
-        plain prompt (`plain_prompt`).
-    control: the same run with one thing taken away (`controls.py`).
+    targets: which rows are distilled: all, or those whose target failed.
+    no_success: what becomes of a group without a success: it trains with its `failures` as
+        peers, is not trained (`mask`), or is held to the teacher on the plain prompt
+        (`plain_prompt`).
+    all_success: what becomes of a group of successes only, in the same way. With both at
+        `mask`, only groups of both outcomes train.
+    control: the same run with one thing taken away (`contexts/controls.py`).
     control_match: a control has as many blocks as the run it controls (`block`), and also as
-        many tokens, to 2 % where its candidates allow that (`token`).
-    control_topup: slots of `success_only` without a success of the same prompt are filled with
-        successes of other prompts, and counted; else they stay empty, and are counted.
+        many tokens, within 2 % where its candidates allow that (`token`).
     """
 
     successes: int = 2
@@ -60,21 +61,18 @@ class PeerConfig:
     slots: int | None = None
     rule: Rule = "uniform"
     failure_rule: Rule | None = None
-    failures_when: FailuresWhen = "always"
     summaries: int = 0
     summary_source: SummarySource = "success"
     truncated: TruncatedPeers = "exclude"
-    same_text: bool = True
+    exclude: Exclude = "rollout"
     threshold: float = 1.0
     targets: Targets = "all"
-    groups: Groups = "all"
     no_success: NoSuccess = "failures"
     all_success: AllSuccess = "successes"
     control: Control = "off"
     control_match: Match = "block"
-    control_topup: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 0, "successes", "failures", "summaries")
         at_least(self, 1, "slots")
         require(
@@ -82,16 +80,9 @@ class PeerConfig:
             f"PeerConfig.threshold is {self.threshold}; rewards lie in [0, 1], so set "
             "peers.threshold in (0, 1]",
         )
-        kept = (self.no_success, self.all_success)
-        require(
-            self.groups == "all" or kept == ("failures", "successes"),
-            "PeerConfig.groups 'mixed' leaves out the groups that no_success="
-            f"{self.no_success!r} and all_success={self.all_success!r} speak of; set "
-            "peers.groups='all', or leave those two as they are by default",
-        )
         self._check_control()
 
-    def _check_control(self):
+    def _check_control(self) -> None:
         off = self.control == "off"
         require(
             off or self.successes + self.failures > 0,
@@ -110,46 +101,49 @@ class PeerConfig:
         )
         both = min(self.successes, self.failures) > 0 and self.slots != 1
         require(
-            self.control != "shuffled" or (both and self.failures_when == "always"),
+            self.control != "shuffled" or both,
             "PeerConfig.control 'shuffled' permutes headings of successes and failures, and "
-            f"successes={self.successes}, failures={self.failures}, slots={self.slots}, "
-            f"failures_when={self.failures_when!r} never show both, so it would be the run "
-            "itself; show both, or set another peers.control",
+            f"successes={self.successes}, failures={self.failures}, slots={self.slots} never "
+            "show both, so it would be the run itself; show both, or set another peers.control",
         )
         require(
             self.control_match == "block" or self.control not in ("off", "shuffled", "shell"),
             f"PeerConfig.control_match 'token' chooses peers by length, and control "
             f"{self.control!r} chooses none; set peers.control_match='block'",
         )
-        require(
-            self.control_topup or self.control == "success_only",
-            f"PeerConfig.control_topup belongs to control 'success_only', not "
-            f"{self.control!r}; leave it True",
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContextConfig:
-    """How the chosen peers become the teacher's prompt: one template object for every method.
+    """How the chosen peers become the teacher's prompt: the same templates for every method.
 
-    The last user message becomes question, success blocks, summaries, failure blocks, feedback,
-    closing line, joined by `separator`; earlier turns stay. `{text}` in a template is the
-    peer's response, its summary, or the verifier's text.
-    teacher_prompt_length: Q in tokens, the assistant header included. None is
-        `rollout.prompt_length`, and all there is to fit where no context is shown.
+    The last user message becomes question, gold, success blocks, summaries, failure blocks,
+    feedback, closing line, joined by `separator`; earlier turns stay. `{text}` in a template is
+    the text of the block. The headings of summaries and of feedback, and the mark where tokens
+    were cut, are constants of `contexts/render.py`.
+
+    teacher_prompt_length: Q in tokens, the assistant header included. None:
+        `rollout.prompt_length`, which is enough where no context is shown.
     peer_tokens: budget of one peer; a longer one loses its middle, never its head or tail.
-    neutral: heading of a peer whose outcome is hidden (control `random`).
-    cut_mark: stands where tokens were cut; `{n}` is their number.
+        None: no limit of its own.
+    success: template of the first successful peer in full.
+    another_success: template of every later one.
+    failure: template of a failed peer in full.
+    neutral: template of a peer whose outcome is hidden (control `random`).
+    closing: the last line of every context with a block; "" for none.
+    separator: the text between blocks.
     strip_thinking: remove `<think>` spans, unclosed ones included, from every peer.
-    summary_tag, summary_chars: a summary is the first closed span of this tag, else the first
-        characters of the response; how often it was the latter is counted.
-    feedback: whether the teacher reads the verifier's feedback on the target itself, where that
-        failed: `off`, where no success is shown in full (`no_success`, as SDPO), or `always`.
-    feedback_tokens: budget of the feedback.
-    gold, gold_block: shows the teacher the problem's gold `answer`, or its worked `solution`,
-        before all peers (OPSD, arXiv 2601.18734). The student never sees either.
-    feedback_with_gold: also show feedback that its verifier declares to contain gold answers
-        or hidden tests; else such feedback is withheld, and counted.
+    summary_tag: a peer's summary is the first closed span of this tag in its response.
+    summary_chars: without such a span the summary is so many of its first characters; this is
+        counted.
+    feedback: whether the teacher reads the verifier's feedback on the target, where that
+        failed: never (`off`), if no success is shown in full (`no_success`, as SDPO), `always`.
+    feedback_tokens: budget of the feedback. None: no limit of its own.
+    feedback_with_gold: also show feedback that its verifier declares to contain gold answers or
+        hidden tests; else such feedback is withheld and counted.
+    gold: show the teacher the problem's gold `answer`, or its worked `solution`, before all
+        peers (OPSD, arXiv 2601.18734); the student never sees either.
+    gold_block: template of the gold.
     """
 
     teacher_prompt_length: int | None = 10240
@@ -160,30 +154,19 @@ class ContextConfig:
     neutral: str = "An attempt at this problem:\n\n{text}"
     closing: str = "Now solve the original problem correctly."
     separator: str = "\n\n"
-    cut_mark: str = " [... {n} tokens left out ...] "
     strip_thinking: bool = True
-    summary_success: str = "Summary of another correct solution: {text}"
-    summary_failure: str = "Summary of another failed attempt: {text}"
     summary_tag: str = "summary"
     summary_chars: int = 300
     feedback: Feedback = "off"
-    feedback_block: str = "Feedback on your own earlier attempt, which failed:\n\n{text}"
     feedback_tokens: int | None = None
     feedback_with_gold: bool = False
     gold: Gold = "off"
     gold_block: str = "The reference solution of this problem:\n\n{text}"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 1, "teacher_prompt_length", "summary_chars")
         at_least(self, 2, "peer_tokens", "feedback_tokens")
-        peers = ("success", "another_success", "failure", "neutral")
-        for name in (
-            *peers,
-            "summary_success",
-            "summary_failure",
-            "feedback_block",
-            "gold_block",
-        ):
+        for name in ("success", "another_success", "failure", "neutral", "gold_block"):
             require(
                 "{text}" in getattr(self, name),
                 f"ContextConfig.{name} has no {{text}}, so its text would not be shown",
@@ -229,6 +212,7 @@ def check_contexts(
         "'off', so every context is empty and every row masked: nothing would be trained. For "
         "OPD without peers set teacher.no_context='plain_prompt'",
     )
+    read: list[tuple[str, PeerConfig | ContextConfig, str]]
     read = [("peers", peers, name) for name in (*ROW_POLICIES, "summaries")]
     read += [("context", context, name) for name in ("gold", "feedback")]
     changed = [
@@ -243,10 +227,9 @@ def check_contexts(
     )
     crosses = ("unrelated", "cross_failures", "success_only")
     require(
-        prompts > 1 or peers.control not in crosses or not peers.control_topup,
+        prompts > 1 or peers.control not in crosses,
         f"peers.control={peers.control!r} takes peers of other prompts of the step, and "
-        f"rollout.prompts={prompts} has none; set rollout.prompts to 2 or more"
-        + (", or peers.control_topup=False" if peers.control == "success_only" else ""),
+        f"rollout.prompts={prompts} has none; set rollout.prompts to 2 or more",
     )
     require(
         peers.control == "off" or not feedback,

@@ -1,4 +1,4 @@
-"""The methods as settings of one code path; the variants of every config file come from here.
+"""The methods, each a change of settings: the variants that every config file offers.
 
 MOPD, its positive-only form, SDPO, OPD, OPSD and all controls differ in peers and teacher only
 (arXiv 2605.12652; SDPO is arXiv 2601.20802, OPSD arXiv 2601.18734). GRPO, DPO, SimPO and SFT
@@ -9,23 +9,32 @@ are MOPD as published and as its authors' code ran it: docs/reproduction.md has 
 from __future__ import annotations
 
 import dataclasses
-from typing import get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
-from mopd_jax.config import PeerConfig, unknown
+from mopd_jax.config import PeerConfig, to_config_dict
 from mopd_jax.config.contexts import ROW_POLICIES, Control
-from mopd_jax.config.update import READ_BY, LossConfig, OptimizerConfig, TeacherConfig
-from mopd_jax.errors import ConfigError
+from mopd_jax.config.update import (
+    READ_BY,
+    LossConfig,
+    Method,
+    OptimizerConfig,
+    TeacherConfig,
+)
+from mopd_jax.errors import ConfigError, unknown
+
+Updates = TeacherConfig | LossConfig | OptimizerConfig
 
 
 def apply(cfg: ConfigDict, variant: str) -> ConfigDict:
-    """Turns a config with the settings of MOPD into `variant`, and names it so.
+    """Turns a config with the settings of MOPD into `variant`, in place, and names it so.
 
-    No variant but `opsd` shows gold, whatever the config says before.
+    Only `opsd` shows gold, whatever the config said before.
 
     Raises:
-        ConfigError: if there is no such variant, naming the nearest one.
+        ConfigError: there is no such variant; the message names the nearest one.
     """
     if variant not in METHODS:
         raise ConfigError(unknown(f"variant {variant!r}", variant, METHODS))
@@ -35,50 +44,49 @@ def apply(cfg: ConfigDict, variant: str) -> ConfigDict:
     return cfg
 
 
-def _mopd(cfg):
-    """Successes and failures of the peers."""
+def _mopd(cfg: ConfigDict) -> None:
+    """Contexts of successful and failed peers: the config as it is."""
 
 
-def _positive(cfg):
+def _positive(cfg: ConfigDict) -> None:
     """Successful peers only; rows without one are masked."""
     cfg.peers.failures = 0
 
 
-def _anchored(cfg):
+def _anchored(cfg: ConfigDict) -> None:
     """As `positive`, but rows without a successful peer are held to the plain teacher."""
     cfg.peers.failures = 0
     cfg.teacher.no_context = "plain_prompt"
 
 
-def _sdpo(cfg):
-    """One successful peer, and where there is none the feedback on the own failed attempt."""
+def _sdpo(cfg: ConfigDict) -> None:
+    """One successful peer; where there is none, the feedback on the row's own failure."""
     cfg.peers.successes = 1
     cfg.peers.failures = 0
     cfg.context.feedback = "no_success"
 
 
-def _opd(cfg):
+def _opd(cfg: ConfigDict) -> None:
     """No peers: the teacher reads what the student reads."""
     _no_contexts(cfg)
     cfg.teacher.no_context = "plain_prompt"
 
 
-def _opsd(cfg):
-    """The worked gold solution as the teacher's context, no peers, terms clipped one by one.
+def _opsd(cfg: ConfigDict) -> None:
+    """The worked gold solution as the teacher's context, no peers, terms clipped point-wise.
 
     Where the data has no solutions, set context.gold='answer'.
     """
     _no_peers(cfg)
     cfg.context.gold = "solution"
     _unmoved_teacher(cfg)
-    cfg.loss.divergence = "forward_kl"
-    cfg.loss.pointwise_clip = 0.05
+    cfg.loss.divergence.update(kind="forward_kl", alpha=None, clip=0.05)
 
 
-def _gkd(cfg):
-    """Maximum likelihood on responses that the teacher writes to the plain prompt, unverified.
+def _gkd(cfg: ConfigDict) -> None:
+    """Maximum likelihood on unverified responses of the teacher to the plain prompt.
 
-    What the paper calls its GKD baseline. For an external teacher set teacher.path and
+    The paper's GKD baseline. For an external teacher set teacher.path and
     teacher.kind='external'.
     """
     teacher = cfg.teacher.kind, cfg.teacher.path
@@ -89,8 +97,8 @@ def _gkd(cfg):
     _unmoved_teacher(cfg)
 
 
-def _paper(cfg):
-    """MOPD as arXiv 2605.12652 writes it down; what it leaves open is as in `config.py`."""
+def _paper(cfg: ConfigDict) -> None:
+    """MOPD as arXiv 2605.12652 states it; what it leaves open keeps our default."""
     _published(cfg)
     cfg.teacher.no_context = "plain_prompt"
     cfg.loss.aggregation = "seq-mean-token-sum"
@@ -98,7 +106,7 @@ def _paper(cfg):
     cfg.loss.rollout_cap = None
 
 
-def _reference_code(cfg):
+def _reference_code(cfg: ConfigDict) -> None:
     """MOPD as the authors' script configures their code, without that code's defects."""
     _published(cfg)
     cfg.peers.rule = "first"
@@ -109,9 +117,9 @@ def _reference_code(cfg):
     cfg.context.feedback_with_gold = True
 
 
-def _published(cfg):
-    """All settings of peers, teacher, loss and optimizer; what both have in common differs
-    from the defaults. An external teacher stays, and so do sizes and the texts of contexts."""
+def _published(cfg: ConfigDict) -> None:
+    """What `paper` and `reference_code` share: peers, teacher, loss and optimizer at their
+    defaults, but for the lines below. An external teacher, sizes and context texts stay."""
     teacher, parts = (cfg.teacher.kind, cfg.teacher.path), cfg.optimizer.micro_batches
     _reset(cfg.peers, PeerConfig)
     _reset(cfg.teacher, TeacherConfig)
@@ -125,85 +133,90 @@ def _published(cfg):
     cfg.context.feedback_with_gold = False
     cfg.context.gold = "off"
     cfg.peers.truncated = "outcome"
-    cfg.loss.support = "student"
+    cfg.loss.divergence.support = "student"
     cfg.loss.every_row = True
 
 
-def _grpo(cfg):
+def _grpo(cfg: ConfigDict) -> None:
     """Advantages of the verifier's rewards within the group; no teacher, so no contexts."""
     _objective(cfg, "grpo")
     cfg.loss.aggregation = "token-mean"
     cfg.loss.every_row = False
 
 
-def _dpo(cfg):
+def _dpo(cfg: ConfigDict) -> None:
     """Every (better, worse) pair of a group, against the initial student."""
     _objective(cfg, "dpo")
 
 
-def _simpo(cfg):
+def _simpo(cfg: ConfigDict) -> None:
     """The same pairs by mean log-prob and a margin, without a reference."""
     _objective(cfg, "simpo")
 
 
-def _sft(cfg):
+def _sft(cfg: ConfigDict) -> None:
     """Maximum likelihood on the student's own successes."""
     _objective(cfg, "sft")
     cfg.loss.aggregation = "seq-mean-token-mean"
 
 
-def _control(name):
+def _control(name: str) -> Callable[[ConfigDict], None]:
     """MOPD with the peers of one control of `controls.py`."""
 
-    def control(cfg):
+    def control(cfg: ConfigDict) -> None:
         cfg.peers.control = name
 
     return control
 
 
-def _objective(cfg, method):
-    """A loss without a teacher; what it does not read is as it is by default."""
+def _objective(cfg: ConfigDict, method: Method) -> None:
+    """A loss without a teacher; settings that it does not read go back to their defaults."""
     cfg.loss.method = method
     for field in dataclasses.fields(LossConfig):
         if method not in READ_BY.get(field.name, (method,)):
-            cfg.loss[field.name] = field.default
+            cfg.loss[field.name] = _plain(field.default)
     for name in ("aggregation", "every_row", "step_separator"):
         cfg.loss[name] = getattr(LossConfig, name)
     _reset(cfg.teacher, TeacherConfig)
     _no_contexts(cfg)
 
 
-def _unmoved_teacher(cfg):
+def _unmoved_teacher(cfg: ConfigDict) -> None:
     """An external teacher where there is one, else the initial student."""
     kept = (cfg.teacher.kind, cfg.teacher.path)
     _reset(cfg.teacher, TeacherConfig)
     cfg.teacher.kind, cfg.teacher.path = kept if kept[0] == "external" else ("frozen", None)
 
 
-def _reset(section, config):
-    """Sets every field of a section as it is by default."""
+def _reset(section: ConfigDict, config: type[PeerConfig | Updates]) -> None:
+    """Sets every field of a section to its default."""
     for field in dataclasses.fields(config):
-        section[field.name] = field.default
+        section[field.name] = _plain(field.default)
 
 
-def _no_peers(cfg):
-    """Neither in full nor in brief, nothing to control for, and no feedback in their place."""
+def _plain(default: Any) -> Any:
+    """A default as a ConfigDict has it."""
+    return to_config_dict(default) if dataclasses.is_dataclass(default) else default
+
+
+def _no_peers(cfg: ConfigDict) -> None:
+    """No peers in full or by summary, no control, and no feedback in their place."""
     cfg.peers.successes = 0
     cfg.peers.failures = 0
     cfg.peers.summaries = 0
     cfg.peers.slots = None
-    for name in ("control", "control_match", "control_topup"):
+    for name in ("control", "control_match"):
         cfg.peers[name] = getattr(PeerConfig, name)
     cfg.context.feedback = "off"
     cfg.context.feedback_with_gold = False
 
 
-def _no_contexts(cfg):
-    """Every row is trained, and what is read is the plain prompt."""
+def _no_contexts(cfg: ConfigDict) -> None:
+    """Every row is trained, and teachers read the plain prompt."""
     _no_peers(cfg)
     for name in ROW_POLICIES:
         cfg.peers[name] = getattr(PeerConfig, name)
-    # Nothing but the plain prompt has to fit, whatever its length is set to later.
+    # Only the plain prompt has to fit, whatever its length is set to later.
     cfg.context.teacher_prompt_length = None
 
 

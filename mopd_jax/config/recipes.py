@@ -1,4 +1,4 @@
-"""What the config files of the paper's experiments have in common (arXiv 2605.12652)."""
+"""Shared parts of the config files of the paper's experiments (arXiv 2605.12652)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from mopd_jax import config
-from mopd_jax.config import methods, unknown
-from mopd_jax.errors import ConfigError
+from mopd_jax.config import methods
+from mopd_jax.errors import ConfigError, unknown
 
 
 def base(model: str, *, steps: int) -> ConfigDict:
     """Settings of every experiment: 32 prompts x 8 rollouts, 2048 + 4096 tokens, 8 devices.
 
-    What is not set here or in the file that calls it is as in `config.py`.
+    All other settings are the defaults, or those of the file that calls this.
     """
     cfg = config.defaults()
     cfg.seed = 42
@@ -25,7 +25,7 @@ def base(model: str, *, steps: int) -> ConfigDict:
     cfg.model.compute_dtype = "bfloat16"
     cfg.model.remat = True
     cfg.data.source = "tfds"
-    # Weights and moments in eight parts; a micro-batch has one row on each device.
+    # Weights and moments are split over eight devices; a micro-batch has a row on each.
     cfg.mesh.fsdp = 8
     cfg.optimizer.micro_batches = 32
     cfg.eval.every = 10
@@ -36,10 +36,10 @@ def base(model: str, *, steps: int) -> ConfigDict:
 
 
 def choose(variant: str, settings: Mapping[str, Mapping[str, Any]]) -> tuple[str, str, Mapping]:
-    """`[SETTING/]METHOD` -> (setting, method, what the setting means); the first is default.
+    """`[SETTING/]METHOD` -> (setting, method, the setting's values); the first is default.
 
     Raises:
-        ConfigError: there is no such setting, naming the nearest one.
+        ConfigError: there is no such setting; the message names the nearest one.
     """
     setting, _, method = variant.rpartition("/")
     setting = setting or next(iter(settings))
@@ -49,10 +49,10 @@ def choose(variant: str, settings: Mapping[str, Mapping[str, Any]]) -> tuple[str
 
 
 def finish(cfg: ConfigDict, variant: str, method: str) -> ConfigDict:
-    """Applies a method, and names the run by the whole variant.
+    """The config with a method applied, named by the whole variant.
 
     Raises:
-        ConfigError: there is no such method.
+        ConfigError: there is no such method; the message names the nearest one.
     """
     methods.apply(cfg, method)
     cfg.name = variant.replace("/", "-")

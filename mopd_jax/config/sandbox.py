@@ -12,23 +12,25 @@ Level = Literal["namespaces", "limits"]
 class SandboxConfig:
     """How generated programs are isolated, and how much each may use.
 
-    level: `namespaces` (bubblewrap) or the weaker `limits`; what cannot be had is an error, and
-        nothing weaker takes its place.
-    workers: programs at one time; None is one a processor that this process may use.
-    python: the interpreter inside; None is this one if an unprivileged user can start it, else
+    level: `namespaces` (bubblewrap) or the weaker `limits`. A level that this machine cannot
+        give is an error; a weaker one never takes its place.
+    workers: programs that run at one time. None: one for each processor of this process.
+    python: the interpreter inside. None: this one if an unprivileged user can start it, else
         the system's. Programs see its standard library and no installed packages.
-    cpu_seconds: of one test, all of its processes together; a problem's own limit goes first.
-    wall_seconds: after which a program that the machine has starved of CPU time is given up, as
-        an error and not as a failure.
-    idle_seconds: that a program may sleep or wait for nothing; more is a failure.
-    slow_tests: tests of one program that may end at `cpu_seconds`, `idle_seconds` or `file_mb`,
-        or break the sandbox. After that many the rest are not run, count as failed, and are
-        counted (`tests_skipped`): a program that loops would cost its limit once a test. None:
+    cpu_seconds: limit of one test, all of its processes together; a problem's own limit takes
+        precedence.
+    wall_seconds: when to give up a program that the machine has starved of CPU time, as an
+        error and not as a failure.
+    idle_seconds: how long a program may sleep or wait for nothing; longer is a failure.
+    slow_tests: tests of one program that may reach `cpu_seconds`, `idle_seconds` or `file_mb`,
+        or break the sandbox. After so many the rest are not run, and count as failed and as
+        `tests_skipped`, because a program that loops would cost its limit once a test. None:
         all are run.
-    memory_mb: of one test, all of its processes together. A process may also not reserve more.
-    processes: and threads of one test, at one time.
-    file_mb: of one test on its private disk, which is memory.
-    output_kb: of one stream of one test.
+    memory_mb: limit of one test, all of its processes together; also the most that one process
+        may reserve.
+    processes: processes and threads that one test may have at one time.
+    file_mb: what one test may write to its private disk, which is memory.
+    output_kb: what one test may write to each of its streams.
     """
 
     level: Level = "namespaces"
@@ -43,7 +45,7 @@ class SandboxConfig:
     file_mb: int = 64
     output_kb: int = 8192
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 1, "workers", "slow_tests", "processes", "file_mb", "output_kb")
         at_least(self, 64, "memory_mb")
         at_least(self, 0.1, "cpu_seconds", "idle_seconds")

@@ -1,65 +1,123 @@
-"""Between a ConfigDict, which a user may change, and a frozen dataclass, which nobody may.
+"""Turns a ConfigDict, which a user may change, into a frozen dataclass, and back.
 
-`from_config_dict` is the only place that reads a ConfigDict: past it, a setting is a field of a
-validated record. Mistakes are answered with what was given and the nearest thing that exists.
+`from_config_dict` is the only place that reads a ConfigDict: after it, a setting is a field of
+a validated record. An error names the setting, its value and the nearest name that exists.
 """
+
+from __future__ import annotations
 
 import ast
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from mopd_jax.errors import ConfigError, unknown
+from mopd_jax.errors import ConfigError, InputError, unknown
 
-# Below here the names are the data source's, which checks them itself.
+# Names below this one are the data source's, which checks them itself.
 _FREE = "config.data.options"
+
+# Settings that have another name now, or none: {old: new}.
+RENAMED = {
+    "peers.same_text": "peers.exclude ('rollout' for True, 'text' for False)",
+    "loss.alpha": "loss.divergence.alpha",
+    "loss.pointwise_clip": "loss.divergence.clip",
+    "loss.support": "loss.divergence.support",
+    "loss.top_k": "loss.divergence.top_k",
+    "loss.tail": "loss.divergence.tail",
+    # Now a section: what is a value there was the kind.
+    "loss.divergence": "loss.divergence.kind",
+}
+RETIRED = {
+    "loss.continuous": "it divided a jsd by alpha (1 - alpha), a constant factor of the loss, "
+    "which AdamW does not see; near the ends of alpha choose the KL itself",
+    "peers.groups": "for 'mixed' set config.peers.no_success='mask' and "
+    "config.peers.all_success='mask'; a group without any verdict has no peers either way",
+    "peers.failures_when": "config.peers.slots limits failures to the slots that successes "
+    "leave; with slots=1 and successes=1 a failure is shown only where no success can be",
+    "peers.control_topup": "'success_only' always fills up with successes of other prompts, "
+    "and control_topped_up counts them",
+    **{
+        f"context.{name}": "its text is the same for every run, a constant of "
+        "mopd_jax/contexts/render.py"
+        for name in ("cut_mark", "summary_success", "summary_failure", "feedback_block")
+    },
+}
 
 
 def to_config_dict(cfg: Any) -> ConfigDict:
     """Frozen dataclass -> ConfigDict with locked keys; the inverse of `from_config_dict`."""
 
-    def build(value):
+    def build(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             fields = dataclasses.fields(value)
             return {f.name: build(getattr(value, f.name)) for f in fields}
         return value
 
-    # Types are checked by `from_config_dict`, which knows that an int may stand for a float
-    # and that None may become a number; ConfigDict's own check knows neither.
+    # `from_config_dict` checks types: it lets an int stand for a float and a number replace
+    # None, which ConfigDict's own check refuses.
     return ConfigDict(build(cfg), type_safe=False).lock()
 
 
 def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
-    """ConfigDict or mapping -> validated frozen dataclass.
+    """ConfigDict or mapping -> validated frozen dataclass; what it leaves out is the default.
 
     Raises:
-        ConfigError: on an unknown key (with the nearest known one), a value of the wrong type,
-            or a combination that cannot work.
+        ConfigError: an unknown name (with the nearest known one), a value of the wrong type, or
+            a combination that cannot work.
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     if not hasattr(cfg, "items"):
+        _answer_old(where)
         raise ConfigError(
             f"{where}={cfg!r} must be a section with settings: {', '.join(names)}"
         )
     given = dict(cfg.items())
     for name in given:
         if name not in names:
+            _answer_old(f"{where}.{name}")
             raise ConfigError(unknown(f"{where}.{name}", name, names))
     built = {
         name: _convert(hints[name], value, f"{where}.{name}") for name, value in given.items()
     }
-    return cls(**built)
+    try:
+        return cls(**built)
+    except InputError:
+        raise
+    except ValueError as error:  # A record that is not of the configuration alone.
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _answer_old(where: str) -> None:
+    """Raises ConfigError for a setting that was renamed or retired, with what holds now."""
+    dotted = where.removeprefix("config.")
+    if dotted in RENAMED:
+        raise ConfigError(f"{where} is config.{RENAMED[dotted]} now; set that")
+    if dotted in RETIRED:
+        raise ConfigError(f"{where} does not exist any more: {RETIRED[dotted]}")
+
+
+def answer_locked(error: AttributeError) -> None:
+    """Raises ConfigError where a config file set what has another name in a locked ConfigDict.
+
+    The error of ml_collections names the last part of the setting only.
+    """
+    name = re.search(r'Key "(\w+)" does not exist', str(error))
+    for dotted in (*RENAMED, *RETIRED):
+        if name is not None and dotted.rpartition(".")[2] == name[1]:
+            _answer_old(f"config.{dotted}")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
+    """A value as its field's type hint asks; raises ConfigError if it cannot be that."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_config_dict(hint, value, where=where)
     if origin is Literal:
         if value not in args:
@@ -68,7 +126,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        (hint,) = [a for a in args if a is not type(None)]
+        # The first: what else such a field may hold in code, an array, no setting can be.
+        hint = next(a for a in args if a is not type(None))
         return _convert(hint, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -88,7 +147,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Nested mappings and sequences as dicts and tuples."""
+    """The same with nested mappings as dicts and sequences as tuples."""
     if hasattr(value, "items"):
         return {name: _plain(item) for name, item in value.items()}
     return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
@@ -98,7 +157,7 @@ def override(cfg: ConfigDict, dotted: str, text: str) -> None:
     """Sets `cfg.<dotted>` from command-line text: a Python literal, else a plain string.
 
     Raises:
-        ConfigError: if there is no such key, naming the nearest one.
+        ConfigError: there is no such setting; the message names the nearest one.
     """
     *path, last = dotted.split(".")
     node, where = cfg, "config"
@@ -111,6 +170,7 @@ def override(cfg: ConfigDict, dotted: str, text: str) -> None:
             raise ConfigError(unknown(f"{where}.{name}", name, list(node)))
         node, where = node[name], f"{where}.{name}"
     if last not in node and not where.startswith(_FREE):
+        _answer_old(f"{where}.{last}")
         raise ConfigError(unknown(f"{where}.{last}", last, list(node)))
     try:
         value = ast.literal_eval(text)
@@ -126,6 +186,6 @@ def to_json(cfg: Any) -> str:
 
 
 def fingerprint(cfg: Any) -> str:
-    """Twelve hex digits that differ when any field of the dataclass differs."""
+    """Twelve hex digits, others for every other value of any field of the dataclass."""
     text = json.dumps(dataclasses.asdict(cfg), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

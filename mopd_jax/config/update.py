@@ -3,20 +3,13 @@
 import dataclasses
 from typing import Literal
 
+from mopd_jax.choices import Aggregation
 from mopd_jax.errors import at_least, require
+from mopd_jax.kernels import Divergence
 
 NoContext = Literal["mask", "plain_prompt"]
 TeacherKind = Literal["ema", "frozen", "student", "periodic", "trust_region", "external"]
 Method = Literal["distill", "grpo", "dpo", "simpo", "sft"]
-Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
-Aggregation = Literal[
-    "token-mean",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum",
-    "seq-mean-token-sum-norm",
-    "seq-mean-step-mean",
-]
-Support = Literal["full", "student", "teacher", "union", "sampled"]
 RowWeight = Literal["equal", "solve_variance"]
 RatioBase = Literal["trainer", "sampler"]
 SftRows = Literal["success", "all"]
@@ -24,11 +17,7 @@ SftRows = Literal["success", "all"]
 
 # Which methods read a field of `LossConfig`; all read one that is not here.
 READ_BY: dict[str, tuple[Method, ...]] = {
-    **dict.fromkeys(
-        ("divergence", "alpha", "continuous", "pointwise_clip", "support", "tail"),
-        ("distill",),
-    ),
-    "importance_cap": ("distill",),
+    **dict.fromkeys(("divergence", "importance_cap"), ("distill",)),
     **dict.fromkeys(("rollout_cap", "ratio_base"), ("distill", "grpo")),
     **dict.fromkeys(("aggregation", "every_row", "row_weight"), ("distill", "grpo", "sft")),
     **dict.fromkeys(("clip_low", "clip_high", "dual_clip"), ("grpo",)),
@@ -40,23 +29,23 @@ READ_BY: dict[str, tuple[Method, ...]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """Whose distribution the student is distilled towards.
+    """The model whose distribution the student is distilled towards.
 
     kind: `ema` follows the student slowly; `frozen` stays at the initial weights; `student` is
-        the student itself as it is now; `periodic` is copied from it every so many steps;
-        `trust_region` mixes the logits of the initial weights and of the student;
-        `external` is another model with the same tokenizer, of any width.
-    rate: of `ema`, once per step: teacher <- (1 - rate) teacher + rate student. Of
+        the student as it is now; `periodic` is a copy of it, renewed every `every` steps;
+        `trust_region` mixes the logits of the initial weights and of the student; `external`
+        is another model with the same tokenizer, of any width.
+    rate: for `ema`, once a step: teacher <- (1 - rate) teacher + rate student. For
         `trust_region`: logits = (1 - rate) initial + rate student, both with the context.
-    every: steps between the copies of `periodic`.
-    path: of `external`, as `model.path`. It never moves, is kept in the compute dtype, and is
-        read from there again at a resume.
-    no_context: rows whose context is empty are not trained on (`mask`), or are distilled
-        towards the teacher on the plain prompt (`plain_prompt`; with no peers this is OPD).
-    cache: score the teacher once per step, before its updates, and keep the log-probs of its
-        `loss.top_k` likeliest tokens only; needs loss.support='teacher'.
-    drift_every: every so many steps, how far the teacher is from the student and what the
-        context changes (`drift.py`); three more forward passes. None is off.
+    every: for `periodic`, steps between copies.
+    path: for `external`, as `model.path`. Its weights never move, are kept in the compute
+        dtype, and are read from there again at a resume.
+    no_context: rows with an empty context are not trained on (`mask`), or are distilled towards
+        the teacher on the plain prompt (`plain_prompt`; without any peers this is OPD).
+    cache: score the teacher once a step, before its updates, and keep the log-probs of its
+        `loss.divergence.top_k` likeliest tokens only; needs loss.divergence.support='teacher'.
+    drift_every: steps between measurements of how far the teacher is from the student and of
+        what the context changes; each costs three forward passes. None is off.
     """
 
     kind: TeacherKind = "ema"
@@ -67,7 +56,7 @@ class TeacherConfig:
     cache: bool = False
     drift_every: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             0.0 < self.rate <= 1.0,
             f"TeacherConfig.rate is {self.rate}; it must lie in (0, 1]. For a teacher that "
@@ -96,13 +85,8 @@ class LossConfig:
 
     method: `distill` needs a teacher, the others only the rewards: `grpo`; `dpo` (against the
         initial student) and `simpo` on the pairs of a group; `sft` on its successes.
-    divergence, alpha: `jsd` weighs the teacher by alpha in [0, 1], None is 0.5. It vanishes
-        towards both ends; at them it is the forward (0) and the reverse (1) KL.
-    continuous: divides a `jsd` by alpha (1 - alpha), so that it meets the KLs at the ends.
-    pointwise_clip: the most nats that one token of the vocabulary adds to a divergence.
-    support: what the divergence is over: the `full` vocabulary; the top_k tokens of the
-        `student`, the `teacher` or both (`union`), with the rest as one more outcome (`tail`)
-        or renormalised without it; or the `sampled` token, for `reverse_kl` only.
+    divergence: which divergence, at which alpha, over which tokens: the fields of
+        `mopd_jax.Divergence` (kind, alpha, clip, support, top_k, tail).
     aggregation: how token losses become one number (`losses.token_weights`).
     step_separator: of `seq-mean-step-mean`, the text that ends a step of a response.
     every_row: means over sequences count rows without a trained token, as zeros.
@@ -121,13 +105,7 @@ class LossConfig:
     """
 
     method: Method = "distill"
-    divergence: Divergence = "jsd"
-    alpha: float | None = None
-    continuous: bool = False
-    pointwise_clip: float | None = None
-    support: Support = "full"
-    top_k: int = 100
-    tail: bool = True
+    divergence: Divergence = Divergence()
     aggregation: Aggregation = "seq-mean-token-mean"
     step_separator: str = "\n\n"
     every_row: bool = False
@@ -146,10 +124,8 @@ class LossConfig:
     sft_rows: SftRows = "success"
 
     def __post_init__(self):
-        self._check_divergence()
-        at_least(self, 1, "top_k")
         at_least(self, 0, "margin", "kl_coef")
-        for name in ("importance_cap", "rollout_cap", "pointwise_clip", "beta"):
+        for name in ("importance_cap", "rollout_cap", "beta"):
             value = getattr(self, name)
             require(
                 value is None or value > 0,
@@ -173,45 +149,16 @@ class LossConfig:
         )
         self._check_method()
 
-    def _check_divergence(self):
-        require(
-            self.alpha is None or 0.0 <= self.alpha <= 1.0,
-            f"LossConfig.alpha is {self.alpha}; JSD needs 0 <= alpha <= 1, the weight of the "
-            "teacher",
-        )
-        require(
-            self.alpha is None or self.divergence == "jsd",
-            f"LossConfig.alpha is {self.alpha}, but {self.divergence} has none; leave it None",
-        )
-        require(
-            self.support != "sampled" or self.divergence == "reverse_kl",
-            f"LossConfig.support is 'sampled', which estimates reverse_kl, and the divergence "
-            f"{self.divergence}; set loss.divergence='reverse_kl' or another support",
-        )
-        require(
-            self.support != "sampled" or self.pointwise_clip is None,
-            f"LossConfig.pointwise_clip is {self.pointwise_clip}, and support 'sampled' has no "
-            "terms to clip; set loss.pointwise_clip=None or another support",
-        )
-        require(
-            self.tail or self.support in ("student", "teacher", "union"),
-            f"LossConfig.tail is False, and support {self.support!r} has no tail; set "
-            "loss.tail=True, or another support",
-        )
-        require(
-            not self.continuous or self.divergence == "jsd",
-            f"LossConfig.continuous rescales a jsd, and the divergence is {self.divergence}; "
-            "set loss.continuous=False",
-        )
-
     def _check_method(self):
         for name, methods in READ_BY.items():
             value, default = getattr(self, name), getattr(LossConfig, name)
+            remedy = f"set loss.{name}={default!r}"
+            if dataclasses.is_dataclass(default):
+                remedy = f"leave all of loss.{name} as it is by default"
             require(
                 self.method in methods or value == default,
                 f"LossConfig.{name} is {value!r}, which only a loss.method of "
-                f"{' or '.join(methods)} reads, and the method is {self.method!r}; set "
-                f"loss.{name}={default!r}",
+                f"{' or '.join(methods)} reads, and the method is {self.method!r}; {remedy}",
             )
         require(
             self.step_separator == LossConfig.step_separator
@@ -231,12 +178,17 @@ class LossConfig:
 class OptimizerConfig:
     """AdamW with linear warm-up to a constant rate; weights and moments are float32.
 
-    warmup_steps: update k (from 0) uses rate * (k + 1) / warmup_steps, so none is wasted.
-    clip_norm: bound on the global gradient norm.
-    mini_batches: updates that the prompts of a step are shared out to, a group never split.
+    learning_rate: after the warm-up.
+    warmup_steps: update k (from 0) uses rate * (k + 1) / warmup_steps, so none has rate 0.
+    beta1: decay of the mean of gradients, once an update.
+    beta2: decay of the mean of squared gradients, once an update.
+    epsilon: added to the root of the second moment.
+    weight_decay: decoupled: an update also subtracts rate * weight_decay * weights.
+    clip_norm: the most that the global norm of a gradient may be; a longer one is scaled down.
+    mini_batches: updates that the prompts of a step are divided among, a group never split.
     epochs: how often a step goes through its rollouts.
-    micro_batches: parts the rows of an update are split into to save memory; the result does
-        not depend on it.
+    micro_batches: parts that the rows of an update are computed in, to save memory; the result
+        does not depend on it.
     """
 
     learning_rate: float = 1e-5
@@ -255,7 +207,7 @@ class OptimizerConfig:
         """Updates of a step."""
         return self.mini_batches * self.epochs
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 0, "warmup_steps", "weight_decay")
         at_least(self, 1, "mini_batches", "epochs", "micro_batches")
         for name in ("learning_rate", "epsilon", "clip_norm"):
@@ -273,13 +225,13 @@ def check_update(
     *,
     prompts: int,
     group: int,
-    taught: bool,
+    teacher_samples: bool,
 ) -> None:
-    """What the three sections need of each other and of the rollouts.
+    """Checks what the three sections require of each other and of the rollouts.
 
     Args:
-        prompts, group: of a step.
-        taught: the teacher writes the responses.
+        prompts, group: prompts of a step, rollouts of each.
+        teacher_samples: the teacher writes the responses.
 
     Raises:
         ConfigError: with the remedy.
@@ -296,18 +248,18 @@ def check_update(
         "an update (rollout.prompts * rollout.group / optimizer.mini_batches)",
     )
     require(
-        not taught or loss.method == "sft",
+        not teacher_samples or loss.method == "sft",
         f"rollout.policy='teacher' lets the teacher write what loss.method={loss.method!r} "
         "takes for the student's own; set loss.method='sft', or rollout.policy='student'",
     )
     require(
-        not taught or teacher.kind in ("frozen", "external"),
+        not teacher_samples or teacher.kind in ("frozen", "external"),
         f"rollout.policy='teacher' samples a teacher that stays as it is, and teacher.kind is "
         f"{teacher.kind!r}; set teacher.kind='frozen' or 'external'",
     )
     distills = loss.method == "distill"
     require(
-        distills or taught or teacher == TeacherConfig(),
+        distills or teacher_samples or teacher == TeacherConfig(),
         f"loss.method={loss.method!r} has no teacher, and the settings of teacher are not all "
         f"as they are by default ({teacher}); leave them, or set loss.method='distill'",
     )
@@ -318,7 +270,8 @@ def check_update(
         "are by default",
     )
     require(
-        not teacher.cache or loss.support == "teacher",
-        f"teacher.cache keeps the teacher's likeliest tokens, and loss.support is "
-        f"{loss.support!r}; set loss.support='teacher', or teacher.cache=False",
+        not teacher.cache or loss.divergence.support == "teacher",
+        f"teacher.cache keeps the teacher's likeliest tokens, and loss.divergence.support is "
+        f"{loss.divergence.support!r}; set loss.divergence.support='teacher', or "
+        "teacher.cache=False",
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from mopd_jax.config import PeerConfig
 from mopd_jax.contexts import peers
-from mopd_jax.contexts.peers import Entry, PeerPlan
+from mopd_jax.contexts.peers import Candidates, Entries, Entry, Kind, PeerPlan
 
 # Separates these draws from other uses of the same seed.
 _PURPOSE = 0xC0A7
@@ -25,6 +25,8 @@ _PURPOSE = 0xC0A7
 TOLERANCE = 0.02
 # Sets drawn in token mode until one matches: so many at a time, so many times.
 _DRAWS, _ROUNDS = 64, 8
+
+Place = tuple[int, int]  # A rollout of the batch: (prompt, rollout).
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Match:
     def row(self, p: int, g: int) -> dict[str, float]:
         """All of one row, by name, with its error."""
         names = [field.name for field in dataclasses.fields(self)]
-        counts = {name: int(getattr(self, name)[p, g]) for name in names}
+        counts: dict[str, float] = {name: int(getattr(self, name)[p, g]) for name in names}
         return counts | {"error": float(self.error()[p, g])}
 
     def metrics(self) -> dict[str, float]:
@@ -77,11 +79,7 @@ class Match:
 
 
 def choose(
-    success: np.ndarray,
-    candidate: np.ndarray,
-    texts: Sequence[Sequence[str]],
-    lengths: np.ndarray,
-    uids: Sequence[int],
+    candidates: Candidates,
     *,
     seed: int,
     step: int,
@@ -94,200 +92,244 @@ def choose(
 
     Args:
         tokens: i[P, G], tokens of each rollout as a block; 0 for one that cannot be shown.
-        questions: [P], what was asked. Equal ones are one prompt: none is unrelated to itself.
+        questions: [P], what was asked. Equal ones are one prompt, so that a prompt is never
+            unrelated to itself.
+
+    Returns:
+        The control's plan, and how it differs from the plan of the run.
     """
-    options = {"seed": seed, "step": step, "cfg": cfg, "rows": rows}
-    real = peers.choose(success, candidate, texts, lengths, uids, **options)
-    pool = Pool(success, candidate & (tokens > 0), texts, uids, questions, tokens, cfg)
-    prompts, group = success.shape
-    width = cfg.successes + cfg.failures
-    slots = np.full((2, 2, prompts, group, width), -1, np.int32)
-    shell = np.zeros((prompts, group), bool)
-    counts = np.zeros((len(dataclasses.fields(Match)), prompts, group), np.int64)
-    for p in range(prompts):
-        for g in range(group):
-            wanted = [e for e in real.entries(p, g) if tokens[p, e.rollout] > 0]
-            if not wanted:
-                continue
-            rng = np.random.default_rng([_PURPOSE, seed, step, uids[p], g])
-            blocks, topped_up = CONTROLS[cfg.control](rng, wanted, pool, p, g)
-            for k, kind in enumerate(("success", "failure")):
-                chosen = [e for e in blocks if (e.kind == "failure") == (kind == "failure")]
-                slots[k, 0, p, g, : len(chosen)] = [e.rollout for e in chosen]
-                slots[k, 1, p, g, : len(chosen)] = [e.prompt for e in chosen]
-            shell[p, g] = cfg.control == "shell"
-            to_fill = 0 if shell[p, g] else len(wanted)
-            shown = {(e.prompt, e.rollout) for e in wanted}
-            counts[:, p, g] = (
-                pool.total(wanted),
-                pool.total(blocks),
-                to_fill,
-                topped_up,
-                to_fill - len(blocks),
-                sum((e.prompt, e.rollout) in shown for e in blocks),
-                sum(e.kind == ("failure" if e.succeeded else "success") for e in blocks),
-            )
-    plan = PeerPlan(
-        success=slots[0, 0],
-        failure=slots[1, 0],
-        success_prompt=slots[0, 1],
-        failure_prompt=slots[1, 1],
-        outcome=success,
-        neutral=cfg.control == "random",
-        shell=shell,
+    run = peers.choose(candidates, seed=seed, step=step, cfg=cfg, rows=rows)
+    readable = dataclasses.replace(candidates, eligible=candidates.eligible & (tokens > 0))
+    pool = Pool(readable, tokens, questions, cfg)
+    fill = CONTROLS[cfg.control]
+
+    def blocks(p: int, g: int, slots: Sequence[Entry]) -> tuple[Entry, ...]:
+        rng = np.random.default_rng([_PURPOSE, seed, step, candidates.uids[p], g])
+        return tuple(fill(rng, slots, pool, p, g)) if slots else ()
+
+    slots = tuple(
+        tuple(tuple(e for e in row if tokens[e.prompt, e.rollout] > 0) for row in group)
+        for group in run.entries
     )
-    return plan, Match(*counts)
+    entries = tuple(
+        tuple(blocks(p, g, row) for g, row in enumerate(group)) for p, group in enumerate(slots)
+    )
+    some = np.array([[bool(row) for row in group] for group in slots])
+    plan = PeerPlan(entries, bare=some & (cfg.control == "shell"))
+    return plan, _match(slots, entries, tokens, cfg)
+
+
+def _match(run: Entries, control: Entries, tokens: np.ndarray, cfg: PeerConfig) -> Match:
+    """Compares the blocks of the run, which are the slots to fill, with those of a control."""
+
+    def count(of_row: Callable[[Sequence[Entry], Sequence[Entry]], int]) -> np.ndarray:
+        groups = zip(run, control, strict=True)
+        return np.array(
+            [[of_row(slots, blocks) for slots, blocks in zip(*g, strict=True)] for g in groups],
+            np.int64,
+        )
+
+    def topped_up(slots: Sequence[Entry], blocks: Sequence[Entry]) -> int:
+        elsewhere = sum(block.prompt != slots[0].prompt for block in blocks)
+        return elsewhere if cfg.control == "success_only" else 0
+
+    def same(slots: Sequence[Entry], blocks: Sequence[Entry]) -> int:
+        return len(set(map(_place, slots)) & set(map(_place, blocks)))
+
+    def relabelled(_: Sequence[Entry], blocks: Sequence[Entry]) -> int:
+        return sum(e.kind == ("failure" if e.succeeded else "success") for e in blocks)
+
+    to_fill = count(lambda slots, _: 0 if cfg.control == "shell" else len(slots))
+    return Match(
+        wanted=count(lambda slots, _: _total(slots, tokens)),
+        given=count(lambda _, blocks: _total(blocks, tokens)),
+        slots=to_fill,
+        topped_up=count(topped_up),
+        empty=to_fill - count(lambda _, blocks: len(blocks)),
+        same=count(same),
+        relabelled=count(relabelled),
+    )
+
+
+def _place(entry: Entry) -> Place:
+    return entry.prompt, entry.rollout
+
+
+def _total(entries: Sequence[Entry], tokens: np.ndarray) -> int:
+    """Tokens of the blocks."""
+    return sum(int(tokens[e.prompt, e.rollout]) for e in entries)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
     """What a control may draw from: arguments of `choose`, candidates with text only."""
 
-    success: np.ndarray
-    candidate: np.ndarray
-    texts: Sequence[Sequence[str]]
-    uids: Sequence[int]
-    questions: Sequence[str]
+    candidates: Candidates
     tokens: np.ndarray
+    questions: Sequence[str]
     cfg: PeerConfig
 
-    def entry(self, q: int, i: int, kind: str) -> Entry:
-        return Entry(q, i, bool(self.success[q, i]), kind)
+    def entries(self, places: Sequence[Place], kind: Kind) -> list[Entry]:
+        """Blocks of these rollouts under one heading."""
+        success = self.candidates.success
+        return [Entry(q, i, bool(success[q, i]), kind) for q, i in places]
 
-    def total(self, entries: Sequence[Entry]) -> int:
-        """Tokens of the blocks."""
-        return sum(int(self.tokens[e.prompt, e.rollout]) for e in entries)
-
-    def own(self, p: int, g: int) -> list[tuple[int, int]]:
-        """(p, rollout) of the candidates of prompt p that the target may be shown."""
-        said = self.texts[p][g]
+    def own(self, p: int, g: int) -> list[Place]:
+        """The candidates of prompt p that the target g may be shown."""
+        texts = self.candidates.texts[p]
         return [
             (p, i)
-            for i in np.flatnonzero(self.candidate[p]).tolist()
-            if i != g and peers.may_show(self.texts[p][i], said, self.cfg)
+            for i in np.flatnonzero(self.candidates.eligible[p]).tolist()
+            if i != g and peers.may_show(texts[i], texts[g], self.cfg)
         ]
 
     @functools.cached_property
-    def everyone(self) -> list[tuple[int, int]]:
-        """(prompt, rollout) of all candidates, in the order of the prompts' numbers."""
-        by_number = np.argsort(np.asarray(self.uids), kind="stable").tolist()
-        return [(q, i) for q in by_number for i in np.flatnonzero(self.candidate[q]).tolist()]
+    def everyone(self) -> list[Place]:
+        """All candidates, in the order of the prompts' numbers."""
+        by_number = np.argsort(np.asarray(self.candidates.uids), kind="stable").tolist()
+        eligible = self.candidates.eligible
+        return [(q, i) for q in by_number for i in np.flatnonzero(eligible[q]).tolist()]
 
-    def others(self, p: int, g: int, succeeded: bool) -> list[tuple[int, int]]:
-        """(prompt, rollout) of the candidates of other questions with this outcome that the
-        target may be shown."""
-        asked, said = self.questions[p], self.texts[p][g]
+    def others(self, p: int, g: int, *, succeeded: bool) -> list[Place]:
+        """The candidates of other questions with this outcome that target g of prompt p may be
+        shown."""
+        success, texts = self.candidates.success, self.candidates.texts
         return [
             (q, i)
             for q, i in self.everyone
-            if bool(self.success[q, i]) == succeeded
-            and self.questions[q] != asked
-            and peers.may_show(self.texts[q][i], said, self.cfg)
+            if bool(success[q, i]) == succeeded
+            and self.questions[q] != self.questions[p]
+            and peers.may_show(texts[q][i], texts[p][g], self.cfg)
         ]
 
-    def fill(
+    def draw(
         self,
         rng: np.random.Generator,
         slots: Sequence[Entry],
-        options: list[tuple[int, int]],
+        places: Sequence[Place],
         shown: Sequence[Entry] = (),
         *,
-        owed: int = 0,
-    ) -> list[tuple[int, int]]:
-        """A drawn set of the options, one for every slot as long as there are some.
+        extra_tokens: int = 0,
+    ) -> list[Place]:
+        """A drawn set of the places, one for every slot as long as there are some.
 
         No text twice, nor one of `shown`. In token mode the set is drawn among those whose
-        tokens are within TOLERANCE of the slots' and what is `owed` besides; where none is
-        found, it is the nearest that is.
+        tokens are within TOLERANCE of the tokens of the slots plus `extra_tokens`; where no
+        such set comes up, it is the nearest that did.
         """
-        texts = {self.texts[e.prompt][e.rollout] for e in shown}
-        left = []
-        for k in rng.permutation(len(options)).tolist():
-            q, i = options[k]
-            if self.texts[q][i] not in texts:
-                texts.add(self.texts[q][i])
-                left.append((q, i))
-        if self.cfg.control_match == "block" or len(left) <= len(slots) or not slots:
-            return left[: len(slots)]
-        sizes = np.array([self.tokens[q, i] for q, i in left])
-        total = self.total(slots) + owed
-        return [left[k] for k in _matching(rng, sizes, len(slots), total)]
+        texts = self.candidates.texts
+        used = {texts[e.prompt][e.rollout] for e in shown}
+        distinct = []
+        for k in rng.permutation(len(places)).tolist():
+            q, i = places[k]
+            if texts[q][i] not in used:
+                used.add(texts[q][i])
+                distinct.append((q, i))
+        if self.cfg.control_match == "block" or len(distinct) <= len(slots) or not slots:
+            return distinct[: len(slots)]
+        sizes = np.array([self.tokens[q, i] for q, i in distinct])
+        total = _total(slots, self.tokens) + extra_tokens
+        return [distinct[k] for k in _matching(rng, sizes, len(slots), total)]
 
 
 def _matching(rng: np.random.Generator, sizes: np.ndarray, count: int, total: int) -> list[int]:
-    """Places of `count` sizes whose sum is within TOLERANCE of the total: the first such set
+    """Indices of `count` sizes whose sum is within TOLERANCE of the total: the first such set
     of many drawn ones, which is a uniform choice. Failing that, the nearest that was seen."""
-    # One after the other, each the nearest to its share of what is left.
-    left, rest, free = [], total, np.ones(len(sizes), bool)
-    for k in range(count):
-        gaps = np.where(free, np.abs(sizes - rest / (count - k)), np.inf)
-        left.append(int(np.argmin(gaps)))
-        free[left[-1]] = False
-        rest -= int(sizes[left[-1]])
-    best, least = left, abs(rest)
+    nearest = _greedy(sizes, count, total)
+    least = abs(total - int(sizes[nearest].sum()))
     for _ in range(_ROUNDS):
         # Sorting keys, and not a partial sort, whose order is not the same on every machine.
         sets = np.argsort(rng.random((_DRAWS, len(sizes))), axis=1, kind="stable")[:, :count]
         gaps = np.abs(sizes[sets].sum(axis=1) - total)
-        found = np.flatnonzero(gaps <= TOLERANCE * abs(total))
-        k = int(found[0]) if len(found) else int(np.argmin(gaps))
-        if len(found) or gaps[k] < least:
-            best, least = sets[k].tolist(), int(gaps[k])
-        if len(found):
-            break
-    return best
+        within = np.flatnonzero(gaps <= TOLERANCE * abs(total))
+        if len(within):
+            return sets[within[0]].tolist()
+        k = int(np.argmin(gaps))
+        if gaps[k] < least:
+            nearest, least = sets[k].tolist(), int(gaps[k])
+    return nearest
 
 
-def _random(rng, wanted, pool, p, g):
+def _greedy(sizes: np.ndarray, count: int, total: int) -> list[int]:
+    """Indices of `count` sizes, one after the other the nearest to its share of what is left
+    of the total."""
+    chosen: list[int] = []
+    free = np.ones(len(sizes), bool)
+    for k in range(count):
+        gaps = np.where(free, np.abs(sizes - total / (count - k)), np.inf)
+        chosen.append(int(np.argmin(gaps)))
+        free[chosen[-1]] = False
+        total -= int(sizes[chosen[-1]])
+    return chosen
+
+
+def _of_kind(slots: Sequence[Entry], kind: Kind) -> list[Entry]:
+    return [slot for slot in slots if slot.kind == kind]
+
+
+def _random(
+    rng: np.random.Generator, slots: Sequence[Entry], pool: Pool, p: int, g: int
+) -> list[Entry]:
     """Peers of the same prompt whatever their outcome, under headings that do not tell it."""
-    chosen = pool.fill(rng, wanted, pool.own(p, g))
-    return [pool.entry(q, i, "neutral") for q, i in chosen], 0
+    return pool.entries(pool.draw(rng, slots, pool.own(p, g)), "neutral")
 
 
-def _shuffled(rng, wanted, pool, p, g):
+def _shuffled(
+    rng: np.random.Generator, slots: Sequence[Entry], pool: Pool, p: int, g: int
+) -> list[Entry]:
     """The same peers and the same headings, in a drawn permutation."""
     del pool, p, g
-    order = rng.permutation(len(wanted)).tolist()
-    pairs = zip(order, wanted, strict=True)
-    return [wanted[k]._replace(kind=slot.kind) for k, slot in pairs], 0
+    order = rng.permutation(len(slots)).tolist()
+    pairs = zip(order, slots, strict=True)
+    return [slots[k]._replace(kind=slot.kind) for k, slot in pairs]
 
 
-def _unrelated(rng, wanted, pool, p, g):
+def _unrelated(
+    rng: np.random.Generator, slots: Sequence[Entry], pool: Pool, p: int, g: int
+) -> list[Entry]:
     """Successes of other prompts in every slot."""
-    chosen = pool.fill(rng, wanted, pool.others(p, g, True))
-    return [pool.entry(q, i, "success") for q, i in chosen], 0
+    return pool.entries(pool.draw(rng, slots, pool.others(p, g, succeeded=True)), "success")
 
 
-def _cross_failures(rng, wanted, pool, p, g):
+def _cross_failures(
+    rng: np.random.Generator, slots: Sequence[Entry], pool: Pool, p: int, g: int
+) -> list[Entry]:
     """The successes as they are, and failures of other prompts in the slots of failures."""
-    kept = [e for e in wanted if e.kind == "success"]
-    slots = [e for e in wanted if e.kind == "failure"]
-    chosen = pool.fill(rng, slots, pool.others(p, g, False), kept)
-    return kept + [pool.entry(q, i, "failure") for q, i in chosen], 0
+    successes, failures = _of_kind(slots, "success"), _of_kind(slots, "failure")
+    places = pool.draw(rng, failures, pool.others(p, g, succeeded=False), successes)
+    return successes + pool.entries(places, "failure")
 
 
-def _success_only(rng, wanted, pool, p, g):
-    """The successes as they are, and further ones in the slots of failures."""
-    kept = [e for e in wanted if e.kind == "success"]
-    slots = [e for e in wanted if e.kind == "failure"]
-    own = [(q, i) for q, i in pool.own(p, g) if pool.success[q, i]]
-    more = [pool.entry(q, i, "success") for q, i in pool.fill(rng, slots, own, kept)]
-    left = slots[len(more) :]
-    if not (left and pool.cfg.control_topup):
-        return kept + more, 0
-    owed = pool.total(slots[: len(more)]) - pool.total(more)
-    rest = pool.fill(rng, left, pool.others(p, g, True), kept + more, owed=owed)
-    return kept + more + [pool.entry(q, i, "success") for q, i in rest], len(rest)
+def _success_only(
+    rng: np.random.Generator, slots: Sequence[Entry], pool: Pool, p: int, g: int
+) -> list[Entry]:
+    """The successes as they are, and further ones in the slots of failures: of the same prompt
+    as long as it has some, then of others."""
+    successes, failures = _of_kind(slots, "success"), _of_kind(slots, "failure")
+    own = [(q, i) for q, i in pool.own(p, g) if pool.candidates.success[q, i]]
+    more = pool.entries(pool.draw(rng, failures, own, successes), "success")
+    filled, left = failures[: len(more)], failures[len(more) :]
+    if not left:
+        return successes + more
+    # What the own successes have too few or too many, those of other prompts make up for.
+    lacking = _total(filled, pool.tokens) - _total(more, pool.tokens)
+    others = pool.others(p, g, succeeded=True)
+    rest = pool.draw(rng, left, others, successes + more, extra_tokens=lacking)
+    return successes + more + pool.entries(rest, "success")
 
 
-def _shell(rng, wanted, pool, p, g):
+def _shell(
+    rng: np.random.Generator, slots: Sequence[Entry], pool: Pool, p: int, g: int
+) -> list[Entry]:
     """No peer: the closing line alone, on the rows that the run trains."""
-    del rng, wanted, pool, p, g
-    return [], 0
+    del rng, slots, pool, p, g
+    return []
 
 
-# (draws, slots of the run, pool, prompt, target) -> (blocks, how many are topped up)
-CONTROLS: dict[str, Callable[..., tuple[list[Entry], int]]] = {
+# (draws, slots of the run, pool, prompt, target) -> blocks
+CONTROLS: dict[
+    str, Callable[[np.random.Generator, Sequence[Entry], Pool, int, int], list[Entry]]
+] = {
     "random": _random,
     "shuffled": _shuffled,
     "unrelated": _unrelated,

@@ -1,9 +1,9 @@
-"""Which rollouts of the same prompt each rollout's teacher is shown: the heart of MOPD.
+"""Chooses which rollouts of its prompt each rollout's teacher is shown: the heart of MOPD.
 
-Pure, seeded functions on the host. Self-exclusion is always on: no context contains its own
-target. Candidates with equal text are one candidate. The draw of a row depends on (seed, step,
-prompt, rollout) alone, not on the order of the batch (arXiv 2605.12652; docs/contexts.md).
-`controls.py` has the selectors that take one thing away from these.
+Pure, seeded functions on the host. No context contains its own target, and of candidates with
+equal text one is shown. The draw of a row depends on (seed, step, prompt, rollout) alone, not
+on the order of the batch (arXiv 2605.12652; docs/contexts.md). `controls.py` fills the same
+slots with one thing taken away.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from mopd_jax.config import PeerConfig
+from mopd_jax.config.contexts import Rule
+from mopd_jax.records import Outcomes
 
 # Separates these draws from other uses of the same seed.
 _PURPOSE = 0x9EE5
@@ -31,61 +33,71 @@ class Entry(NamedTuple):
     kind: Kind
 
 
+# Of every prompt and rollout, the blocks of its context in their order: [P][G] entries.
+Entries = tuple[tuple[tuple[Entry, ...], ...], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class PeerPlan:
-    """Who sees whom. Entries are rollout indices within the group; -1 is an empty slot."""
+    """Who sees whom.
 
-    success: np.ndarray  # i32[P, G, A], shown under headings of a success
-    failure: np.ndarray  # i32[P, G, B], shown under headings of a failure
-    summary: np.ndarray | None = None  # i32[P, G, K], shown by their summary
-    # Of which prompt the rollouts are, in the shapes of `success` and `failure`; None: the own.
-    success_prompt: np.ndarray | None = None
-    failure_prompt: np.ndarray | None = None
-    outcome: np.ndarray | None = None  # bool[P, G] as verified; None: as the headings say
-    neutral: bool = False  # Full peers have a heading that does not tell their outcome.
-    shell: np.ndarray | None = None  # bool[P, G], rows that read the closing line alone
+    entries: [P][G] blocks of every row in the order of its context: successes, summaries,
+        failures.
+    bare: bool[P, G], rows without a block that read the closing line all the same (control
+        `shell`).
+    """
 
-    def entries(self, p: int, g: int) -> list[Entry]:
-        """The blocks of one row in the order of its context."""
+    entries: Entries
+    bare: np.ndarray
 
-        def read(slots, prompts, kind):
-            for k, i in enumerate(slots[p, g].tolist()):
-                if i < 0:
-                    continue
-                q = p if prompts is None else int(prompts[p, g, k])
-                known = self.outcome is not None
-                ok = bool(self.outcome[q, i]) if known else kind == "success"
-                if kind == "summary":
-                    yield Entry(q, i, ok, "summary_success" if ok else "summary_failure")
-                else:
-                    yield Entry(q, i, ok, "neutral" if self.neutral else kind)
-
-        found = list(read(self.success, self.success_prompt, "success"))
-        if self.summary is not None:
-            found += read(self.summary, None, "summary")
-        return found + list(read(self.failure, self.failure_prompt, "failure"))
-
-    def shown(self, p: int, g: int) -> list[tuple[int, bool]]:
-        """[(rollout, succeeded)] of one row in the order of its context."""
-        return [(entry.rollout, entry.succeeded) for entry in self.entries(p, g)]
+    def shows(self, kind: Kind) -> np.ndarray:
+        """bool[P, G], rows with a block under this heading."""
+        return np.array(
+            [[any(e.kind == kind for e in row) for row in group] for group in self.entries]
+        )
 
     def informed(self) -> np.ndarray:
         """bool[P, G], rows whose context has something to read."""
-        parts = [self.success, self.failure]
-        parts += [] if self.summary is None else [self.summary]
-        some = np.concatenate(parts, axis=2) >= 0
-        return some.any(axis=2) if self.shell is None else some.any(axis=2) | self.shell
+        return np.array([[bool(row) for row in group] for group in self.entries]) | self.bare
+
+
+def without_peers(prompts: int, group: int) -> PeerPlan:
+    """The plan in which nobody sees anybody."""
+    return PeerPlan((((),) * group,) * prompts, np.zeros((prompts, group), bool))
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The rollouts of a step, as peers are chosen from them.
+
+    success: bool[P, G], by the verifier.
+    eligible: bool[P, G], rollouts that may be shown at all: they have a verdict and a text, and
+        were not truncated unless `peers.truncated` says so.
+    texts: [P][G] responses as they would be shown; equal texts are shown once.
+    lengths: i[P, G] response lengths in tokens, for the rules that order by length.
+    uids: [P], a number of each prompt that does not depend on its place in the batch.
+    """
+
+    success: np.ndarray
+    eligible: np.ndarray
+    texts: Sequence[Sequence[str]]
+    lengths: np.ndarray
+    uids: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What becomes of every row before its peers are known."""
+    """What becomes of every row before its peers are known.
 
-    left_out: np.ndarray  # str[P, G], why the row is not trained on; "" if it is
-    plain: np.ndarray  # bool[P, G], held to the teacher on the plain prompt
+    left_out: str[P, G], why the row is not trained on; "" if it is.
+    plain: bool[P, G], rows held to the teacher on the plain prompt.
+    """
+
+    left_out: np.ndarray
+    plain: np.ndarray
 
     @property
-    def taught(self) -> np.ndarray:
+    def has_context(self) -> np.ndarray:
         """bool[P, G], rows that get a context."""
         return (self.left_out == "") & ~self.plain
 
@@ -95,24 +107,21 @@ class Usage:
         return np.where(self.plain, "held to the plain prompt", self.left_out)
 
 
-def usage(success: np.ndarray, valid: np.ndarray, cfg: PeerConfig) -> Usage:
-    """Outcome-dependent use of the rows: `targets`, `groups`, `no_success`, `all_success`.
+def usage(outcomes: Outcomes, cfg: PeerConfig) -> Usage:
+    """How the rows are used by their outcomes: `targets`, `no_success`, `all_success`.
 
-    Args:
-        success, valid: bool[P, G], by the verifier; truncated responses count as they scored.
-            A group without any verdict has neither policy.
+    Truncated responses count as they scored. A group without any verdict is under none of the
+    three but `targets`.
     """
-    failed = valid & ~success
-    none = (failed.any(axis=1) & ~success.any(axis=1))[:, None]
-    every = (success.any(axis=1) & ~failed.any(axis=1))[:, None]
-    mixed = (success.any(axis=1) & failed.any(axis=1))[:, None]
+    success, failure = outcomes.success, outcomes.failure
+    none = (failure.any(axis=1) & ~success.any(axis=1))[:, None]
+    every = (success.any(axis=1) & ~failure.any(axis=1))[:, None]
     left_out = np.full(success.shape, "", object)
     for rows, reason in (
-        (~valid & (cfg.targets == "failed"), "the target has no verdict"),
+        (~outcomes.valid & (cfg.targets == "failed"), "the target has no verdict"),
         (success & (cfg.targets == "failed"), "the target succeeded"),
         (none & (cfg.no_success == "mask"), "no rollout of the group succeeded"),
         (every & (cfg.all_success == "mask"), "every rollout of the group succeeded"),
-        (~mixed & (cfg.groups == "mixed"), "the group is not mixed"),
     ):
         left_out[np.broadcast_to(rows, success.shape)] = reason
     plain = none & (cfg.no_success == "plain_prompt")
@@ -121,11 +130,7 @@ def usage(success: np.ndarray, valid: np.ndarray, cfg: PeerConfig) -> Usage:
 
 
 def choose(
-    success: np.ndarray,
-    candidate: np.ndarray,
-    texts: Sequence[Sequence[str]],
-    lengths: np.ndarray,
-    uids: Sequence[int],
+    candidates: Candidates,
     *,
     seed: int,
     step: int,
@@ -135,48 +140,69 @@ def choose(
     """Chooses the peers of every row.
 
     Args:
-        success: bool[P, G].
-        candidate: bool[P, G], rollouts that may be shown at all: they have a verdict and a
-            text, and were not truncated unless `cfg.truncated` says so.
-        texts: [P][G] responses as they would be shown; equal texts are shown once.
-        lengths: i[P, G] response lengths in tokens, for the rules that order by length.
-        uids: [P], a number of each prompt that does not depend on its place in the batch.
         rows: bool[P, G], rows that get peers, by default all.
 
     Returns:
         PeerPlan with at most cfg.successes and cfg.failures entries a row, cfg.slots in all,
         and at most cfg.summaries beside them.
     """
-    prompts, group = success.shape
-    plan_success = np.full((prompts, group, cfg.successes), -1, np.int32)
-    plan_failure = np.full((prompts, group, cfg.failures), -1, np.int32)
-    plan_summary = np.full((prompts, group, cfg.summaries), -1, np.int32)
-    slots = cfg.successes + cfg.failures if cfg.slots is None else cfg.slots
+    prompts, group = candidates.success.shape
+    by_likeness = any("similar" in rule for rule in (cfg.rule, cfg.failure_rule or ""))
+    entries = []
     for p in range(prompts):
-        rules = (cfg.rule, cfg.rule if cfg.failure_rule is None else cfg.failure_rule)
-        by_likeness = any("similar" in rule for rule in rules)
-        alike = similarity(texts[p]) if by_likeness else np.zeros((group, group))
+        texts = candidates.texts[p]
+        alike = similarity(texts) if by_likeness else np.zeros((group, group))
+        of_prompt: list[tuple[Entry, ...]] = []
         for g in range(group):
-            if rows is not None and not rows[p, g]:
-                continue
-            rng = np.random.default_rng([_PURPOSE, seed, step, uids[p], g])
-            allowed = _allowed(g, candidate[p], texts[p], cfg)
-            others = [i for i in _order(rng, lengths[p], alike[g], rules[0]) if allowed[i]]
-            worse = others
-            if rules[1] != rules[0]:
-                order = _order(rng, lengths[p], alike[g], rules[1])
-                worse = [i for i in order if allowed[i]]
-            good = _distinct([i for i in others if success[p, i]], texts[p])
-            good = good[: min(cfg.successes, slots)]
-            bad = _distinct([i for i in worse if not success[p, i]], texts[p])
-            if cfg.failures_when == "no_success" and good:
-                bad = []
-            bad = bad[: min(cfg.failures, slots - len(good))]
-            brief = _summarised(others, success[p], texts[p], [*good, *bad], cfg)
-            plan_success[p, g, : len(good)] = good
-            plan_failure[p, g, : len(bad)] = bad
-            plan_summary[p, g, : len(brief)] = brief
-    return PeerPlan(plan_success, plan_failure, plan_summary, outcome=success)
+            if rows is None or rows[p, g]:
+                rng = np.random.default_rng([_PURPOSE, seed, step, candidates.uids[p], g])
+                of_prompt.append(_row(rng, candidates, p, g, alike[g], cfg))
+            else:
+                of_prompt.append(())
+        entries.append(tuple(of_prompt))
+    return PeerPlan(tuple(entries), np.zeros((prompts, group), bool))
+
+
+def _row(
+    rng: np.random.Generator,
+    candidates: Candidates,
+    p: int,
+    target: int,
+    alike: np.ndarray,
+    cfg: PeerConfig,
+) -> tuple[Entry, ...]:
+    """The blocks of one row; `alike` f64[G] is the likeness of every text to the target's."""
+    success, texts = candidates.success[p], candidates.texts[p]
+
+    def ordered(rule: Rule) -> list[int]:
+        order = _order(rng, candidates.lengths[p], alike, rule)
+        return [
+            i
+            for i in order
+            if candidates.eligible[p, i]
+            and i != target
+            and may_show(texts[i], texts[target], cfg)
+        ]
+
+    order = ordered(cfg.rule)
+    # One draw serves both kinds where they have the same rule.
+    other_rule = cfg.failure_rule is not None and cfg.failure_rule != cfg.rule
+    failure_order = ordered(cfg.failure_rule) if other_rule else order
+    slots = cfg.successes + cfg.failures if cfg.slots is None else cfg.slots
+    successes = _distinct([i for i in order if success[i]], texts)
+    successes = successes[: min(cfg.successes, slots)]
+    failures = _distinct([i for i in failure_order if not success[i]], texts)
+    failures = failures[: min(cfg.failures, slots - len(successes))]
+    summaries = _summarised(order, success, texts, [*successes, *failures], cfg)
+    return (
+        *(Entry(p, i, True, "success") for i in successes),
+        *(_summary(p, i, bool(success[i])) for i in summaries),
+        *(Entry(p, i, False, "failure") for i in failures),
+    )
+
+
+def _summary(p: int, i: int, succeeded: bool) -> Entry:
+    return Entry(p, i, succeeded, "summary_success" if succeeded else "summary_failure")
 
 
 def similarity(texts: Sequence[str]) -> np.ndarray:
@@ -185,7 +211,7 @@ def similarity(texts: Sequence[str]) -> np.ndarray:
     Words are what white space separates; a text of one word has that word instead of bigrams.
     Two empty texts are alike (1).
     """
-    grams = []
+    grams: list[set[tuple[str, str]] | set[str]] = []
     for text in texts:
         words = text.split()
         grams.append(set(zip(words, words[1:], strict=False)) or set(words))
@@ -198,17 +224,23 @@ def similarity(texts: Sequence[str]) -> np.ndarray:
     return alike
 
 
-def _summarised(others, success, texts, shown, cfg) -> list[int]:
+def _summarised(
+    order: Sequence[int],
+    success: np.ndarray,
+    texts: Sequence[str],
+    shown: Sequence[int],
+    cfg: PeerConfig,
+) -> list[int]:
     """The rollouts shown by their summary: of the chosen outcome, and not in `shown`."""
-    wanted = {"success": (True,), "failure": (False,), "all": (True, False)}
-    labels = wanted[cfg.summary_source]
-    taken = {texts[i] for i in shown}
-    pool = [i for i in others if bool(success[i]) in labels and texts[i] not in taken]
-    return _distinct(pool, texts)[: cfg.summaries]
+    outcomes = {"success": (True,), "failure": (False,), "all": (True, False)}
+    wanted = outcomes[cfg.summary_source]
+    in_full = {texts[i] for i in shown}
+    left = [i for i in order if bool(success[i]) in wanted and texts[i] not in in_full]
+    return _distinct(left, texts)[: cfg.summaries]
 
 
 def _order(
-    rng: np.random.Generator, lengths: np.ndarray, alike: np.ndarray, rule: str
+    rng: np.random.Generator, lengths: np.ndarray, alike: np.ndarray, rule: Rule
 ) -> list[int]:
     """Rollout indices of one group, most wanted first; ties keep the order of the rollouts."""
     orders = {
@@ -224,20 +256,10 @@ def _order(
 
 def may_show(text: str, target: str, cfg: PeerConfig) -> bool:
     """Whether a peer with this text may be shown for a target with that one."""
-    return cfg.same_text or text != target
+    return cfg.exclude == "rollout" or text != target
 
 
-def _allowed(
-    target: int, candidate: np.ndarray, texts: Sequence[str], cfg: PeerConfig
-) -> list[bool]:
-    """Of every rollout of a group: the target may be shown it."""
-    return [
-        bool(some) and i != target and may_show(texts[i], texts[target], cfg)
-        for i, some in enumerate(candidate)
-    ]
-
-
-def _distinct(indices: list[int], texts: Sequence[str]) -> list[int]:
+def _distinct(indices: Sequence[int], texts: Sequence[str]) -> list[int]:
     """The first index of every distinct text, in order."""
     first: dict[str, int] = {}
     for i in indices:

@@ -1,1 +1,1 @@
-"""Held-out evaluation: responses, solve rates, intervals, tables."""
+"""Held-out evaluation: responses, scores, intervals, tables."""

@@ -1,9 +1,9 @@
-"""How unlike each other the responses to one problem are.
+"""Measures how much the responses to one problem differ from each other.
 
 Every measure is a value per problem, NaN where it is not defined (too few responses), so that
-`statistics.estimate` gives its interval and the number of problems behind it. Tokens are words
-and single marks, of no model's tokenizer: runs of different models can be compared. Definitions
-and limits are in docs/evaluation.md.
+`estimates.estimate` gives its interval and the number of problems behind it. Tokens are words
+and single marks, independent of any model's tokenizer, so runs of different models compare.
+docs/evaluation.md has definitions and limits.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import collections
 import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from mopd_jax.verifiers import programs
 
 Bleu = Callable[[str, Sequence[str]], float]
 Embed = Callable[[Sequence[str]], np.ndarray]
+Item = TypeVar("Item")
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -35,10 +36,10 @@ class DiversityError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Diversity:
-    """Per-problem values and what they leave out.
+    """Values of every measure per problem, and counts of what they leave out.
 
-    values: {measure: f64[P]}; "... of successes" is of the successful responses alone.
-    counts: `budget` and `budget_of_successes`, the tokens a problem that Distinct-n is of;
+    values: {measure: f64[P]}; "... of successes" reads the successful responses alone.
+    counts: `budget` and `budget_of_successes`, the tokens a problem that Distinct-n reads;
         `below_budget` and `below_budget_of_successes`, problems with fewer;
         `below_two_successes`, problems without a measure of successes;
         `programs`, responses that hold a program that parses, and `not_programs`, the others.
@@ -49,24 +50,24 @@ class Diversity:
 
 
 def words(text: str) -> list[str]:
-    """Words and single marks of a text, in order; white space separates and is no token."""
+    """Words and single marks of a text, in order; white space only separates them."""
     return _WORD.findall(text)
 
 
 def level(lengths: Sequence[int], budget: int) -> list[int] | None:
     """How many tokens to keep of each response so that they are `budget` in all.
 
-    The longest are cut first, to one common length; what does not divide goes to the first of
-    them. None where there are fewer than `budget` tokens to begin with.
+    The longest are cut first, to one common length; the remainder goes to the first of them.
+    None if there are fewer than `budget` tokens in all.
     """
     if sum(lengths) < budget:
         return None
 
-    def kept(most: int) -> int:
+    def total(most: int) -> int:
         return sum(min(have, most) for have in lengths)
 
-    most = bisect.bisect_right(range(budget + 1), budget, key=kept) - 1
-    left = budget - kept(most)
+    most = bisect.bisect_right(range(budget + 1), budget, key=total) - 1
+    left = budget - total(most)
     keep = []
     for have in lengths:
         more = left > 0 and have > most
@@ -78,8 +79,8 @@ def level(lengths: Sequence[int], budget: int) -> list[int] | None:
 def distinct(texts: Sequence[Sequence[str]], *, n: int, budget: int) -> float:
     """Distinct-n of a problem: unique n-grams / all n-grams, of `budget` tokens (`level`).
 
-    The ratio falls with length, so it is only ever compared at one budget. No n-gram crosses
-    from one response to the next. NaN for fewer tokens, fewer than two responses, or no n-gram.
+    The ratio falls with length, so compare it at one budget only. No n-gram spans two
+    responses. NaN for fewer tokens, fewer than two responses, or no n-gram.
 
     Args:
         texts: tokens of each response.
@@ -87,16 +88,16 @@ def distinct(texts: Sequence[Sequence[str]], *, n: int, budget: int) -> float:
     keep = level([len(tokens) for tokens in texts], budget)
     if keep is None or len(texts) < 2:
         return float("nan")
-    found = collections.Counter(
+    ngrams = collections.Counter(
         tuple(tokens[i : i + n])
         for tokens, count in zip(texts, keep, strict=True)
         for i in range(count - n + 1)
     )
-    return len(found) / found.total() if found else float("nan")
+    return len(ngrams) / ngrams.total() if ngrams else float("nan")
 
 
 class Budgets(NamedTuple):
-    """Tokens a problem that Distinct-n is of: of all responses, and of the successes alone."""
+    """Tokens a problem that Distinct-n reads: of all responses, and of the successes alone."""
 
     all: int
     successes: int
@@ -108,9 +109,9 @@ def budgets(
     """Budgets that nine of ten problems reach: the lower deciles of their tokens.
 
     Args:
-        texts: [P][n] responses; those of all runs that are to be compared.
-        success: bool[P, n]; problems with fewer than two successes have no say in theirs.
-        one: takes the place of both.
+        texts: [P][n] responses, of all runs that will be compared.
+        success: bool[P, n]; problems with fewer than two successes do not count for theirs.
+        one: a budget that replaces both.
     """
     if one is not None:
         return Budgets(one, one)
@@ -130,38 +131,36 @@ def unique_ratio(texts: Sequence[str]) -> float:
     return len(set(texts)) / len(texts) if len(texts) > 1 else float("nan")
 
 
-def node_types(text: str) -> collections.Counter | None:
-    """How often each type of syntax node occurs in the program of a response: the one that the
-    code verifier would run.
+def node_types(text: str) -> collections.Counter[str] | None:
+    """How often each type of syntax node occurs in the program the code verifier would run.
 
-    Nothing is run here. None where the text holds no program, or one that does not parse.
+    Nothing is run here. None if the text has no program, or one that does not parse.
     """
     code = programs.extract(text).source
     if code is None:
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # The parser comments on odd escapes and the like.
+            warnings.simplefilter("ignore")  # The parser warns of odd escapes and the like.
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return collections.Counter(type(node).__name__ for node in ast.walk(tree))
 
 
-def ast_distance(programs: Sequence[collections.Counter | None]) -> float:
+def ast_distance(programs: Sequence[collections.Counter[str] | None]) -> float:
     """1 - multiset Jaccard index of node types, mean over pairs of programs that parse.
 
-    NaN where fewer than two do. It sees which constructs are used, not how they are nested.
+    NaN if fewer than two do. It sees which constructs are used, not how they are nested.
     """
-    found = [nodes for nodes in programs if nodes is not None]
-    return _mean(1.0 - (a & b).total() / (a | b).total() for a, b in _pairs(found))
+    parsed = [nodes for nodes in programs if nodes is not None]
+    return _mean(1.0 - (a & b).total() / (a | b).total() for a, b in _pairs(parsed))
 
 
 def sequence_distance(texts: Sequence[Sequence[str]]) -> float:
     """1 - 2 LCS / (tokens of both), mean over pairs; LCS is the longest common subsequence.
 
-    It is exact and symmetric, which the matching of `difflib` is not. Two empty texts are
-    alike.
+    Exact and symmetric, unlike the matching of `difflib`. Two empty texts have distance 0.
     """
     return _mean(
         1.0 - 2.0 * lcs(a, b) / (len(a) + len(b)) if a or b else 0.0 for a, b in _pairs(texts)
@@ -171,7 +170,7 @@ def sequence_distance(texts: Sequence[Sequence[str]]) -> float:
 def lcs(a: Sequence[str], b: Sequence[str]) -> int:
     """Length of the longest common subsequence.
 
-    The row of the usual table is one integer of len(a) bits, so a step over b is a few
+    A row of the usual table is one integer of len(a) bits, so that a token of b costs a few
     operations on it (Crochemore et al. 2001).
     """
     places: dict[str, int] = {}
@@ -188,8 +187,8 @@ def lcs(a: Sequence[str], b: Sequence[str]) -> int:
 def bleu_scorer() -> Bleu:
     """BLEU-4 in [0, 1] of a text against references, add-one smoothing, from sacrebleu.
 
-    Shorter texts than four tokens are scored on the orders that they have. Without a token, a
-    text is worth 1 beside another such text, else 0.
+    Texts shorter than four tokens are scored on the n-grams that they have. A text without a
+    token scores 1 if a reference has none either, else 0.
 
     Raises:
         DiversityError: sacrebleu is not installed.
@@ -213,14 +212,14 @@ def bleu_scorer() -> Bleu:
 
 
 def self_bleu(texts: Sequence[str], bleu: Bleu) -> float:
-    """BLEU of each response against all others, mean; high where they are alike."""
+    """Mean BLEU of each response against all others; high where they are alike."""
     if len(texts) < 2:
         return float("nan")
     return _mean(bleu(t, [*texts[:i], *texts[i + 1 :]]) for i, t in enumerate(texts))
 
 
 def bleu_matrix(texts: Sequence[str], bleu: Bleu) -> np.ndarray:
-    """f64[n, n], BLEU of each pair, the mean of both directions."""
+    """BLEU of each pair, the mean of both directions, f64[n, n]."""
     pairs = range(len(texts))
     one_way = np.array(
         [[1.0 if i == j else bleu(texts[i], [texts[j]]) for j in pairs] for i in pairs]
@@ -229,7 +228,7 @@ def bleu_matrix(texts: Sequence[str], bleu: Bleu) -> np.ndarray:
 
 
 def cosine_matrix(vectors: np.ndarray) -> np.ndarray:
-    """f64[n, n], cosines of embeddings f64[n, D]; NaN beside a vector of length 0."""
+    """Cosines f64[n, n] of embeddings f64[n, D]; NaN for a vector of length 0."""
     vectors = np.asarray(vectors, float)
     size = np.linalg.norm(vectors, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -240,11 +239,11 @@ PAIRS = ("all", "success-success", "success-failure", "failure-failure")
 
 
 def by_outcome(alike: np.ndarray, success: np.ndarray, valid: np.ndarray) -> dict[str, float]:
-    """Mean similarity of the pairs of each of `PAIRS`; NaN for a kind without a pair.
+    """Mean similarity over the pairs of each kind in `PAIRS`; NaN for a kind without a pair.
 
     Args:
         alike: f64[n, n], symmetric.
-        success, valid: bool[n]; a response without a verdict is in `all` only.
+        success, valid: bool[n]; a response without a verdict counts in `all` only.
     """
     i, j = np.triu_indices(len(alike), 1)
     failure = valid & ~success
@@ -270,29 +269,32 @@ def measure(
 
     Args:
         texts: [P][n] responses.
-        success, valid: bool[P, n]; neither success nor failure without a verdict.
-        budget: of Distinct-n; None: `budgets` of these responses.
-        bleu: None leaves the measures with BLEU out.
-        embed: texts -> vectors f64[n, D], for similarity by cosine.
+        success, valid: bool[P, n]; a response without a verdict is neither success nor failure.
+        budget: of Distinct-n; None: the `budgets` of these responses.
+        bleu: None leaves out the measures with BLEU.
+        embed: texts -> vectors f64[n, D], for similarity by cosine; None leaves it out.
     """
     if budget is None:
         budget = budgets(texts, success)
     tokens = [[words(text) for text in row] for row in texts]
     nodes = [[node_types(text) for text in row] for row in texts]
-    won = [np.flatnonzero(row).tolist() for row in success]
     rows: list[dict[str, float]] = []
     for p, row in enumerate(texts):
-        parts = (row, tokens[p], nodes[p])
+        won = np.flatnonzero(success[p]).tolist()
         of_successes = _measures(
-            *([part[i] for i in won[p]] for part in parts), budget.successes, bleu
+            [row[i] for i in won],
+            [tokens[p][i] for i in won],
+            [nodes[p][i] for i in won],
+            budget.successes,
+            bleu,
         )
         rows.append(
-            _measures(*parts, budget.all, bleu)
+            _measures(row, tokens[p], nodes[p], budget.all, bleu)
             | {f"{name} of successes": value for name, value in of_successes.items()}
             | _similarities(row, success[p], valid[p], bleu, embed)
         )
-    parsed = sum(found is not None for row in nodes for found in row)
-    lengths = np.array([[len(found) for found in row] for row in tokens])
+    parsed = sum(types is not None for row in nodes for types in row)
+    lengths = np.array([[len(text) for text in row] for row in tokens])
     several = success.sum(axis=1) > 1
     below = (lengths * success).sum(axis=1) < budget.successes
     return Diversity(
@@ -309,18 +311,31 @@ def measure(
     )
 
 
-def _measures(texts, tokens, nodes, budget: int, bleu: Bleu | None) -> dict[str, float]:
+def _measures(
+    texts: Sequence[str],
+    tokens: Sequence[Sequence[str]],
+    nodes: Sequence[collections.Counter[str] | None],
+    budget: int,
+    bleu: Bleu | None,
+) -> dict[str, float]:
     """Measures of some responses to one problem; NaN for fewer than two."""
-    found = {f"distinct-{n}": distinct(tokens, n=n, budget=budget) for n in (1, 2)}
-    found["unique ratio"] = unique_ratio(texts)
-    found["sequence distance"] = sequence_distance(tokens)
-    found["AST distance"] = ast_distance(nodes)
+    values = {f"distinct-{n}": distinct(tokens, n=n, budget=budget) for n in (1, 2)}
+    values["unique ratio"] = unique_ratio(texts)
+    values["sequence distance"] = sequence_distance(tokens)
+    values["AST distance"] = ast_distance(nodes)
     if bleu is not None:
-        found["self-BLEU-4"] = self_bleu(texts, bleu)
-    return found
+        values["self-BLEU-4"] = self_bleu(texts, bleu)
+    return values
 
 
-def _similarities(texts, success, valid, bleu, embed) -> Mapping[str, float]:
+def _similarities(
+    texts: Sequence[str],
+    success: np.ndarray,
+    valid: np.ndarray,
+    bleu: Bleu | None,
+    embed: Embed | None,
+) -> dict[str, float]:
+    """Similarities of the responses to one problem, by the outcomes of the pairs."""
     alike = {"bigram similarity": peers.similarity(texts)}
     if bleu is not None:
         alike["pairwise BLEU-4"] = bleu_matrix(texts, bleu)
@@ -333,11 +348,11 @@ def _similarities(texts, success, valid, bleu, embed) -> Mapping[str, float]:
     }
 
 
-def _pairs(items: Sequence) -> Iterator[tuple]:
+def _pairs(items: Sequence[Item]) -> Iterator[tuple[Item, Item]]:
     return ((items[i], items[j]) for i in range(len(items)) for j in range(i))
 
 
-def _mean(values) -> float:
-    """The mean of what is defined; NaN for nothing."""
+def _mean(values: Iterable[float]) -> float:
+    """The mean of the finite values; NaN if there are none."""
     known = [value for value in values if np.isfinite(value)]
     return float(np.mean(known)) if known else float("nan")

@@ -1,8 +1,8 @@
-"""Numbers of an evaluation with what they are worth: intervals, paired tests, exact best@n.
+"""Statistics of an evaluation: means, pass@k, best@n, bootstrap intervals, paired tests.
 
 All functions take values f64[P] or f64[P, n] of P problems with n responses each. NaN is a
-value that is not defined; it is left out and counted, and never read as 0. Definitions with
-their formulas are in docs/evaluation.md.
+value that is not defined: it is left out and counted, never read as 0. docs/evaluation.md has
+the definitions with their formulas.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mopd_jax.evaluation import estimates
-
-_ROUNDING = 1e-12  # Of sums that are equal but for the order of their terms.
+_ROUNDING = 1e-12  # Relative difference of equal sums whose terms were added in another order.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +23,8 @@ class Estimate:
 
     value: NaN where no problem has a value.
     low, high: NaN where fewer than two have one, since one problem has no spread.
-    problems, of: how many problems have a value, and how many there are.
+    problems: how many problems have a value.
+    of: how many problems there are.
     """
 
     value: float
@@ -70,9 +69,9 @@ def mean(values: np.ndarray) -> np.ndarray:
 def best_at(values: np.ndarray, *, n: int) -> np.ndarray:
     """Expected maximum of n draws with replacement from each row's defined values, f64[P].
 
-    This is what a bootstrap of best-of-n tends to, without its noise: of m values in ascending
+    This is the limit of a bootstrap of best-of-n, without its noise: of m values in ascending
     order, the i-th is the maximum with probability (i / m)^n - ((i - 1) / m)^n. For c successes
-    of m it is 1 - (1 - c / m)^n, which is below the unbiased pass@n (`groups.pass_at_k`).
+    of m it is 1 - (1 - c / m)^n, which is below the unbiased pass@n (`pass_at_k`).
 
     Args:
         values: f64[P, m].
@@ -80,13 +79,13 @@ def best_at(values: np.ndarray, *, n: int) -> np.ndarray:
     """
     if n < 1:
         raise ValueError(f"best@{n} needs 1 draw or more")
-    found = np.full(len(values), np.nan)
+    best = np.full(len(values), np.nan)
     for p, row in enumerate(values):
         known = np.sort(row[np.isfinite(row)])
         if len(known):
-            steps = (np.arange(len(known) + 1) / len(known)) ** n
-            found[p] = known @ np.diff(steps)
-    return found
+            below = (np.arange(len(known) + 1) / len(known)) ** n
+            best[p] = known @ np.diff(below)
+    return best
 
 
 def worst_at(values: np.ndarray, *, n: int) -> np.ndarray:
@@ -97,20 +96,20 @@ def worst_at(values: np.ndarray, *, n: int) -> np.ndarray:
 def majority(answers: Sequence[Sequence[str | None]], values: np.ndarray) -> np.ndarray:
     """Value of the most frequent answer of each problem, f64[P].
 
-    Where answers tie, the expected value under a uniform choice among them. Answers are equal
-    as strings, so it is for the extractor to write equal answers alike. Where rows of one
-    answer have different values, the answer is worth their mean.
+    Where answers tie, the expected value under a uniform choice among them. Answers are
+    compared as strings, so the extractor must write equal answers alike. An answer whose
+    responses have different values is worth their mean.
 
     Args:
         answers: [P][n]. "" is a response without an answer, which has no vote; a problem
-            without any vote is worth 0. None: answers of this kind of problem are not compared;
-            a problem with one of these is NaN.
-        values: f64[P, n]; a NaN row keeps its vote, and a problem with no others is NaN.
+            without any vote is worth 0. None: answers to this kind of problem are not compared;
+            a problem with a None is NaN.
+        values: f64[P, n]; a response with NaN keeps its vote, a problem with NaN only is NaN.
     """
-    found = np.zeros(len(answers))
+    result = np.zeros(len(answers))
     for p, row in enumerate(answers):
         if any(answer is None for answer in row) or np.isnan(values[p]).all():
-            found[p] = np.nan
+            result[p] = np.nan
             continue
         votes = collections.Counter(answer for answer in row if answer)
         most = max(votes.values(), default=0)
@@ -120,8 +119,8 @@ def majority(answers: Sequence[Sequence[str | None]], values: np.ndarray) -> np.
             if count == most
         ]
         if worth:
-            found[p] = float(np.mean(worth))
-    return found
+            result[p] = float(np.mean(worth))
+    return result
 
 
 def estimate(values: np.ndarray, *, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -151,23 +150,26 @@ def paired(
         raise ValueError(f"{before.shape} and {after.shape} are not values of equal problems")
     both = np.isfinite(before) & np.isfinite(after)
     if not both.any():
-        return Paired(*[np.nan] * 6, 0, len(before))
+        nan = float("nan")
+        return Paired(nan, nan, nan, nan, nan, nan, problems=0, of=len(before))
     difference = after[both] - before[both]
+    low, high = _interval(difference, resamples, seed)
     return Paired(
-        float(before[both].mean()),
-        float(after[both].mean()),
-        float(difference.mean()),
-        *_interval(difference, resamples, seed),
-        sign_flip(difference, permutations=permutations, seed=seed),
-        int(both.sum()),
-        len(before),
+        before=float(before[both].mean()),
+        after=float(after[both].mean()),
+        difference=float(difference.mean()),
+        low=low,
+        high=high,
+        p_value=sign_flip(difference, permutations=permutations, seed=seed),
+        problems=int(both.sum()),
+        of=len(before),
     )
 
 
 def _interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     if len(values) < 2:
         return np.nan, np.nan
-    return estimates.bootstrap_interval(values, resamples=resamples, seed=seed)
+    return bootstrap_interval(values, resamples=resamples, seed=seed)
 
 
 def sign_flip(differences: np.ndarray, *, permutations: int = 10_000, seed: int = 0) -> float:
@@ -179,9 +181,9 @@ def sign_flip(differences: np.ndarray, *, permutations: int = 10_000, seed: int 
 
     Args:
         differences: f64[P], finite.
-        permutations: if the patterns of the differences that are not 0 are no more than this,
-            all of them are counted. Otherwise so many are drawn, and p is (1 + hits) /
-            (1 + permutations), which is valid and never 0 (Phipson and Smyth 2010).
+        permutations: where the differences other than 0 have at most so many sign patterns, all
+            are counted. Else so many are drawn, and p is (1 + hits) / (1 + permutations), which
+            is valid and never 0 (Phipson and Smyth 2010).
         seed: of the drawn patterns.
 
     Returns:
@@ -209,7 +211,7 @@ def sign_flip(differences: np.ndarray, *, permutations: int = 10_000, seed: int 
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values adjusted for their number by Holm's step-down method, f64 of equal shape.
+    """p-values adjusted for their number by Holm's step-down method, f64 of the same shape.
 
     Rejecting where the result is at most a level keeps the chance of any false rejection in the
     family at or below that level, whatever the dependence of the tests. NaN stays NaN and does
@@ -231,8 +233,8 @@ def pass_at_k(success: np.ndarray, valid: np.ndarray | None = None, *, k: int) -
 
     Args:
         success: bool[P, n].
-        valid: bool[P, n], false for rows without a verdict, which are no draws: n is the number
-            of the others, and a prompt with fewer than k is NaN. None: all have one.
+        valid: bool[P, n], false for responses without a verdict, which do not count as draws: n
+            is the number of the others, and a prompt with fewer than k is NaN. None: all have.
         k: at most n.
     """
     n = success.shape[1]

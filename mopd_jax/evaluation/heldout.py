@@ -1,4 +1,4 @@
-"""The student on held-out problems: `mopd eval`, and the evaluations of a training run."""
+"""Evaluates a student on held-out problems, for `mopd eval` and during a training run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from mopd_jax import config as configs
-from mopd_jax import experience
+from mopd_jax import experience, verifiers
 from mopd_jax.config import Config
 from mopd_jax.data import sources
 from mopd_jax.errors import ConfigError
@@ -27,7 +28,6 @@ from mopd_jax.models import decoder, sharding, weights
 from mopd_jax.records import Params, Problem, TrainState
 from mopd_jax.run import checkpoint, opening
 from mopd_jax.run.record import Student
-from mopd_jax.verifiers import answers
 
 log = logging.getLogger("mopd")
 
@@ -35,7 +35,7 @@ log = logging.getLogger("mopd")
 def respond(student: Student, state: TrainState) -> list[list[Response]]:
     """Judged responses [P][n] to the held-out problems.
 
-    The keys are the same at every call: differences are the student's, not the draw's.
+    Random keys are the same at every call, so that results differ by the student alone.
     """
     cfg = student.cfg
 
@@ -71,7 +71,7 @@ def respond(student: Student, state: TrainState) -> list[list[Response]]:
                     error=verdict.error,
                     stopped=bool(out.stopped[p, i]),
                     tests_skipped=verdict.tests_skipped,
-                    answer=answers.answer(chosen[p], text),
+                    answer=verifiers.vote(chosen[p], verdict),
                 )
                 for i, (text, verdict) in enumerate(zip(out.texts[p], verdicts[p], strict=True))
             ]
@@ -84,9 +84,9 @@ def respond(student: Student, state: TrainState) -> list[list[Response]]:
 
 
 def question(problem: Problem) -> str:
-    """Twelve hex digits of what a problem asks, and of all by which a response is judged."""
-    said = [dict(message) for message in problem.messages]
-    parts = [said, problem.answer, problem.verifier, dict(problem.meta)]
+    """Twelve hex digits of a problem's messages and of all that decides a verdict."""
+    messages = [dict(message) for message in problem.messages]
+    parts = [messages, problem.answer, problem.verifier, dict(problem.meta)]
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -101,10 +101,10 @@ def run_eval(
     command: str = "",
     devices: list[jax.Device] | None = None,
 ) -> tables.Table:
-    """Evaluates a student, and writes responses and table to the folder `out`.
+    """Evaluates a student, writes responses and table to the folder `out`, returns the table.
 
     Args:
-        source: a run folder, whose newest checkpoint is evaluated; None: the initial weights.
+        source: a run folder, whose latest checkpoint is evaluated; None: the initial weights.
         bleu, budget: of the diversity measures (`diversity.measure`).
 
     Raises:
@@ -112,19 +112,15 @@ def run_eval(
         responses.ResponseError: before anything is sampled.
     """
     responses.check_free(out)
-    step = None
-    if source is not None:
-        (step, *_) = checkpoint.steps(source / "checkpoints")[-1:] or [None]
-        if step is None:
-            raise ConfigError(f"{source} has no finished checkpoint; name a run's folder")
+    step = None if source is None else _latest_step(source)
     student = opening.open_student(cfg, devices)
     with jax.set_mesh(student.mesh), student.sandbox or contextlib.nullcontext():
         state = TrainState(
             params=_params(student, source, step),
             teacher={},
             optimizer={},
-            step=np.int32(step or 0),
-            skipped=np.int32(0),
+            step=jnp.int32(step or 0),
+            skipped=jnp.int32(0),
             key=jax.random.key(cfg.seed),
         )
         responses.make(out)
@@ -138,7 +134,16 @@ def run_eval(
     return table
 
 
+def _latest_step(source: pathlib.Path) -> int:
+    """The step of a run's latest checkpoint."""
+    steps = checkpoint.steps(source / "checkpoints")
+    if not steps:
+        raise ConfigError(f"{source} has no finished checkpoint; name a run's folder")
+    return steps[-1]
+
+
 def _params(student: Student, source: pathlib.Path | None, step: int | None) -> Params:
+    """The student's parameters, of a run's checkpoint or the initial ones."""
     abstract, axes = decoder.abstract(student.model)
     placed = sharding.shardings(abstract, axes, student.mesh)
     if source is None or step is None:
@@ -151,7 +156,7 @@ def _params(student: Student, source: pathlib.Path | None, step: int | None) -> 
 
 
 def _header(student: Student, source: pathlib.Path | None, step: int | None) -> dict[str, Any]:
-    """What has to be known of an evaluation to compare it with another."""
+    """The header of an evaluation: all that a comparison with another needs to know."""
     cfg = student.cfg
     return {
         "name": cfg.name,
@@ -159,7 +164,8 @@ def _header(student: Student, source: pathlib.Path | None, step: int | None) -> 
         "step": step,
         "problems": len(student.eval_problems),
         "ceilings": {
-            name: said["ceiling"] for name, said in sources.record(cfg.data, ("eval",)).items()
+            name: entry["ceiling"]
+            for name, entry in sources.record(cfg.data, ("eval",)).items()
         },
         "samples": cfg.eval.samples,
         "ks": list(cfg.eval.ks),

@@ -1,10 +1,10 @@
-"""The folder of an evaluation: judged responses, one a line, and tables made of them.
+"""Writes and reads the folder of an evaluation: judged responses, and tables made of them.
 
     responses.jsonl   a header {"format", "version", ...}, then one response a line
     table.md, table.json
 
-A comparison reads the responses and not the table, so that what two evaluations share, a token
-budget for one, can be chosen from both.
+A comparison reads the responses and not the table, so that a value such as the token budget can
+be chosen from both evaluations.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from typing import Any
 from mopd_jax.errors import InputError
 from mopd_jax.evaluation.scores import Response
 from mopd_jax.files import dumps, write_text
+from mopd_jax.run import saved_config
 
 FORMAT = "mopd-responses"
 VERSION = 3  # 2: no `tests_skipped`. 1: `question` was of prompt and answer alone.
 _FILE = "responses.jsonl"
-# What a table or a comparison reads of a header.
+# The fields of a header that a table or a comparison reads.
 _HEADER = {"problems": int, "samples": int, "ks": list, "threshold": float}
 _MOST = sys.float_info.max
 _RANGES = {"reward": (-_MOST, _MOST), "test_fraction": (0, 1), "tokens": (0, math.inf)}
@@ -38,7 +39,7 @@ class ResponseError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """An evaluation as it was read; responses are [P][n]."""
+    """An evaluation as read from its folder; responses are [P][n]."""
 
     name: str
     header: dict[str, Any]
@@ -46,7 +47,7 @@ class Saved:
 
 
 def make(folder: pathlib.Path) -> None:
-    """Makes the folder, so that one that cannot be made is not found out after hours.
+    """Makes the folder; called first, so that a failure does not come after hours of sampling.
 
     Raises:
         ResponseError: it cannot be made.
@@ -81,7 +82,7 @@ def write(
 def write_table(
     folder: pathlib.Path, stem: str, markdown: str, document: Mapping[str, Any]
 ) -> None:
-    """Writes `<stem>.md` and `<stem>.json`; what is not defined is null in the latter."""
+    """Writes `<stem>.md` and `<stem>.json`; undefined numbers are null in the latter."""
     make(folder)
     write_text(folder / f"{stem}.md", markdown + "\n")
     write_text(folder / f"{stem}.json", dumps(document, indent=2) + "\n")
@@ -93,7 +94,10 @@ def read(folder: pathlib.Path) -> Saved:
     Raises:
         ResponseError: a file that is missing or of another format or version, a row that cannot
             be used, or problems with missing, repeated or too many responses.
+        ConfigError: the folder has another format than this version reads.
     """
+    if (folder / saved_config.FILE).exists():
+        saved_config.check(folder)
     path = folder / _FILE
     try:
         text = path.read_text(encoding="utf-8")
@@ -102,14 +106,14 @@ def read(folder: pathlib.Path) -> Saved:
             f"{path} cannot be read ({type(error).__name__}); name a folder that "
             "`mopd eval --out=FOLDER` has written"
         ) from error
-    # Not splitlines: other line ends than this may stand in a JSON string.
+    # Not splitlines: a JSON string may contain other line ends.
     lines = text.split("\n")
     header = _header(path, lines[0])
-    found: dict[str, list[Response]] = {}
+    groups: dict[str, list[Response]] = {}
     for number, line in enumerate(lines[1:], start=2):
         if line.strip():
             response = _response(path, number, line)
-            row = found.setdefault(response.problem, [])
+            row = groups.setdefault(response.problem, [])
             if row and response.question != row[0].question:
                 raise ResponseError(
                     f"{path}, line {number}: problem {response.problem!r} asks for something "
@@ -121,14 +125,14 @@ def read(folder: pathlib.Path) -> Saved:
                     f"{response.sample} where {len(row)} is due; evaluate again"
                 )
             row.append(response)
-    want = (header["problems"], header["problems"] * header["samples"])
-    have = (len(found), sum(map(len, found.values())))
-    if have != want or any(len(row) != header["samples"] for row in found.values()):
+    due = (header["problems"], header["problems"] * header["samples"])
+    have = (len(groups), sum(map(len, groups.values())))
+    if have != due or any(len(row) != header["samples"] for row in groups.values()):
         raise ResponseError(
             f"{path} has {have[1]} responses to {have[0]} problems, and its header says "
-            f"{want[1]} to {want[0]}; evaluate again"
+            f"{due[1]} to {due[0]}; evaluate again"
         )
-    return Saved(str(folder), header, list(found.values()))
+    return Saved(str(folder), header, list(groups.values()))
 
 
 def _header(path: pathlib.Path, line: str) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def _response(path: pathlib.Path, number: int, line: str) -> Response:
             )
     for name, (low, high) in _RANGES.items():
         value = row[name]
-        if value is not None and not low <= value <= high:  # Nor is NaN.
+        if value is not None and not low <= value <= high:  # True for NaN, too.
             raise ResponseError(
                 f"{path}, line {number}: {name}={value!r} must be in [{low}, {high}]"
             )

@@ -1,4 +1,4 @@
-"""Held-out evaluation: solve rate mean@n, unbiased pass@k, prompt-bootstrap intervals."""
+"""Scores of a held-out evaluation: mean@n, unbiased pass@k, prompt-bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Batch = TypeVar("Batch")
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """One response to a held-out problem, as it was judged.
+    """One judged response to a held-out problem.
 
     problem, question: the problem's id, and a digest of what it asks and expects.
     sample: 0 to n - 1 among the responses to the problem.
-    tokens: length in tokens of the student, the end token included.
+    tokens: length in the student's tokens, the end token included.
     reward, test_fraction, format_ok, error: of the verdict (`records.Verdict`).
-    stopped: false where the response was cut.
+    stopped: false if the response was cut.
     tests_skipped: of the verdict.
-    answer: what it answers, "" for nothing, None where answers are not compared as strings.
+    answer: the extracted answer, "" for none; None if answers are not compared as strings.
     """
 
     problem: str
@@ -45,13 +45,13 @@ class Response:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Outcome of n samples on each held-out problem.
+    """Outcomes of n responses to each held-out problem.
 
     success: bool[P, n].
     valid: bool[P, n], false without a verdict: neither a success nor a failure.
     lengths: i[P, n], response tokens.
     stopped: bool[P, n], false where a response was cut.
-    test_fraction: f64[P, n], NaN where the verifier gave none; None: it gave none at all.
+    test_fraction: f64[P, n], NaN where the verifier ran no tests; None: it ran none at all.
     """
 
     success: np.ndarray
@@ -74,8 +74,8 @@ class Evaluation:
         }
         table: dict[str, float] = {}
         for name, values in per_prompt.items():
-            e = estimates.estimate(values)
-            table |= {name: e.value, f"{name}_low": e.low, f"{name}_high": e.high}
+            mean = estimates.estimate(values)
+            table |= {name: mean.value, f"{name}_low": mean.low, f"{name}_high": mean.high}
         if self.test_fraction is not None:
             table["test_fraction"] = estimates.estimate(
                 estimates.mean(self.test_fraction)
@@ -91,11 +91,11 @@ class Evaluation:
 def gain(
     before: np.ndarray, after: np.ndarray, *, k: int | None = None
 ) -> tuple[float, Interval]:
-    """Mean difference on the same prompts, and its 95 % paired interval.
+    """Mean difference over the same prompts, and its 95 % paired interval.
 
     Args:
         before, after: f64[P, n] as `Evaluation.solved`, the same P problems in the same order.
-        k: of pass@k; None: of the solve rate.
+        k: of pass@k; None: the difference of solve rates.
     """
 
     def per_prompt(solved: np.ndarray) -> np.ndarray:
@@ -103,8 +103,8 @@ def gain(
             return estimates.mean(solved)
         return estimates.pass_at_k(solved == 1, ~np.isnan(solved), k=k)
 
-    e = estimates.estimate(per_prompt(after) - per_prompt(before))
-    return e.value, (e.low, e.high)
+    change = estimates.estimate(per_prompt(after) - per_prompt(before))
+    return change.value, (change.low, change.high)
 
 
 def evaluate(
@@ -120,7 +120,7 @@ def evaluate(
     A batch is judged while the next is sampled.
 
     Args:
-        progress: wraps the batch starts, to show how far it is.
+        progress: wraps the batch starts, to show progress.
     """
     starts = progress(range(0, problems, batch))
     batches = (sample(start, min(start + batch, problems)) for start in starts)

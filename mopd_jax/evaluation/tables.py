@@ -1,10 +1,10 @@
-"""The table of one evaluation, and the paired table of several, as Markdown and for JSON."""
+"""Makes the table of one evaluation and the paired table of several, as Markdown and JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from mopd_jax.evaluation.diversity import Bleu, Budgets, Embed
 from mopd_jax.evaluation.estimates import Estimate, Paired
 from mopd_jax.evaluation.scores import Response
 
-# Settings that may differ between compared evaluations, and are told if they do.
-_TOLD = ("temperature", "top_p", "top_k", "response_length", "seed", "tokenizer")
+# Settings that may differ between compared evaluations, and are printed if they do.
+_PRINTED = ("temperature", "top_p", "top_k", "response_length", "seed", "tokenizer")
 
 
 class CompareError(InputError):
@@ -25,7 +25,7 @@ class CompareError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Per-problem values f64[P] of every metric, in the order of the table, and counts."""
+    """Values f64[P] of every metric, in the order of the table, and counts."""
 
     values: dict[str, np.ndarray]
     counts: dict[str, int]
@@ -58,7 +58,7 @@ class Table:
         return "\n".join([*lines, "", _counted(self.counts)])
 
     def document(self) -> dict[str, Any]:
-        """The same for JSON; what is not defined is NaN."""
+        """The same as JSON values; undefined numbers are NaN."""
         return {
             "format": "mopd-evaluation",
             "version": 1,
@@ -69,8 +69,8 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """A metric of one run beside the baseline; `holm` is the p-value adjusted for all rows."""
+class TableRow:
+    """A metric of one run beside the baseline's; `holm` is p adjusted for all rows."""
 
     metric: str
     run: str
@@ -80,15 +80,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Runs beside the first of them, on the same problems.
+    """Runs beside the first of them, the baseline, on the same problems.
 
-    counts: of each run.
+    family: tests that Holm's adjustment counts: the rows with a p-value.
+    counts: {run: its counts}.
     differ: settings that differ, as sentences.
     """
 
     baseline: str
     runs: list[str]
-    rows: list[Row]
+    rows: list[TableRow]
     family: int
     counts: dict[str, dict[str, int]]
     differ: list[str]
@@ -119,7 +120,7 @@ class Comparison:
         return "\n".join(lines)
 
     def document(self) -> dict[str, Any]:
-        """The same for JSON; what is not defined is NaN."""
+        """The same as JSON values; undefined numbers are NaN."""
         return {
             "format": "mopd-comparison",
             "version": 1,
@@ -149,7 +150,7 @@ def measure(
     bleu: Bleu | None = None,
     embed: Embed | None = None,
 ) -> Measured:
-    """Every metric of responses [P][n]; one without a verdict is left out, and counted.
+    """Every metric of responses [P][n]; a response without a verdict is left out and counted.
 
     Args:
         ks: of pass@k, at most n.
@@ -158,15 +159,15 @@ def measure(
     n = len(responses[0])
     result = scores.outcome(responses, threshold=threshold)
 
-    def field(read) -> np.ndarray:
-        found = [[read(r) for r in row] for row in responses]
-        return np.array([[np.nan if x is None else x for x in row] for row in found], float)
+    def field(read: Callable[[Response], float | None]) -> np.ndarray:
+        rows = [[read(r) for r in row] for row in responses]
+        return np.array([[np.nan if x is None else x for x in row] for row in rows], float)
 
     solved, valid = result.solved, result.valid
     rewards = field(lambda r: None if r.error else r.reward)
     fractions = field(lambda r: None if r.error else r.test_fraction)
     answers = [[r.answer for r in row] for row in responses]
-    found = diversity.measure(
+    diverse = diversity.measure(
         [[r.text for r in row] for row in responses],
         result.success,
         valid,
@@ -200,9 +201,9 @@ def measure(
         "responses": valid.size,
         "verifier_errors": int((~valid).sum()),
         "tests_skipped": sum(r.tests_skipped for row in responses for r in row),
-        **found.counts,
+        **diverse.counts,
     }
-    return Measured(values | found.values, counts)
+    return Measured(values | diverse.values, counts)
 
 
 def table(
@@ -218,7 +219,7 @@ def table(
     Args:
         budget: tokens a problem for Distinct-n, by default what nine of ten problems reach.
     """
-    found = measure(
+    measured = measure(
         responses,
         threshold=header["threshold"],
         ks=header["ks"],
@@ -226,8 +227,8 @@ def table(
         bleu=bleu,
         embed=embed,
     )
-    metrics = {name: estimates.estimate(values) for name, values in found.values.items()}
-    return Table(dict(header), metrics, found.counts)
+    metrics = {name: estimates.estimate(values) for name, values in measured.values.items()}
+    return Table(dict(header), metrics, measured.counts)
 
 
 def compare(
@@ -244,12 +245,12 @@ def compare(
 
     Args:
         names, headers, responses: of each run, two or more.
-        metrics: the rows and so the family of tests, by default all.
+        metrics: the rows, which are also the family of tests; by default all.
         budget: tokens a problem for Distinct-n, the same for all runs; by default what nine of
             ten problems of all runs together reach.
 
     Raises:
-        CompareError: other problems, numbers of samples or thresholds, or an unknown metric.
+        CompareError: other problems, samples or thresholds, or an unknown metric.
     """
     _check_same(names, headers, responses)
     first = [row[0].problem for row in responses[0]]
@@ -260,8 +261,10 @@ def compare(
     threshold = headers[0]["threshold"]
     common = _budgets(aligned, threshold, budget)
     ks = [k for k in headers[0]["ks"] if all(k in header["ks"] for header in headers)]
-    options = {"ks": ks, "budget": common, "bleu": bleu, "embed": embed}
-    measured = [measure(run, threshold=threshold, **options) for run in aligned]
+    measured = [
+        measure(run, threshold=threshold, ks=ks, budget=common, bleu=bleu, embed=embed)
+        for run in aligned
+    ]
     known = list(measured[0].values)
     metrics = known if metrics is None else list(dict.fromkeys(metrics))
     for metric in metrics:
@@ -272,22 +275,27 @@ def compare(
         for metric in metrics
         for name, run in zip(names[1:], measured[1:], strict=True)
     ]
-    adjusted = estimates.holm(np.array([found.p_value for _, _, found in pairs]))
+    adjusted = estimates.holm(np.array([paired.p_value for _, _, paired in pairs]))
     return Comparison(
         baseline=names[0],
         runs=list(names[1:]),
-        rows=[Row(*pair, float(p)) for pair, p in zip(pairs, adjusted, strict=True)],
+        rows=[TableRow(*pair, float(p)) for pair, p in zip(pairs, adjusted, strict=True)],
         family=int(np.isfinite(adjusted).sum()),
         counts={name: run.counts for name, run in zip(names, measured, strict=True)},
         differ=[
             f"{key} differs: {', '.join(str(header.get(key)) for header in headers)}"
-            for key in _TOLD
+            for key in _PRINTED
             if len({str(header.get(key)) for header in headers}) > 1
         ],
     )
 
 
-def _check_same(names, headers, responses) -> None:
+def _check_same(
+    names: Sequence[str],
+    headers: Sequence[Mapping[str, Any]],
+    responses: Sequence[Sequence[Sequence[Response]]],
+) -> None:
+    """Raises CompareError unless all runs are of the same problems, samples and threshold."""
     if len(names) < 2 or len(set(names)) < len(names):
         raise CompareError(f"give two or more different evaluations, not {', '.join(names)}")
     first = {row[0].problem: row[0].question for row in responses[0]}
@@ -316,17 +324,19 @@ def _check_same(names, headers, responses) -> None:
                 )
 
 
-def _ceilings(found: Mapping[str, float | None]) -> list[str]:
-    """What no model can exceed on these problems, a line a data set."""
+def _ceilings(values: Mapping[str, float | None]) -> list[str]:
+    """The scores that no model can exceed on these problems, one line for each data set."""
     return [
         f"ceiling of all of {name}: "
         + ("not known (`mopd data check`)" if value is None else f"{value:.4f}")
-        for name, value in found.items()
+        for name, value in values.items()
     ]
 
 
-def _budgets(runs, threshold: float, budget: int | None) -> Budgets:
-    """Of Distinct-n, the same for all problems of all runs."""
+def _budgets(
+    runs: Sequence[Sequence[Sequence[Response]]], threshold: float, budget: int | None
+) -> Budgets:
+    """The budgets of Distinct-n, the same for all problems of all runs."""
     every = [row for run in runs for row in run]
     success = scores.outcome(every, threshold=threshold).success
     return diversity.budgets([[r.text for r in row] for row in every], success, one=budget)

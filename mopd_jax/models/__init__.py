@@ -1,0 +1,1 @@
+"""Models: decoders, their weights and tokenizers, and their layout over devices."""

@@ -1,14 +1,14 @@
 """One decoder for the Llama, Qwen2 and Qwen3 families, as pure functions of `(params, ...)`.
 
-`Decoder` (Flax NNX) states the parameters once: shapes, initialisers and logical axes. All else
-works on `params`, the plain nested dict of its arrays, with the layers stacked on a leading
-axis and scanned. Three ways through the layers share one `Block`:
+`Decoder` (Flax NNX) defines the parameters: shapes, initialisers and logical axes. All other
+functions work on `params`, the nested dict of its arrays, with the layers stacked on a leading
+axis and scanned. Three functions run the layers, each in its own way:
 
     hidden_states   whole sequences, for scoring and training
-    extend          a sequence behind a cache of earlier columns; with no cache, a prefill
+    extend          a sequence after a cache of earlier columns; with no cache, a prefill
     decode_step     one token for each of G rollouts per prompt, whose prefix is stored once
 
-Masked columns are never attended to, so pads may stand anywhere; positions count real tokens.
+Masked columns are never attended to, so pads may be anywhere; positions count real tokens.
 Left out: sliding windows, mixture of experts, partial rotary embeddings.
 """
 
@@ -16,18 +16,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mopd_jax.errors import ConfigError
-from mopd_jax.models import attention
-from mopd_jax.models.attention import RopeScaling, dot, precision
+from mopd_jax.kernels import Hidden
+from mopd_jax.models import attention, sharding
+from mopd_jax.models.attention import RopeScaling, dot, of_rank, precision
 from mopd_jax.models.sharding import constrain
 from mopd_jax.records import Params, record
 from mopd_jax.shapes import check_shapes
+
+Extra = TypeVar("Extra")  # What attention hands on beside its output: keys and values, or None.
+Attend: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Extra]]
+Rope: TypeAlias = tuple[jax.Array, jax.Array]  # (cos, sin) of `attention.rope`.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +58,12 @@ class DecoderConfig:
     dtype: str = "float32"
     remat: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
-            raise ConfigError(f"heads={self.heads} is no multiple of kv_heads={self.kv_heads}")
+            raise ConfigError(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}; the query "
+                "heads share the key-value heads evenly"
+            )
         if self.head_size % 2:
             raise ConfigError(
                 f"head_size={self.head_size} is odd; rotary halves need an even one"
@@ -63,7 +72,7 @@ class DecoderConfig:
 
 @record
 class KVCache:
-    """Keys and values of the columns seen so far; keys are rotated already."""
+    """Keys and values of the columns so far; the keys are rotated."""
 
     k: jax.Array  # [Y, B, M, J, C] in the compute dtype
     v: jax.Array  # [Y, B, M, J, C]
@@ -85,7 +94,9 @@ class Block(nnx.Module):
     def __init__(self, cfg: DecoderConfig, *, rngs: nnx.Rngs):
         D, H, J, C, F = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_size, cfg.mlp_width
 
-        def weight(shape, axes, fan_in):
+        def weight(
+            shape: tuple[int, ...], axes: tuple[str, ...], fan_in: int
+        ) -> nnx.Param[jax.Array]:
             value = jax.random.normal(rngs.params(), shape) * fan_in**-0.5
             return nnx.Param(value, axes=axes)
 
@@ -138,22 +149,39 @@ def init(key: jax.Array, cfg: DecoderConfig) -> Params:
 
 @functools.cache
 def abstract(cfg: DecoderConfig) -> tuple[Params, Any]:
-    """Shapes and logical axes of the parameters, two trees like `init`'s, without arrays."""
+    """Shapes and logical axes of the parameters: two trees like `init`'s, without arrays."""
     model = nnx.eval_shape(lambda: Decoder(cfg, rngs=nnx.Rngs(0)))
     state = nnx.state(model)
     axes: dict[str, Any] = {}
     for path, variable in nnx.to_flat_state(state):
         names = variable.get_metadata()["axes"]
-        node = axes
+        node: dict[Any, Any] = axes
         for name in path[:-1]:
             node = node.setdefault(name, {})
         node[path[-1]] = ("layers", *names) if path[0] == "layers" else names
     return nnx.to_pure_dict(state), axes
 
 
+def shardings(cfg: DecoderConfig, mesh: jax.sharding.Mesh) -> Any:
+    """Where each parameter lies on the mesh: a tree like `init`'s of NamedSharding.
+
+    Raises:
+        ConfigError: names the parameter whose size is not a multiple of its mesh axes.
+    """
+    return sharding.shardings(*abstract(cfg), mesh)
+
+
 def head(params: Params) -> jax.Array:
     """The output matrix f32[V, D]; the embedding where the head is tied."""
     return params["head"] if "head" in params else params["embed"]
+
+
+def output(params: Params, states: jax.Array) -> Hidden:
+    """The model's output from its hidden states [..., D]: states, and the head in their dtype.
+
+    The ops of `mopd_jax.kernels` read it, and make no [..., V] logits.
+    """
+    return Hidden(states, head(params).astype(states.dtype))
 
 
 def logits(params: Params, hidden: jax.Array) -> jax.Array:
@@ -193,12 +221,11 @@ def hidden_states(
     check_shapes(tokens=(tokens, "B L"), mask=(mask, "B L"))
     rope = _rope(positions_of(mask) if positions is None else positions, cfg)
 
-    def attend(q, k, v):
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
         return attention.causal(q, k, v, mask, segments), None
 
-    def body(h, layer):
-        h, _ = _block(layer, h, rope, attend, cfg)
-        return h, None
+    def body(h: jax.Array, layer: Params) -> tuple[jax.Array, None]:
+        return _block(layer, h, rope, attend, cfg)
 
     if cfg.remat:
         body = jax.checkpoint(body)
@@ -214,7 +241,7 @@ def extend(
     *,
     cfg: DecoderConfig,
 ) -> tuple[jax.Array, KVCache]:
-    """Runs L new columns behind the columns of `cache`; None is an empty one (prefill).
+    """Runs L new columns after the columns of `cache`; None is an empty cache (prefill).
 
     Args:
         tokens, mask: i32[B, L], bool[B, L].
@@ -229,10 +256,12 @@ def extend(
     rope = _rope(jnp.maximum(start + jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, 0), cfg)
     key_mask = jnp.concatenate([cache.mask, mask], axis=1)
 
-    def body(h, inputs):
+    def body(h: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         layer, old_k, old_v = inputs
 
-        def attend(q, k, v):
+        def attend(
+            q: jax.Array, k: jax.Array, v: jax.Array
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             k, v = jnp.concatenate([old_k, k], axis=1), jnp.concatenate([old_v, v], axis=1)
             return attention.causal(q, k, v, key_mask, None), (k, v)
 
@@ -242,12 +271,12 @@ def extend(
     h, (k, v) = jax.lax.scan(body, _embed(params, tokens, cfg), inputs)
     k = constrain(k, "layers", "rows", None, "kv_heads", None)
     v = constrain(v, "layers", "rows", None, "kv_heads", None)
-    seen = cache.next_position + jnp.sum(mask, axis=1, dtype=jnp.int32)
-    return _rms_norm(h, params["norm"], cfg), KVCache(k, v, key_mask, seen)
+    next_position = cache.next_position + jnp.sum(mask, axis=1, dtype=jnp.int32)
+    return _rms_norm(h, params["norm"], cfg), KVCache(k, v, key_mask, next_position)
 
 
 def empty_suffix(prefix: KVCache, group: int, length: int) -> Suffix:
-    """Room for `length` decoded tokens of `group` rollouts behind each prompt of `prefix`."""
+    """Zeros for `length` decoded tokens of `group` rollouts after each prompt of `prefix`."""
     layers, prompts, _, kv_heads, size = prefix.k.shape
     zeros = jnp.zeros((layers, prompts, group, length, kv_heads, size), prefix.k.dtype)
     zeros = constrain(zeros, "layers", "rows", None, None, "kv_heads", None)
@@ -280,11 +309,13 @@ def decode_step(
     prefix_bias = jnp.where(prefix.mask, 0.0, attention.MASKED)[:, None, None, None, :]
     suffix_bias = jnp.where(filled, 0.0, attention.MASKED)[None, None, None, None, :]
 
-    def body(carry, inputs):
+    def body(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
         h, all_k, all_v = carry
         layer, y, prefix_k, prefix_v = inputs
 
-        def attend(q, k, v):
+        def attend(
+            q: jax.Array, k: jax.Array, v: jax.Array
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             new_k = jax.lax.dynamic_update_slice(
                 all_k, k.reshape(1, P, G, 1, J, C), (y, 0, 0, t, 0, 0)
             )
@@ -317,13 +348,15 @@ def decode_step(
     return _rms_norm(h, params["norm"], cfg), Suffix(k, v)
 
 
-def _block(layer: Params, h: jax.Array, rope, attend, cfg: DecoderConfig):
+def _block(
+    layer: Params, h: jax.Array, rope: Rope, attend: Attend[Extra], cfg: DecoderConfig
+) -> tuple[jax.Array, Extra]:
     """One layer on h [..., D]; `attend(q, k, v) -> (mixed, extra)` decides what is visible."""
     w = {name: value.astype(h.dtype) for name, value in layer.items()}
     x = _rms_norm(h, layer["attn_norm"], cfg)
     q, k, v = (dot("...d,dhc->...hc", x, w[name]) for name in ("q", "k", "v"))
     if cfg.qkv_bias:
-        q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+        q, k, v = _biased(q, w["q_bias"]), _biased(k, w["k_bias"]), _biased(v, w["v_bias"])
     if cfg.qk_norm:
         q, k = _rms_norm(q, layer["q_norm"], cfg), _rms_norm(k, layer["k_norm"], cfg)
     q, k, v = (
@@ -331,13 +364,13 @@ def _block(layer: Params, h: jax.Array, rope, attend, cfg: DecoderConfig):
     )
     mixed, extra = attend(q, k, v)
     out = dot("...hc,hcd->...d", mixed, w["out"])
-    h = h + (out + w["out_bias"] if cfg.out_bias else out).astype(h.dtype)
+    h = h + (_biased(out, w["out_bias"]) if cfg.out_bias else out).astype(h.dtype)
     x = _rms_norm(h, layer["mlp_norm"], cfg)
     gate, up = dot("...d,df->...f", x, w["gate"]), dot("...d,df->...f", x, w["up"])
     if cfg.mlp_bias:
-        gate, up = gate + w["gate_bias"], up + w["up_bias"]
+        gate, up = _biased(gate, w["gate_bias"]), _biased(up, w["up_bias"])
     down = dot("...f,fd->...d", (jax.nn.silu(gate) * up).astype(h.dtype), w["down"])
-    h = h + (down + w["down_bias"] if cfg.mlp_bias else down).astype(h.dtype)
+    h = h + (_biased(down, w["down_bias"]) if cfg.mlp_bias else down).astype(h.dtype)
     return constrain(h, "rows", None, None), extra
 
 
@@ -348,7 +381,7 @@ def rope_frequencies(cfg: DecoderConfig) -> jax.Array:
     )
 
 
-def _rope(positions, cfg):
+def _rope(positions: jax.Array, cfg: DecoderConfig) -> Rope:
     return attention.rope(positions, rope_frequencies(cfg))
 
 
@@ -358,14 +391,18 @@ def _empty_cache(batch: int, cfg: DecoderConfig) -> KVCache:
     return KVCache(empty, empty, mask, jnp.zeros(batch, jnp.int32))
 
 
-def _embed(params, tokens, cfg):
+def _embed(params: Params, tokens: jax.Array, cfg: DecoderConfig) -> jax.Array:
     # Gathered over fsdp first: the look-up's result is spread by rows, not by width.
     table = constrain(params["embed"], "vocab", None)
     # Cast after the look-up: the gradient of a frequent token is a long sum, taken in float32.
     return constrain(table[tokens].astype(cfg.dtype), "rows", None, None)
 
 
-def _rms_norm(x, scale, cfg):
+def _biased(x: jax.Array, bias: jax.Array) -> jax.Array:
+    return x + of_rank(bias, x.ndim)
+
+
+def _rms_norm(x: jax.Array, scale: jax.Array, cfg: DecoderConfig) -> jax.Array:
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + cfg.norm_epsilon)
-    return (x32 * scale).astype(x.dtype)
+    return (x32 * of_rank(scale, x.ndim)).astype(x.dtype)

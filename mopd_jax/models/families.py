@@ -1,8 +1,8 @@
 """Llama, Qwen2 and Qwen3 checkpoints: their configs and tensor names, as data.
 
-`TABLE` says once how a leaf of our parameter tree is called and laid out in a Hugging Face
-checkpoint and in a GGUF file; import and export both read it. Nothing here touches a file.
-Left out, each with an error that names it: rope scaling other than Llama 3's, sliding windows,
+`TABLE` names each leaf of our parameter tree and its layout in a Hugging Face checkpoint and in
+a GGUF file; import and export both read it. Nothing here touches a file. Not supported, each
+with an error that names it: rope scaling other than Llama 3's, sliding windows,
 partial rotary embeddings, activations other than SiLU, mixtures of experts, quantized configs.
 """
 
@@ -46,11 +46,11 @@ _LLAMA3_FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One leaf of our tree and its tensors elsewhere; `{y}` is the layer.
+    """One leaf of our tree and the names of its tensors; `{y}` is the layer.
 
     inputs: how many leading axes of our leaf are contracted. Checkpoints hold matrices as
         [outputs, inputs] with both sides flattened; 0 is a flattened vector (biases), None an
-        array that is the same in both.
+        array of the same shape in both.
     heads: "q" or "k" where the GGUF writer for Llama reorders rows (`unpermute`).
     """
 
@@ -137,14 +137,13 @@ def from_hf_config(config: Mapping[str, Any]) -> DecoderConfig:
     Raises:
         ConfigError: names the field that is missing or not supported, and what is.
     """
-    family = config.get("model_type")
-    _supported("model_type", family, family in DEFAULTS, f"one of {', '.join(DEFAULTS)}")
+    family = _family("model_type", config)
 
-    def get(name):
+    def get(name: str) -> Any:
         # A null stays: for kv heads and head_dim it means computed from the other sizes.
         return config[name] if name in config else DEFAULTS[family][name]
 
-    def size(name):
+    def size(name: str) -> Any:
         value = config.get(name)
         _supported(name, value, isinstance(value, int) and value > 0, "a positive integer")
         return value
@@ -191,8 +190,8 @@ def to_hf_config(cfg: DecoderConfig, *, max_length: int = 32768) -> dict[str, An
     """Architecture -> `config.json` in the transformers 5 form; `from_hf_config` inverts it.
 
     Args:
-        max_length: tokens, for `max_position_embeddings`. `DecoderConfig` knows no limit, but
-            other readers want one; with Llama-3 scaling it is original_length * factor.
+        max_length: tokens, for `max_position_embeddings`. `DecoderConfig` has no limit, but
+            other readers need one; with Llama-3 scaling it is original_length * factor.
 
     Raises:
         ConfigError: if no family has this combination of norms and biases.
@@ -243,20 +242,18 @@ def from_gguf_fields(
 
     Args:
         fields: key -> value, as in the file's header.
-        shapes: tensor name -> shape [outputs, inputs]; says what is tied and has biases.
-        rope_factors: f32[C / 2], the tensor `rope_freqs.weight` where there is one.
+        shapes: tensor name -> shape [outputs, inputs]; tells tied heads and biases.
+        rope_factors: f32[C / 2], the tensor `rope_freqs.weight` where the file has one.
 
     Raises:
         ConfigError: names the key that is missing or not supported, and what is.
     """
-    family = fields.get("general.architecture")
-    supported = f"one of {', '.join(DEFAULTS)}"
-    _supported("general.architecture", family, family in DEFAULTS, supported)
+    family = _family("general.architecture", fields)
 
-    def get(name, default=None):
+    def get(name: str, default: float | None = None) -> Any:
         value = fields.get(f"{family}.{name}", default)
-        found = isinstance(value, int | float)
-        _supported(f"{family}.{name}", value, found, "a single number for all layers")
+        single = isinstance(value, int | float)
+        _supported(f"{family}.{name}", value, single, "a single number for all layers")
         return value
 
     for name in ("expert_count", "attention.sliding_window"):
@@ -291,7 +288,7 @@ def from_gguf_fields(
 
 def _with_rope_factors(cfg: DecoderConfig, factors: np.ndarray) -> DecoderConfig:
     # GGUF keeps the result of Llama-3 scaling, one divisor per frequency, not its constants.
-    # All published Llama 3 models share these three; the divisors prove or refute them.
+    # All published Llama 3 models share these three; the comparison below proves it.
     scaling = RopeScaling(
         factor=float(np.max(factors)),
         low_freq_factor=1.0,
@@ -339,6 +336,12 @@ def _hf_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     _supported("rope_type", kind, not missing, f"'llama3' with {', '.join(missing)} beside it")
     values = {own: rope[hf] for hf, own in _LLAMA3_FIELDS.items()}
     return theta, RopeScaling(**values)
+
+
+def _family(field: str, fields: Mapping[str, Any]) -> str:
+    family = fields.get(field)
+    _supported(field, family, family in DEFAULTS, f"one of {', '.join(DEFAULTS)}")
+    return str(family)
 
 
 def _supported(field: str, value: Any, holds: bool, supported: str) -> None:

@@ -1,11 +1,11 @@
-"""What a model thinks of a response it may not have written: states and log-probs per token."""
+"""A model's output and log-probs for each token of a response that may not be its own."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
-from mopd_jax.kernels import TokenLogprob, linear_logprob
+from mopd_jax.kernels import Hidden, TokenLogprob, linear_logprob
 from mopd_jax.models import decoder, sharding
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Params
@@ -32,6 +32,20 @@ def response_states(
     return hidden[:, prompt.shape[1] - 1 : -1]
 
 
+def response_output(
+    params: Params,
+    prompt: jax.Array,
+    prompt_mask: jax.Array,
+    response: jax.Array,
+    response_mask: jax.Array,
+    *,
+    cfg: DecoderConfig,
+) -> Hidden:
+    """`response_states` with the model's head: what the losses and `linear_logprob` read."""
+    states = response_states(params, prompt, prompt_mask, response, response_mask, cfg=cfg)
+    return decoder.output(params, states)
+
+
 def score(
     params: Params,
     prompt: jax.Array,
@@ -44,10 +58,9 @@ def score(
     chunk_tokens: int | None = None,
 ) -> TokenLogprob:
     """Log-prob and entropy f32[N, T] in nats of each response token, 0 where masked."""
-    hidden = response_states(params, prompt, prompt_mask, response, response_mask, cfg=cfg)
+    output = response_output(params, prompt, prompt_mask, response, response_mask, cfg=cfg)
     return linear_logprob(
-        hidden,
-        decoder.head(params).astype(hidden.dtype),
+        output,
         response,
         response_mask,
         temperature=temperature,

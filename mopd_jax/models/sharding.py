@@ -68,6 +68,7 @@ def row_shards(mesh: Mesh) -> int:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -82,7 +83,7 @@ def shardings(abstract: Any, axes: Any, mesh: Mesh) -> Any:
         ConfigError: names the parameter whose size is not a multiple of its mesh axes.
     """
 
-    def one(path, leaf, names):
+    def one(path: tuple, leaf: Any, names: tuple[str | None, ...]) -> NamedSharding:
         for size, name in zip(leaf.shape, names, strict=True):
             mesh_axes = RULES[name]
             if mesh_axes is None:

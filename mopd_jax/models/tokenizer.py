@@ -1,7 +1,7 @@
 """Tokenizers behind `records.Tokenizer`, from Hugging Face folders and GGUF files.
 
 Both end in a Transformers fast tokenizer with a chat template. A GGUF file's byte-level BPE is
-built from its tables with the package `tokenizers`, without torch or llama.cpp. Left out:
+built from its tables with the package `tokenizers`, without torch or llama.cpp. Not supported:
 SentencePiece vocabularies and folders without `tokenizer.json`.
 """
 
@@ -21,9 +21,9 @@ from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.models.weights import gguf_fields, open_gguf, read_json, resolve
 from mopd_jax.records import Message
 
-# The published pre-tokenizer patterns of Qwen2 and Llama 3; they differ in how many digits may
-# stand in one piece. None: GPT-2's own pattern, which `tokenizers` has built in.
-_WORDS = (
+# The published pre-tokenizer patterns of Qwen2 and Llama 3; they differ in how many digits one
+# piece may have. None: GPT-2's own pattern, which `tokenizers` has built in.
+_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -31,8 +31,8 @@ _SPLITS: dict[str, str | None] = {
     "gpt-2": None,
     "default": None,
     "smollm": None,
-    "qwen2": _WORDS % "",
-    "llama-bpe": _WORDS % "{1,3}",
+    "qwen2": _PIECES % "",
+    "llama-bpe": _PIECES % "{1,3}",
 }
 # Put before a template that prints today's date: a run resumed tomorrow must read the same.
 _CONSTANT_DATE = "{%- macro strftime_now(form) -%}26 Jul 2024{%- endmacro -%}"
@@ -61,8 +61,8 @@ class ChatTokenizer:
                 f"{where} has no chat template (a base model?); use the instruct model, or add "
                 "chat_template.jinja to the folder"
             )
-        ends = [] if inner.eos_token_id is None else [inner.eos_token_id]
-        ends = tuple(dict.fromkeys([*ends, *more_stop_ids]))
+        own = [] if inner.eos_token_id is None else [inner.eos_token_id]
+        ends = tuple(dict.fromkeys([*own, *more_stop_ids]))
         if not ends:
             raise ConfigError(
                 f"{where} names no end token; set eos_token in tokenizer_config.json or "
@@ -80,7 +80,7 @@ class ChatTokenizer:
         template = inner.get_chat_template()
         if "strftime_now" in template:
             inner.chat_template = _CONSTANT_DATE + template
-        # A reasoning model would spend the response on thoughts; templates that can, skip them.
+        # A reasoning model would spend the response on thoughts; some templates can skip them.
         self._options = {"enable_thinking": False} if "enable_thinking" in template else {}
         tokens = sorted(vocabulary.items())
         self.fingerprint: str = _digest([tokens, template])
@@ -147,8 +147,8 @@ def load(path: str | os.PathLike) -> ChatTokenizer:
         ConfigError: if a file, the chat template or the end token is missing, or the GGUF
             file's kind of tokenizer is not supported.
     """
-    found = resolve(path)
-    return _from_gguf(found) if found.suffix == ".gguf" else _from_folder(found)
+    source = resolve(path)
+    return _from_gguf(source) if source.suffix == ".gguf" else _from_folder(source)
 
 
 def check_vocabulary(tokenizer: Any, cfg: DecoderConfig) -> None:
@@ -234,7 +234,8 @@ def _byte_level_bpe(path: pathlib.Path, fields: Mapping[str, Any]) -> tuple[Any,
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise ConfigError(
-            f"{path}: tokenizer.ggml.tokens has {len(tokens) - len(vocabulary)} tokens twice"
+            f"{path}: tokenizer.ggml.tokens has {len(tokens) - len(vocabulary)} tokens twice; "
+            "use the model's Hugging Face folder instead"
         )
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
     # Llama 3 takes a whole word that is in the vocabulary without going through the merges.
@@ -246,8 +247,8 @@ def _byte_level_bpe(path: pathlib.Path, fields: Mapping[str, Any]) -> tuple[Any,
         first = Split(Regex(pattern), "isolated")
         steps = [first, ByteLevel(add_prefix_space=False, use_regex=False)]
     else:
-        first = [Digits(individual_digits=True)] if pre == "smollm" else []
-        steps = [*first, ByteLevel(add_prefix_space=False, use_regex=True)]
+        digits = [Digits(individual_digits=True)] if pre == "smollm" else []
+        steps = [*digits, ByteLevel(add_prefix_space=False, use_regex=True)]
     backend.pre_tokenizer = Sequence(steps)
     backend.decoder = decoders.ByteLevel()
     types = fields["tokenizer.ggml.token_type"]

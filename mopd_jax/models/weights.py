@@ -1,13 +1,14 @@
 """Weights from Hugging Face folders and GGUF files, and back to Hugging Face folders.
 
 Import is a bijection between the tensors of the source and the leaves of our tree, or one
-error that lists every difference. All weights are float32 here, whatever the source holds. One
+error that lists every difference. Weights are read as float32, whatever the source holds. One
 stacked leaf is built on the host at a time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -24,7 +25,7 @@ from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Params
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_DERIVED = ("rotary_emb.inv_freq",)  # Recomputed from the config; old checkpoints hold it.
+_DERIVED = ("rotary_emb.inv_freq",)  # Computed from the config; old checkpoints hold it.
 _ROPE_FACTORS = "rope_freqs.weight"  # Read into `DecoderConfig.rope_scaling`.
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _DIFFERENCES = 40  # Lines of an error that lists them; a wrong depth gives hundreds.
@@ -36,33 +37,37 @@ class _Tensor(NamedTuple):
     read: Callable[[], np.ndarray]  # float32, in the source's layout
 
 
+# (entry, shape of one layer, names of its tensors, one per layer) of each leaf.
+_Plan = list[tuple[families.Entry, tuple[int, ...], list[str]]]
+
+
 def resolve(path: str | os.PathLike) -> pathlib.Path:
-    """`builtin:codebook`, `builtin:smollm2`, a folder or a `.gguf` file -> where it is.
+    """The folder or `.gguf` file of a model path; `builtin:codebook` and `builtin:smollm2` too.
 
     Raises:
-        ConfigError: if there is no such thing, with a remedy.
+        ConfigError: it does not exist, or is neither, with a remedy.
     """
     text = os.fspath(path)
     if text.startswith("builtin:"):
         if text not in _BUILTIN:
             raise ConfigError(unknown(text, text, list(_BUILTIN)))
         return _BUILTIN[text]()
-    found = pathlib.Path(text).expanduser()
-    if not found.exists():
+    source = pathlib.Path(text).expanduser()
+    if not source.exists():
         raise ConfigError(
             f"{text} does not exist; model.path takes a Hugging Face folder (config.json, "
             f"safetensors, tokenizer.json), a .gguf file, or {' or '.join(_BUILTIN)}. Nothing "
             "is downloaded: fetch a Hub model first, with `hf download NAME --local-dir FOLDER`"
         )
-    if not found.is_dir() and found.suffix != ".gguf":
+    if not source.is_dir() and source.suffix != ".gguf":
         raise ConfigError(
             f"{text} is neither a folder nor a .gguf file; name the model's folder"
         )
-    return found
+    return source
 
 
 def _codebook() -> pathlib.Path:
-    folder = pathlib.Path(__file__).parent / "assets" / "codebook"
+    folder = pathlib.Path(__file__).parents[1] / "assets" / "codebook"
     if not (folder / CONFIG).is_file():
         raise ConfigError(
             f"builtin:codebook: {folder / CONFIG} is missing from this installation of "
@@ -105,11 +110,13 @@ def load_config(
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         shapes = {name: _gguf_shape(tensor) for name, tensor in tensors.items()}
         factors = _dequantize(tensors[_ROPE_FACTORS]) if _ROPE_FACTORS in tensors else None
-        read, given = families.from_gguf_fields, (gguf_fields(reader), shapes, factors)
+        read = functools.partial(
+            families.from_gguf_fields, gguf_fields(reader), shapes, factors
+        )
     else:
-        read, given = families.from_hf_config, (read_json(path / CONFIG),)
+        read = functools.partial(families.from_hf_config, read_json(path / CONFIG))
     try:
-        return dataclasses.replace(read(*given), dtype=dtype, remat=remat)
+        return dataclasses.replace(read(), dtype=dtype, remat=remat)
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
 
@@ -124,7 +131,7 @@ def load_params(
     """Parameters of a checkpoint in the tree of `decoder.abstract(cfg)`.
 
     Args:
-        shardings: a tree of shardings like the parameters'; by default the first device.
+        shardings: of `decoder.shardings`; by default all on the first device.
         dtype: of the parameters; less than float32 is for models that are not trained.
 
     Raises:
@@ -135,7 +142,7 @@ def load_params(
     is_gguf = path.suffix == ".gguf"
     source = _gguf_tensors(path, cfg) if is_gguf else _safetensors(path)
     abstract, _ = decoder.abstract(cfg)
-    plan = []  # (entry, shape of one layer, names of its tensors, one per layer)
+    plan: _Plan = []
     for entry, leaf in families.entries(abstract):
         pattern = entry.gguf if is_gguf else entry.hf
         stacked = entry.path[0] == "layers"
@@ -206,7 +213,7 @@ def export_hf(
         for y, layer in enumerate(layers):
             # safetensors writes the buffer as it lies, so a transposed view would be wrong.
             value = families.to_source(entry, layer)
-            with np.errstate(over="ignore"):  # Found below, with a name.
+            with np.errstate(over="ignore"):  # Refused below, with the tensor's name.
                 value = np.ascontiguousarray(value.astype(dtypes[dtype]))
             if not np.all(np.isfinite(value)):
                 raise ConfigError(
@@ -220,7 +227,7 @@ def export_hf(
         ends = list(tokenizer_source.stop_ids)
         config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
         config["pad_token_id"] = tokenizer_source.pad_id
-    # Last, so that a folder whose export was cut short does not load.
+    # Last, so that a folder of an unfinished export does not load.
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -229,16 +236,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path} is missing; a model folder needs it")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # Not JSON, or not UTF-8.
         raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds a {type(found).__name__}, not an object")
-    return found
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
 
 
-def open_gguf(path: pathlib.Path):
-    """The GGUF file's header, with its tensors mapped, not read."""
+def open_gguf(path: pathlib.Path) -> Any:
+    """A `gguf.GGUFReader`: the file's header, its tensors mapped and not yet read."""
     try:
         import gguf
     except ImportError as error:
@@ -248,10 +255,10 @@ def open_gguf(path: pathlib.Path):
     try:
         return gguf.GGUFReader(path)
     except ValueError as error:
-        raise ConfigError(f"{path} is no readable GGUF file: {error}") from error
+        raise ConfigError(f"{path} cannot be read as a GGUF file: {error}") from error
 
 
-def gguf_fields(reader) -> dict[str, Any]:
+def gguf_fields(reader: Any) -> dict[str, Any]:
     """Metadata of an open GGUF file: key -> number, text or list."""
     return {
         name: field.contents()
@@ -260,7 +267,9 @@ def gguf_fields(reader) -> dict[str, Any]:
     }
 
 
-def _check_names(path, source: dict[str, _Tensor], plan, cfg: DecoderConfig) -> None:
+def _check_names(
+    path: pathlib.Path, source: dict[str, _Tensor], plan: _Plan, cfg: DecoderConfig
+) -> None:
     wanted = {
         name: families.source_shape(entry, shape)
         for entry, shape, names in plan
@@ -283,15 +292,17 @@ def _check_names(path, source: dict[str, _Tensor], plan, cfg: DecoderConfig) -> 
     if lines:
         more = f"\n  and {len(lines) - _DIFFERENCES} more" if len(lines) > _DIFFERENCES else ""
         raise ConfigError(
-            f"{path} does not hold the parameters of its config, {len(lines)} differences:\n  "
+            f"{path} does not hold the parameters of its config; {len(lines)} differences:\n  "
             + "\n  ".join(lines[:_DIFFERENCES])
             + more
         )
 
 
-def _check_tied(path, source: dict[str, _Tensor]) -> None:
-    head, embed = source.get("lm_head.weight"), source.get("model.embed_tokens.weight")
-    if head is not None and not np.array_equal(head.read(), embed.read()):
+def _check_tied(path: pathlib.Path, source: dict[str, _Tensor]) -> None:
+    head = source.get("lm_head.weight")
+    if head is None:
+        return
+    if not np.array_equal(head.read(), source["model.embed_tokens.weight"].read()):
         raise ConfigError(
             f"{path}: tie_word_embeddings is true, but lm_head.weight is not equal to "
             "model.embed_tokens.weight; if the head was trained apart, set "
@@ -322,13 +333,13 @@ def _safetensors(folder: pathlib.Path) -> dict[str, _Tensor]:
         try:
             handle = safe_open(folder / file, "numpy")
         except SafetensorError as error:
-            raise ConfigError(f"{folder / file} is no readable safetensors: {error}") from error
+            raise ConfigError(f"{folder / file}: not a safetensors file ({error})") from error
         for name in handle.keys():  # noqa: SIM118, not a mapping
             if name in tensors:
-                raise ConfigError(f"{folder}: {name} stands in two files, one is {file}")
+                raise ConfigError(f"{folder}: {name} is in two files, one of them {file}")
             part = handle.get_slice(name)
 
-            def read(handle=handle, name=name):
+            def read(handle: Any = handle, name: str = name) -> np.ndarray:
                 return handle.get_tensor(name).astype(np.float32)
 
             tensors[name] = _Tensor(tuple(part.get_shape()), part.get_dtype(), read)
@@ -347,22 +358,22 @@ def _gguf_tensors(path: pathlib.Path, cfg: DecoderConfig) -> dict[str, _Tensor]:
     tensors = {}
     for tensor in reader.tensors:
 
-        def read(tensor=tensor):
+        def read(tensor: Any = tensor) -> np.ndarray:
             x = _dequantize(tensor)
             count = permuted.get(tensor.name)
             return x if count is None else families.unpermute(x, count)
 
-        # Every quantization comes out as float32, so there is no dtype to object to.
+        # Every quantization is read as float32, so there is no dtype to refuse.
         tensors[tensor.name] = _Tensor(_gguf_shape(tensor), "F32", read)
     return tensors
 
 
-def _gguf_shape(tensor) -> tuple[int, ...]:
+def _gguf_shape(tensor: Any) -> tuple[int, ...]:
     # GGUF lists the fastest axis first.
     return tuple(int(size) for size in reversed(tensor.shape))
 
 
-def _dequantize(tensor) -> np.ndarray:
+def _dequantize(tensor: Any) -> np.ndarray:
     from gguf.quants import dequantize
 
     try:

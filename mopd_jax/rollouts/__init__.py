@@ -1,1 +1,1 @@
-"""Responses sampled from a model, and the files that keep them."""
+"""Rollouts: sampling them from a model, and their files."""

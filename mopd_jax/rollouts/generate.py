@@ -1,4 +1,4 @@
-"""Sampling G responses to each of P prompts.
+"""The sampler: G responses to each of P prompts.
 
 Each prompt is prefilled once and its keys are shared by the group. Tokens are drawn in a
 `lax.while_loop` that ends when every row has ended. A row's random numbers depend on its key
@@ -7,19 +7,23 @@ alone, not on its place in the batch; the caller makes keys from (seed, step, pr
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from mopd_jax.config import EvalConfig, RolloutConfig
 from mopd_jax.models import decoder, sharding
-from mopd_jax.models.decoder import DecoderConfig
+from mopd_jax.models.decoder import DecoderConfig, Suffix
 from mopd_jax.records import Params, Rollouts
-from mopd_jax.rollouts import sampling as sampling_rule
+from mopd_jax.rollouts import sampling
 from mopd_jax.shapes import check_shapes
 
 
 def row_keys(key: jax.Array, uids: jax.Array, group: int) -> jax.Array:
-    """Keys [P, G] for prompts with numbers `uids` u32[P]; not consumed from `key`."""
+    """Keys [P, G] of prompts with the numbers `uids` u32[P]; `key` itself is not consumed."""
     per_prompt = jax.vmap(lambda uid: jax.random.fold_in(key, uid))(uids)
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     return jax.vmap(fold, in_axes=(0, None))(per_prompt, jnp.arange(group))
@@ -47,7 +51,7 @@ def rollout(
         stop_ids: a row ends with the first of these.
 
     Returns:
-        Rollouts. Row n answers prompt n // G; `behaviour_logp` is under the tempered
+        Rollouts. Row n answers prompt n // G; `sampled_logp` is under the tempered
         distribution before top-k and top-p. Columns after a row's end hold `pad_id`.
     """
     sizes = check_shapes(
@@ -59,48 +63,75 @@ def rollout(
     first = jnp.broadcast_to(first[:, None], (P, G, first.shape[-1]))
     stops = jnp.array(stop_ids, jnp.int32)
 
-    def draw(logits, t, done):
-        uniform = jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t))))(
-            keys
-        )
-        token, logp = sampling_rule.sample(
-            logits, uniform, temperature=temperature, top_k=top_k, top_p=top_p
+    def draw(
+        logits: jax.Array, t: int | jax.Array, done: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        token, logp = sampling.sample(
+            logits, _uniform(keys, t), temperature=temperature, top_k=top_k, top_p=top_p
         )
         token = jnp.where(done, pad_id, token)
         return token, jnp.where(done, 0.0, logp), done | jnp.isin(token, stops)
 
-    def keep_going(carry):
-        t, _, _, _, done, _ = carry
-        return (t < length) & ~jnp.all(done)
+    def keep_going(now: _Decoding) -> jax.Array:
+        return (now.t < length) & ~jnp.all(now.done)
 
-    def step(carry):
-        t, tokens, logps, live, done, suffix = carry
-        last = jax.lax.dynamic_index_in_dim(tokens, t - 1, axis=2, keepdims=False)
-        hidden, suffix = decoder.decode_step(params, last, t - 1, prefix, suffix, cfg=cfg)
-        token, logp, now_done = draw(decoder.logits(params, hidden), t, done)
-        put = jax.lax.dynamic_update_index_in_dim
-        tokens, logps = put(tokens, token, t, axis=2), put(logps, logp, t, axis=2)
-        return t + 1, tokens, logps, put(live, ~done, t, axis=2), now_done, suffix
-
-    nobody = jnp.zeros((P, G), bool)
-    token, logp, done = draw(first, 0, nobody)
-    tokens = jnp.full((P, G, length), pad_id, jnp.int32).at[:, :, 0].set(token)
-    logps = jnp.zeros((P, G, length)).at[:, :, 0].set(logp)
-    live = jnp.zeros((P, G, length), bool).at[:, :, 0].set(True)
-    suffix = decoder.empty_suffix(prefix, G, length)
-    carry = (jnp.int32(1), tokens, logps, live, done, suffix)
-    _, tokens, logps, live, done, _ = jax.lax.while_loop(keep_going, step, carry)
-
-    def rows(x):
-        return sharding.constrain(
-            x.reshape(P * G, *x.shape[2:]), "rows", *[None] * (x.ndim - 2)
+    def step(now: _Decoding) -> _Decoding:
+        t, last = now.t, _column(now.tokens, now.t - 1)
+        hidden, suffix = decoder.decode_step(params, last, t - 1, prefix, now.suffix, cfg=cfg)
+        token, logp, done = draw(decoder.logits(params, hidden), t, now.done)
+        put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=t, axis=2)
+        return _Decoding(
+            t + 1,
+            put(now.tokens, token),
+            put(now.logps, logp),
+            put(now.live, ~now.done),
+            done,
+            suffix,
         )
 
-    return Rollouts(prompt, prompt_mask, rows(tokens), rows(live), rows(logps), rows(done))
+    token, logp, done = draw(first, 0, jnp.zeros((P, G), bool))
+    start = _Decoding(
+        jnp.int32(1),
+        jnp.full((P, G, length), pad_id, jnp.int32).at[:, :, 0].set(token),
+        jnp.zeros((P, G, length)).at[:, :, 0].set(logp),
+        jnp.zeros((P, G, length), bool).at[:, :, 0].set(True),
+        done,
+        decoder.empty_suffix(prefix, G, length),
+    )
+    end = jax.lax.while_loop(keep_going, step, start)
+    rows = map(_by_rows, (end.tokens, end.live, end.logps, end.done))
+    return Rollouts(prompt, prompt_mask, *rows)
+
+
+class _Decoding(NamedTuple):
+    """What the sampling loop carries. Columns from `t` on are not filled."""
+
+    t: jax.Array  # i32[], the column that is sampled next
+    tokens: jax.Array  # i32[P, G, T]
+    logps: jax.Array  # f32[P, G, T]
+    live: jax.Array  # bool[P, G, T], tokens up to and including the row's end token
+    done: jax.Array  # bool[P, G], rows that have ended
+    suffix: Suffix
+
+
+def _uniform(keys: jax.Array, t: int | jax.Array) -> jax.Array:
+    """f32[P, G] in [0, 1), of column t of each row."""
+    return jax.vmap(jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t))))(keys)
+
+
+def _column(x: jax.Array, t: jax.Array) -> jax.Array:
+    """[P, G, T] -> [P, G]."""
+    return jax.lax.dynamic_index_in_dim(x, t, axis=2, keepdims=False)
+
+
+def _by_rows(x: jax.Array) -> jax.Array:
+    """[P, G, ...] -> [N, ...], laid over the mesh by rows."""
+    rows = x.reshape(-1, *x.shape[2:])
+    return sharding.constrain(rows, "rows", *[None] * (rows.ndim - 1))
 
 
 def make_rollout(
-    sampling: RolloutConfig | EvalConfig,
+    settings: RolloutConfig | EvalConfig,
     *,
     group: int,
     model: DecoderConfig,
@@ -108,19 +139,25 @@ def make_rollout(
     length: int,
     stop_ids: tuple[int, ...],
     pad_id: int,
-):
-    """`rollout` jitted for a mesh.
+) -> Callable[..., Rollouts]:
+    """`rollout` jitted for a mesh, with the temperature, top-k and top-p of `settings`.
 
     Returns:
         (params, prompt, prompt_mask, root key, folds u32[F], uids u32[P]) -> Rollouts. The keys
         of the rows come from the root key folded with each of `folds`, the prompt's number and
         the rollout's index.
     """
-    abstract, axes = decoder.abstract(model)
-    weights = sharding.shardings(abstract, axes, mesh)
+    weights = decoder.shardings(model, mesh)
     rows, everywhere = sharding.rows(mesh), sharding.replicated(mesh)
 
-    def sample(params, prompt, prompt_mask, key, folds, uids):
+    def sample(
+        params: Params,
+        prompt: jax.Array,
+        prompt_mask: jax.Array,
+        key: jax.Array,
+        folds: jax.Array,
+        uids: jax.Array,
+    ) -> Rollouts:
         for i in range(folds.shape[0]):
             key = jax.random.fold_in(key, folds[i])
         return rollout(
@@ -132,9 +169,9 @@ def make_rollout(
             length=length,
             stop_ids=stop_ids,
             pad_id=pad_id,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
         )
 
     return jax.jit(

@@ -1,7 +1,7 @@
 """Logits to tokens: temperature, top-k, top-p, by inverting the cumulative distribution.
 
-One uniform number a row, no noise over the vocabulary: on a CPU, drawing that noise takes
-longer than a small model's own step. Two levels (blocks, then within the block) keep the
+Each row needs one uniform number and no noise over the vocabulary, which on a CPU takes longer
+to draw than a small model's step. Two levels (blocks, then within the block) keep the
 cumulative sums short, in time and in rounding.
 """
 
@@ -43,7 +43,8 @@ def sample(
     return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def _truncate(logits, top_k, top_p):
+def _truncate(logits: jax.Array, top_k: int | None, top_p: float | None) -> jax.Array:
+    """The logits f32[..., V], -inf where top-k or top-p drops the token."""
     vocab = logits.shape[-1]
     if top_k is not None and top_k < vocab:
         threshold = jax.lax.top_k(logits, top_k)[0][..., -1:]
@@ -52,14 +53,15 @@ def _truncate(logits, top_k, top_p):
         ordered = jnp.sort(logits, axis=-1, descending=True)
         mass = jax.nn.softmax(ordered, axis=-1)
         before = jnp.cumsum(mass, axis=-1) - mass
-        # The first token is always kept, since nothing stands before it.
+        # The first token always stays, since the mass before it is 0.
         last = jnp.sum(before < top_p, axis=-1, keepdims=True) - 1
         threshold = jnp.take_along_axis(ordered, last, axis=-1)
         logits = jnp.where(logits >= threshold, logits, -jnp.inf)
     return logits
 
 
-def _inverse_cdf(logits, uniform):
+def _inverse_cdf(logits: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Tokens i32[...] at the quantile `uniform` f32[...] of softmax(logits f32[..., V])."""
     vocab = logits.shape[-1]
     width = max(1, math.isqrt(vocab))
     blocks = -(-vocab // width)
@@ -68,20 +70,25 @@ def _inverse_cdf(logits, uniform):
     weights = jnp.pad(weights, pad).reshape(*logits.shape[:-1], blocks, width)
     sums = jnp.sum(weights, axis=-1)
     target = uniform * jnp.sum(sums, axis=-1)
-    block, target = _find(sums, target)
+    block, target = _search(sums, target)
     inside = jnp.take_along_axis(weights, block[..., None, None], axis=-2)[..., 0, :]
-    offset, _ = _find(inside, target)
+    offset, _ = _search(inside, target)
     return (block * width + offset).astype(jnp.int32)
 
 
-def _find(weights, target):
-    """First index whose cumulative weight exceeds target, and what of target is left there.
+def _search(weights: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First index whose cumulative weight exceeds target, and the target minus all before it.
 
-    Never an index of weight 0: rounding may carry the target past the end, and then the last
-    index of positive weight is meant.
+    Never an index of weight 0: where rounding carries the target past the end, it is the last
+    index of positive weight.
+
+    Args:
+        weights: f32[..., K], not negative.
+        target: f32[...].
     """
     cumulative = jnp.cumsum(weights, axis=-1)
-    last = jnp.max(jnp.where(weights > 0, jnp.arange(weights.shape[-1]), 0), axis=-1)
+    columns = jax.lax.broadcasted_iota(jnp.int32, weights.shape, weights.ndim - 1)
+    last = jnp.max(jnp.where(weights > 0, columns, 0), axis=-1)
     index = jnp.sum(cumulative <= target[..., None], axis=-1)
     index = jnp.minimum(index, last)
     before = cumulative - weights

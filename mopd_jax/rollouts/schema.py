@@ -1,13 +1,14 @@
-"""One line of a file of rollouts: what it holds, and everything that is checked of it.
+"""A line of a file of rollouts: its record, its JSON form, and the checks of a line alone.
 
-Pure functions between bytes and records; `rollout_file.py` has the files, docs/rollouts.md the
-table of all fields.
+Pure functions between bytes and records. `storage.py` reads and writes the files, and checks
+the lines against each other; docs/rollouts.md has the table of all fields.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -20,15 +21,15 @@ FORMAT, VERSION = "mopd-rollouts", 2  # 1: no `tests_skipped`.
 
 
 class RolloutFileError(InputError):
-    """A file of rollouts cannot be used; the message names line, field, value and remedy."""
+    """A file of rollouts cannot be used; the message has line, field, value and remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What holds for every row.
+    """What is the same for every row of a file.
 
     tokenizer: its fingerprint; stop_ids are its end tokens, vocab_size is the model's.
-    policy: who sampled, the student or the teacher (`rollout.policy`).
+    policy: who sampled, "student" or "teacher" (`rollout.policy`).
     model, trained: the path of its weights, and the steps it had been trained for.
     seed, temperature, top_p, top_k, prompt_length, response_length: of the sampling.
     instruction: `data.instruction`, which the messages end with.
@@ -56,15 +57,17 @@ class Header:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Row:
+class RolloutRow:
     """One rollout. Rows of one step and uid are a group.
 
-    problem, messages: what was asked; the gold answer is not here.
-    response, context, teacher_message: for people: the text, the record of who was shown
-        (`context.ContextRecord`), and what the teacher was asked.
+    problem, messages: id and prompt of the problem; the gold answer is not in the file.
+    response, context, teacher_message: for people: the text, the record of the peers shown
+        (`contexts.render.ContextRecord`), and the last message that the teacher read.
     stopped: the response ended by itself, and its last token is a stop token.
-    prompt_ids, response_ids: as the student read and sampled them, without pads.
-    behaviour_logp: f32[t] nats of the response's tokens, at `temperature`, before top-p/k.
+    prompt_ids, response_ids: as the student read and sampled them, without pads; the second
+        i32[t].
+    sampled_logp: f32[t] nats of the response's tokens, at `temperature`, before top-p/k. The
+        key in the file is `behaviour_logp`, as since format 1.
     """
 
     step: int
@@ -79,11 +82,11 @@ class Row:
     teacher_message: str | None
     prompt_ids: tuple[int, ...]
     response_ids: np.ndarray
-    behaviour_logp: np.ndarray
+    sampled_logp: np.ndarray
 
     @property
     def asked(self) -> Problem:
-        """The problem without gold and without a verifier: the verdict is known."""
+        """The problem without gold and verifier, which the file does not hold."""
         return Problem(id=self.problem, messages=self.messages, answer="", verifier="")
 
 
@@ -92,16 +95,19 @@ def header_fields(header: Header) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(header)}
 
 
-def row_fields(row: Row) -> dict[str, Any]:
+def row_fields(row: RolloutRow) -> dict[str, Any]:
     """A row as JSON values, the arrays last."""
-    fields = {f.name: getattr(row, f.name) for f in dataclasses.fields(Row)}
+    fields = {name: getattr(row, name) for name in _PLAIN}
     fields["messages"] = [dict(message) for message in row.messages]
-    verdict = dataclasses.asdict(fields.pop("verdict"))
-    arrays = {name: fields.pop(name) for name in _ARRAYS}
+    verdict = {name: getattr(row.verdict, name) for name in _VERDICT}
     # Nine significant digits tell any two float32 apart, and survive the way over a double.
-    short = [float(f"{x:.9g}") for x in row.behaviour_logp.tolist()]
-    arrays |= {"response_ids": row.response_ids.tolist(), "behaviour_logp": short}
-    return {**fields, **verdict, **arrays}
+    short = [float(f"{x:.9g}") for x in row.sampled_logp.tolist()]
+    arrays = (row.prompt_ids, row.response_ids.tolist(), short)
+    return {
+        **fields,
+        **verdict,
+        **dict(zip(_ARRAYS, arrays, strict=True)),
+    }
 
 
 # A test of one value, and what it asks for in words.
@@ -155,6 +161,7 @@ _HEADER: dict[str, _Rule] = {
     "top_k": _optional(_whole(1)),
     "config": _TEXT,
 }
+# All of a verdict but `answer`, which is not in the file and None in what is read from it.
 _VERDICT: dict[str, _Rule] = {
     "reward": _SHARE,
     "test_fraction": _optional(_SHARE),
@@ -176,8 +183,15 @@ _ROW: dict[str, _Rule] = {
     "context": (lambda v: isinstance(v, dict), "an object"),
     "teacher_message": _optional(_TEXT),
 }
-_ARRAYS = ("prompt_ids", "response_ids", "behaviour_logp")
-_LOGP = _number(-_LARGEST, 0.0, "a finite number, at most 0")
+_LOGP_KEY = "behaviour_logp"  # Of `RolloutRow.sampled_logp` in the file.
+_ARRAYS = ("prompt_ids", "response_ids", _LOGP_KEY)
+# Fields of a row with a JSON key of their own and no further form.
+_PLAIN = tuple(
+    f.name
+    for f in dataclasses.fields(RolloutRow)
+    if f.name not in ("verdict", "prompt_ids", "response_ids", "sampled_logp")
+)
+_LOGP_RULE = _number(-_LARGEST, 0.0, "a finite number, at most 0")
 _SHOWN: dict[str, _Rule] = {
     "shown": _list_of(_whole(0), "a list of rollouts"),
     "shown_uids": _list_of(_whole(0, _U32), "a list of uids"),
@@ -188,16 +202,17 @@ _SHOWN: dict[str, _Rule] = {
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a file, for messages."""
+    """A line of a file, by its number from 1: parses and checks it, and names it in errors."""
 
-    path: Any
+    path: pathlib.Path
     number: int
 
     def error(self, text: str) -> NoReturn:
+        """Raises RolloutFileError with the place and `text`."""
         raise RolloutFileError(f"{self.path}, line {self.number}: {text}")
 
     def fail(self, field: str, value: Any, expected: str) -> NoReturn:
-        """The error for a value that is not what it must be."""
+        """Raises RolloutFileError for a value that is not as expected."""
         shown = json.dumps(value, ensure_ascii=False)
         shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
         self.error(f"{field} is {shown}; expected {expected}")
@@ -214,8 +229,10 @@ class Line:
             self.fail("the line", value, "an object")
         return value
 
-    def check(self, fields: Mapping[str, Any], rules: Mapping[str, _Rule], at="") -> None:
-        """Every field of `rules` is there and as it must be; further fields are allowed."""
+    def check(
+        self, fields: Mapping[str, Any], rules: Mapping[str, _Rule], at: str = ""
+    ) -> None:
+        """Every field of `rules` is present and as it must be; further fields are allowed."""
         for name, (test, expected) in rules.items():
             if name not in fields:
                 self.error(f"{at}{name} is missing; expected {expected}")
@@ -225,17 +242,18 @@ class Line:
     def check_each(self, fields: Mapping[str, Any], name: str, rule: _Rule) -> None:
         """A list of at least one value, each as it must be; names the first that is not."""
         test, expected = rule
-        self.check(fields, {name: (lambda v: isinstance(v, list) and v, "a list, not empty")})
+        filled: _Rule = (lambda v: isinstance(v, list) and v != [], "a list, not empty")
+        self.check(fields, {name: filled})
         for i, value in enumerate(fields[name]):
             if not test(value):
                 self.fail(f"{name}[{i}]", value, expected)
 
 
 def parse_header(where: Line, raw: bytes) -> Header:
-    """The first line.
+    """The header from the first line.
 
     Raises:
-        RolloutFileError: it is none, or of another version.
+        RolloutFileError: the line is not a header, or one of another version.
     """
     fields = where.parse(raw)
     where.check(fields, {"format": (lambda v: v == FORMAT, f'"{FORMAT}"')})
@@ -246,12 +264,12 @@ def parse_header(where: Line, raw: bytes) -> Header:
         older = "it was written by an older mopd_jax, write it again with `mopd rollout`"
         where.fail("version", version, f"{VERSION}: {newer if version > VERSION else older}")
     where.check(fields, _HEADER)
-    given = {f.name: fields[f.name] for f in dataclasses.fields(Header)}
-    return Header(**{**given, "stop_ids": tuple(fields["stop_ids"])})
+    values = {f.name: fields[f.name] for f in dataclasses.fields(Header)}
+    return Header(**{**values, "stop_ids": tuple(fields["stop_ids"])})
 
 
-def parse_row(where: Line, raw: bytes, header: Header, vocab_size: int) -> Row:
-    """Any further line, checked in itself.
+def parse_row(where: Line, raw: bytes, header: Header, vocab_size: int) -> RolloutRow:
+    """The row from any further line, checked by itself.
 
     Args:
         vocab_size: ids are below it.
@@ -262,30 +280,32 @@ def parse_row(where: Line, raw: bytes, header: Header, vocab_size: int) -> Row:
     fields = where.parse(raw)
     where.check(fields, {**_ROW, "rollout": _whole(0, header.group)})
     token = _whole(0, vocab_size)
-    for name, rule in zip(_ARRAYS, (token, token, _LOGP), strict=True):
+    for name, rule in zip(_ARRAYS, (token, token, _LOGP_RULE), strict=True):
         where.check_each(fields, name, rule)
     _check_response(where, fields, header)
     _check_context(where, fields)
     verdict = {name: fields[name] for name in _VERDICT} | {"reward": float(fields["reward"])}
-    row = {f.name: fields[f.name] for f in dataclasses.fields(Row) if f.name != "verdict"}
+    row = {name: fields[name] for name in _PLAIN}
     row |= {name: tuple(fields[name]) for name in ("messages", "prompt_ids")}
-    row["response_ids"] = np.array(fields["response_ids"], np.int32)
-    row["behaviour_logp"] = np.array(fields["behaviour_logp"], np.float32)
-    return Row(**row, verdict=Verdict(**verdict))
+    return RolloutRow(
+        **row,
+        response_ids=np.array(fields["response_ids"], np.int32),
+        sampled_logp=np.array(fields[_LOGP_KEY], np.float32),
+        verdict=Verdict(**verdict),
+    )
 
 
 def _check_response(where: Line, fields: Mapping[str, Any], header: Header) -> None:
-    """Lengths, and where stop tokens stand."""
+    """Lengths, and the places of stop tokens."""
     ids, stopped, stops = fields["response_ids"], fields["stopped"], header.stop_ids
     for name in ("prompt", "response"):
         most, count = getattr(header, f"{name}_length"), len(fields[f"{name}_ids"])
         if count > most:
             where.error(f"{name}_ids has {count} tokens; expected at most {name}_length={most}")
-    count = len(fields["behaviour_logp"])
+    count = len(fields[_LOGP_KEY])
     if count != len(ids):
         where.error(
-            f"behaviour_logp has {count} numbers; expected {len(ids)}, one a token of "
-            "response_ids"
+            f"{_LOGP_KEY} has {count} numbers; expected {len(ids)}, one a token of response_ids"
         )
     last = len(ids) - 1
     early = next((i for i, token in enumerate(ids[:last]) if token in stops), None)
@@ -304,13 +324,14 @@ def _check_response(where: Line, fields: Mapping[str, Any], header: Header) -> N
 
 
 def _check_context(where: Line, fields: Mapping[str, Any]) -> None:
-    """Who was shown: lists of one length, and never the row itself."""
-    seen = fields["context"]
-    where.check(seen, _SHOWN, at="context.")
-    count = len(seen["shown"])
+    """The peers shown: lists of one length, and never the row itself."""
+    context = fields["context"]
+    where.check(context, _SHOWN, at="context.")
+    count = len(context["shown"])
     for name in _SHOWN:
-        if len(seen[name]) != count:
-            where.fail(f"context.{name}", seen[name], f"{count} values, as shown has")
-    pairs = zip(seen["shown_uids"], seen["shown"], strict=True)
+        if len(context[name]) != count:
+            where.fail(f"context.{name}", context[name], f"{count} values, as shown has")
+    pairs = zip(context["shown_uids"], context["shown"], strict=True)
     if (fields["uid"], fields["rollout"]) in pairs:
-        where.fail("context.shown", seen["shown"], "other rollouts only, never the row itself")
+        shown = context["shown"]
+        where.fail("context.shown", shown, "other rollouts only, never the row itself")

@@ -1,8 +1,8 @@
-"""Saved rollouts: JSON lines that a person can read and any method can train from.
+"""Files of rollouts: JSON lines that a person can read and any method can train from.
 
 A header, then one row a rollout: tokens, log-probs, verdict, the peers it was shown
-(docs/rollouts.md has every field). `write` is atomic; `read` refuses what it cannot trust, by
-line, field and value. One step's rows are in memory at a time.
+(docs/rollouts.md has every field). `write` is atomic; `read` checks every line, and its errors
+name line, field and value. One step's rows are in memory at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError
@@ -23,7 +23,7 @@ from mopd_jax.rollouts.schema import (
     Header,
     Line,
     RolloutFileError,
-    Row,
+    RolloutRow,
     header_fields,
     parse_header,
     parse_row,
@@ -33,10 +33,10 @@ from mopd_jax.rollouts.schema import (
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A file that was read to its end and found whole; `batch` reads one step of it again.
+    """A file that was read to its end and is whole; `batch` reads one step of it again.
 
     steps: the numbers of its steps, ascending.
-    places: line and byte at which each begins.
+    places: line and byte at which each step begins.
     problems: each once, by `key`.
     checksum: of all bytes.
     """
@@ -52,13 +52,13 @@ class Saved:
         """(index of the batch, number that keys the draws) of step `step`, from 1, of a run.
 
         The first pass has the file's own step numbers, so that it repeats the draws of the run
-        that wrote it; every further pass goes on behind the last of them.
+        that wrote it; every further pass counts on from the last of them.
         """
         passes, index = divmod(step - 1, len(self.steps))
         span = self.steps[-1] - self.steps[0] + 1
         return index, self.steps[index] + passes * span
 
-    def batch(self, index: int) -> list[Row]:
+    def batch(self, index: int) -> list[RolloutRow]:
         """The P * G rows of a step, group by group, rollouts in order.
 
         Raises:
@@ -67,18 +67,19 @@ class Saved:
         try:
             with self.path.open("rb") as file:
                 file.seek(self.places[index][1])
-                found = next(
-                    _steps(file, self.path, self.header, *self.places[index], vocab_size=None)
-                )
+                place = self.places[index]
+                _, _, rows = next(_steps(file, self.path, self.header, *place, vocab_size=None))
         except (OSError, StopIteration) as error:
-            raise RolloutFileError(f"{self.path} has changed since it was opened") from error
-        return found[2]
+            raise RolloutFileError(
+                f"{self.path} has changed since it was opened; put it back, or start again"
+            ) from error
+        return rows
 
 
-def write(path: pathlib.Path, header: Header, rows: Iterable[Row]) -> None:
+def write(path: pathlib.Path, header: Header, rows: Iterable[RolloutRow]) -> None:
     """Writes a file; a kill leaves the old one or the new one. Rows are taken one by one.
 
-    What is not finite is written as null; where a number is needed, `read` refuses that row.
+    A number that is not finite is written as null; where `read` needs it, it refuses the row.
     """
     records = itertools.chain([header_fields(header)], map(row_fields, rows))
     write_lines(path, map(dumps, records))
@@ -88,10 +89,11 @@ def read_header(path: pathlib.Path) -> Header:
     """The header alone, for checks that need not wait for the rows.
 
     Raises:
-        RolloutFileError: no such file, or its first line is not a header of this version.
+        RolloutFileError: there is no such file, or its first line is not a header of this
+            version.
     """
     if not path.is_file():
-        raise RolloutFileError(f"{path} is no file; `mopd rollout --out={path}` writes one")
+        raise RolloutFileError(f"{path} is not a file; `mopd rollout --out={path}` writes one")
     with path.open("rb") as file:
         raw = file.readline()
     if not raw:
@@ -100,13 +102,15 @@ def read_header(path: pathlib.Path) -> Header:
 
 
 def check_fit(header: Header, path: pathlib.Path, cfg: Config, tokenizer: Tokenizer) -> None:
-    """A run with `cfg` can train from the file.
+    """Refuses a file that a run with `cfg` cannot train from.
 
     Raises:
         ConfigError: with the setting to change.
     """
     same = ("prompts", "group", "response_length", "temperature", "top_p", "top_k", "policy")
-    settings = {f"rollout.{name}": (getattr(header, name), cfg.rollout) for name in same}
+    settings: dict[str, tuple[Any, Any]] = {
+        f"rollout.{name}": (getattr(header, name), cfg.rollout) for name in same
+    }
     # What is trained on and what is evaluated must read the same.
     settings["data.instruction"] = (header.instruction, cfg.data)
     for name, (want, section) in settings.items():
@@ -133,15 +137,17 @@ def read(
     """Reads and checks the whole file.
 
     Args:
-        tokenizer: also checks that it makes `prompt_ids` of the messages, and `response` of
-            `response_ids`, as the one did that wrote the file.
-        vocab_size: of the model that shall read the tokens, by default that of the file.
+        tokenizer: checks too that it makes `prompt_ids` of the messages, and `response` of
+            `response_ids`, as the tokenizer did that wrote the file; None leaves this out.
+        vocab_size: of the model that will read the tokens; None is that of the file.
 
     Raises:
         RolloutFileError: the first thing that is wrong, by line, field and value.
     """
     header = read_header(path)
-    steps, places, problems = [], [], {}
+    steps: list[int] = []
+    places: list[tuple[int, int]] = []
+    problems: dict[str, Problem] = {}
     with path.open("rb") as file:
         begin = len(file.readline())
         for number, offset, rows in _steps(
@@ -160,7 +166,7 @@ def read(
 
 
 def key(problem: Problem) -> str:
-    """What tells problems apart: id and messages."""
+    """Id and messages of a problem as one text: equal for equal problems."""
     return json.dumps([problem.id, *(dict(message) for message in problem.messages)])
 
 
@@ -181,8 +187,8 @@ def _steps(
     *,
     vocab_size: int | None,
     tokenizer: Tokenizer | None = None,
-) -> Iterator[tuple[int, int, list[Row]]]:
-    """(line, byte, rows) of each step from where the file stands: line `number`, byte `offset`.
+) -> Iterator[tuple[int, int, list[RolloutRow]]]:
+    """(line, byte, rows) of each step from line `number` on, at byte `offset` of the file.
 
     `vocab_size` and `tokenizer` as for `read`.
     """
@@ -210,21 +216,23 @@ def _steps(
 class _Step:
     """The rows of one step as they come in, in any order."""
 
-    def __init__(self, header: Header, line: int, offset: int):
+    def __init__(self, header: Header, line: int, offset: int) -> None:
         self.line, self.offset = line, offset
         self.number = 0
-        self.rows: dict[tuple[int, int], Row] = {}
+        self.rows: dict[tuple[int, int], RolloutRow] = {}
         self._header = header
         self._lines: dict[tuple[int, int], int] = {}
-        self._first: dict[int, tuple[int, Row]] = {}  # Line and row that begin each group.
+        self._first: dict[
+            int, tuple[int, RolloutRow]
+        ] = {}  # Line and row that begin each group.
 
-    def add(self, where: Line, row: Row) -> bool:
-        """Takes a row; whether it begins a group."""
+    def add(self, where: Line, row: RolloutRow) -> bool:
+        """Adds a row; whether it begins a group."""
         self.number = row.step
         key = (row.uid, row.rollout)
         if key in self._lines:
             where.error(
-                f"step {row.step}, uid {row.uid}, rollout {row.rollout} stands on line "
+                f"step {row.step}, uid {row.uid}, rollout {row.rollout} is on line "
                 f"{self._lines[key]} already; expected once"
             )
         new = row.uid not in self._first
@@ -239,7 +247,7 @@ class _Step:
         self.rows[key], self._lines[key] = row, where.number
         return new
 
-    def whole(self, path: pathlib.Path) -> list[Row]:
+    def whole(self, path: pathlib.Path) -> list[RolloutRow]:
         """All rows, group by group in the order in which the groups begin."""
         group, prompts = self._header.group, self._header.prompts
         for uid, (line, _) in self._first.items():

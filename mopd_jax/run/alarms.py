@@ -1,12 +1,15 @@
-"""Loud warnings when a step trains nothing or nearly nothing, with the cause and a remedy."""
+"""Warnings when a step trains nothing or nearly nothing: the cause and a remedy."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from mopd_jax.config import Config, PeerConfig
+from mopd_jax.records import Outcomes
 
 log = logging.getLogger("mopd")
 
@@ -20,71 +23,88 @@ _UNSUPERVISED = {
 }
 
 
-def causes(
-    values: dict[str, float],
-    rewards: np.ndarray,
-    valid: np.ndarray,
-    success: np.ndarray,
-    cfg: Config,
-) -> list[str]:
+def causes(values: Mapping[str, Any], outcomes: Outcomes, cfg: Config) -> list[str]:
     """Why a step was inactive, one sentence each; empty for a step that trained.
 
     Args:
         values: the step's metrics.
-        rewards, valid, success: f64[P, G], bool[P, G], bool[P, G].
     """
-    found = []
-    if not _reads_rewards(cfg):
-        pass  # Nothing follows from them.
-    elif not valid.any():
-        found.append("no rollout has a verdict: the verifier fails on every response")
-    elif np.ptp(rewards[valid]) == 0:
-        found.append(
-            f"every reward is {rewards[valid][0]:g}: the reward is flat. Are the problems too "
+    return [
+        *(_of_rewards(outcomes) if _reads_rewards(cfg) else ()),
+        *(
+            ["every response was cut: raise rollout.response_length"]
+            * (values["truncated"] == 1)
+        ),
+        *([_nothing_trained(values, cfg)] if values["trained_tokens"] == 0 else ()),
+        *_of_updates(values),
+    ]
+
+
+def _of_rewards(outcomes: Outcomes) -> list[str]:
+    """The first of the reasons, if any, why rewards tell the rollouts of no group apart."""
+    rewards = outcomes.rewards[outcomes.valid]
+    if not outcomes.valid.any():
+        return ["no rollout has a verdict: the verifier fails on every response"]
+    if np.ptp(rewards) == 0:
+        return [
+            f"every reward is {rewards[0]:g}: the reward is flat. Are the problems too "
             "hard or too easy for the student, or is the answer format never met?"
-        )
-    elif not (success.any(axis=1) & (valid & ~success).any(axis=1)).any():
-        found.append(
+        ]
+    if not outcomes.mixed.any():
+        return [
             "no group is mixed: peers of one kind only, and no advantage within a group. Raise "
             "rollout.group, or choose problems the student solves sometimes"
+        ]
+    return []
+
+
+def _nothing_trained(values: Mapping[str, Any], cfg: Config) -> str:
+    """Why no token was trained on: the first row of the table that applies."""
+    without_text, dropped = values["peers_without_text"], values["peers_dropped"]
+    policies = ("targets", "no_success", "all_success")
+    table = (
+        (cfg.loss.method != "distill", _UNSUPERVISED.get(cfg.loss.method, "")),
+        (
+            cfg.loss.row_weight != "equal" and values["mixed_groups"] == 0,
+            "loss.row_weight gives groups of one outcome the weight p (1 - p) = 0",
+        ),
+        (values["informed"] > 0, "no token carries a signal"),
+        (
+            values["rows_left_out"] == 1.0,
+            "peers."
+            + ", ".join(f"{name}={getattr(cfg.peers, name)!r}" for name in policies)
+            + " leave every row out",
+        ),
+        (
+            without_text and not dropped,
+            f"{without_text} rollouts have no text but their thoughts, and no context shows a "
+            "peer: raise rollout.response_length, or set context.strip_thinking=False",
+        ),
+        (
+            dropped,
+            f"{dropped} peers were chosen and none fits, so every row is masked: raise "
+            "context.teacher_prompt_length",
+        ),
+        (True, "every row is masked because no context shows a peer"),
+    )
+    return next(cause for applies, cause in table if applies)
+
+
+def _of_updates(values: Mapping[str, Any]) -> list[str]:
+    """Updates that were skipped."""
+    finite, applied = values["gradient_finite"], values["update_applied"]
+    skipped = []
+    if finite == 0:
+        skipped.append("a gradient was not finite, so the update was skipped")
+    elif finite < 1:
+        skipped.append(
+            f"{1 - finite:.0%} of the updates had a gradient not finite, and were skipped"
         )
-    if values["truncated"] == 1.0:
-        found.append("every response was cut: raise rollout.response_length")
-    if values["trained_tokens"] == 0:
-        if cfg.loss.method != "distill":
-            found.append(_UNSUPERVISED[cfg.loss.method])
-        elif cfg.loss.row_weight != "equal" and values["mixed_groups"] == 0:
-            found.append("loss.row_weight gives groups of one outcome the weight p (1 - p) = 0")
-        elif values["informed"] > 0:
-            found.append("no token carries a signal")
-        elif values["rows_left_out"] == 1.0:
-            found.append(
-                f"peers.targets={cfg.peers.targets!r}, groups={cfg.peers.groups!r}, no_success="
-                f"{cfg.peers.no_success!r} and all_success={cfg.peers.all_success!r} leave "
-                "every row out"
-            )
-        elif values["peers_without_text"] and not values["peers_dropped"]:
-            found.append(
-                f"{values['peers_without_text']} rollouts have no text but their thoughts, and "
-                "no context shows a peer: raise rollout.response_length, or set "
-                "context.strip_thinking=False"
-            )
-        elif values["peers_dropped"]:
-            found.append(
-                f"{values['peers_dropped']} peers were chosen and none fits, so every row is "
-                "masked: raise context.teacher_prompt_length"
-            )
-        else:
-            found.append("every row is masked because no context shows a peer")
-    if values["gradient_finite"] == 0:
-        found.append("a gradient was not finite, so the update was skipped")
-    elif values["gradient_finite"] < 1:
-        share = 1 - values["gradient_finite"]
-        found.append(f"{share:.0%} of the updates had a gradient not finite, and were skipped")
-    empty = values["gradient_finite"] - values["update_applied"]
-    if empty > 0 and values["update_applied"] > 0:
-        found.append(f"{empty:.0%} of the updates had nothing to train on, and were skipped")
-    return found
+    if finite > applied > 0:
+        skipped.append(
+            f"{finite - applied:.0%} of the updates had nothing to train on, and were skipped"
+        )
+    return skipped
 
 
 def _reads_rewards(cfg: Config) -> bool:
@@ -95,8 +115,8 @@ def _reads_rewards(cfg: Config) -> bool:
     return shown > 0 or cfg.context.feedback != "off" or cfg.peers != _NO_PEERS
 
 
-def warn(step, values, rewards, valid, success, cfg) -> None:
+def warn(step: int, values: Mapping[str, Any], outcomes: Outcomes, cfg: Config) -> None:
     """Logs the causes of an inactive step; arguments as for `causes`."""
-    for cause in causes(values, rewards, valid, success, cfg):
+    for cause in causes(values, outcomes, cfg):
         effect = "" if values["update_applied"] else " NOTHING WAS TRAINED."
         log.warning("WARNING step %d:%s %s", step, effect, cause)

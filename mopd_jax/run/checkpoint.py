@@ -1,7 +1,7 @@
-"""Checkpoints of the whole state with orbax: parameters, teacher, optimizer, key, position.
+"""Saves, loads and prunes checkpoints of the whole state, with a checksum of every array.
 
-A save is atomic: a kill leaves the checkpoint before it. Every array's checksum is stored with
-it and compared on loading, because the storage format does not notice a flipped bit.
+A save by orbax is atomic: a kill leaves the checkpoint before it. Checksums are compared on
+loading, because the storage format does not notice a flipped bit.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _REMOVED = ".removed"
 
 
 class CheckpointError(InputError):
-    """A checkpoint cannot be used; the message names the folder and a way on."""
+    """A checkpoint cannot be used; the message names its folder and the remedy."""
 
 
 def save(folder: pathlib.Path, state: TrainState, meta: dict[str, Any], *, keep: int) -> None:
-    """Writes `<folder>/<step>`; all but the newest `keep` are removed afterwards.
+    """Writes `<folder>/<step>`, then removes all but the newest `keep`.
 
     Args:
-        meta: JSON values that belong to the state: the data position, the config's identity.
+        meta: JSON values that belong to the state, such as the data position.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -41,7 +41,7 @@ def save(folder: pathlib.Path, state: TrainState, meta: dict[str, Any], *, keep:
 
 
 def prune(folder: pathlib.Path, *, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints, and what a kill left half done."""
+    """Removes all but the newest `keep` checkpoints, and half-finished ones."""
     for old in steps(folder)[:-keep]:
         # Renamed first: a half-deleted folder must not look like a finished checkpoint.
         (folder / str(old)).rename(folder / f"{old}{_REMOVED}")
@@ -63,14 +63,14 @@ def load(
     """Reads a checkpoint into the shapes, dtypes and shardings of `like` (ShapeDtypeStructs).
 
     Raises:
-        CheckpointError: if a file is missing, unreadable, or a checksum differs.
+        CheckpointError: a file is missing or cannot be read, or a checksum differs.
     """
     tree, meta = _read(folder.absolute() / str(step), _as_dict(like), partial=False)
     return TrainState(**tree), meta
 
 
 def load_params(folder: pathlib.Path, step: int, like: Params) -> Params:
-    """Reads the student's parameters alone, a third or less of a checkpoint; as `load`."""
+    """Reads the student's parameters alone, at most a third of a checkpoint; as `load`."""
     tree, _ = _read(folder.absolute() / str(step), {"params": like}, partial=True)
     return tree["params"]
 
@@ -78,24 +78,29 @@ def load_params(folder: pathlib.Path, step: int, like: Params) -> Params:
 def _read(
     path: pathlib.Path, like: dict[str, Any], *, partial: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(the state's parts in `like`, meta) with checksums compared; all parts unless partial."""
+    """The state's parts in `like`, and meta, with checksums compared.
+
+    Args:
+        partial: `like` may leave out parts of the state.
+    """
     from orbax.checkpoint import v1 as ocp
 
     remedy = f"remove {path} to go on from the checkpoint before it"
     loading = ocp.options.PyTreeOptions.Loading(partial_load=partial)
     try:
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-            found = ocp.load_checkpointables(path, {"state": like, "meta": None})
-        tree, meta = found["state"], found["meta"]
-        want = meta.pop("checksums")
-    except Exception as error:  # The boundary to orbax, whose errors are of many types.
+            saved = ocp.load_checkpointables(path, {"state": like, "meta": None})
+        tree, meta = saved["state"], saved["meta"]
+        due = meta.pop("checksums")
+    except Exception as error:  # orbax raises errors of many types.
         cause: BaseException = error
-        while cause.__cause__ is not None:  # The last one names the file, the first the tree.
+        while cause.__cause__ is not None:  # The innermost names the file, the outer the tree.
             cause = cause.__cause__
         text = f"{type(cause).__name__}: {cause}".split("\n")[0][:300]
         raise CheckpointError(f"{path} cannot be read ({text}); {remedy}") from error
     have = _checksums(tree)
-    differ = [name for name in (have if partial else want) if want.get(name) != have.get(name)]
+    names = have if partial else due
+    differ = [name for name in names if due.get(name) != have.get(name)]
     if differ:
         raise CheckpointError(f"{path} is corrupt: {differ[0]} has changed on disk; {remedy}")
     return tree, meta
@@ -106,10 +111,13 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 
 def _checksums(tree: Any) -> dict[str, int]:
-    def bits(x):
+    """{path of a leaf: CRC-32 of its bytes}."""
+
+    def checksum(x: jax.Array) -> int:
         if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
             x = jax.random.key_data(x)
-        return zlib.crc32(np.ascontiguousarray(np.asarray(x)).view(np.uint8).reshape(-1))
+        flat = np.ascontiguousarray(np.asarray(x)).view(np.uint8).reshape(-1)
+        return zlib.crc32(flat.data)
 
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): bits(x) for path, x in leaves}
+    return {jax.tree_util.keystr(path): checksum(x) for path, x in leaves}

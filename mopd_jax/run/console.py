@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line a step, the phase that is running, the final table."""
+"""Tells a person how a run goes: a line for each step, and a bar of the phase that runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from tqdm import tqdm
 
@@ -15,7 +16,8 @@ from mopd_jax.config import Config
 log = logging.getLogger("mopd")
 
 
-def say(step: int, cfg: Config, values: dict[str, float]) -> None:
+def say(step: int, cfg: Config, values: Mapping[str, Any]) -> None:
+    """Logs the line of a training step."""
     parts = [
         f"step {step}/{cfg.steps}",
         f"solved {values['solve_rate']:.3f}",
@@ -39,8 +41,8 @@ def say(step: int, cfg: Config, values: dict[str, float]) -> None:
     log.info("%s", "  ".join(parts))
 
 
-def say_rollouts(step: int, cfg: Config, values: dict[str, float]) -> None:
-    """The line of a step that samples and trains nothing."""
+def say_rollouts(step: int, cfg: Config, values: Mapping[str, Any]) -> None:
+    """Logs the line of a step of `mopd rollout`, which trains nothing."""
     log.info(
         "step %d/%d  solved %.3f  mixed %.2f  truncated %.2f  resp %.0f  %.2f s",
         step,
@@ -61,24 +63,25 @@ class Clock:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the body's wall seconds as those of `name`."""
+        """Adds the body's wall seconds to those of `name`."""
         self._bar.set_description(f"{self._title} {name}")
         begun = time.perf_counter()
         yield
-        self._seconds[name] = time.perf_counter() - begun
+        spent = time.perf_counter() - begun
+        self._seconds[name] = self._seconds.get(name, 0.0) + spent
         self._bar.update()
 
     def seconds(self) -> dict[str, float]:
-        """Ends the bar; the wall seconds of the step's phases and of each."""
+        """Ends the bar; returns the wall seconds of all phases, and of each."""
         self._bar.close()
         parts = {f"seconds_{name}": value for name, value in self._seconds.items()}
         return {"seconds": sum(self._seconds.values()), **parts}
 
 
 def setup_logging() -> None:
-    """Messages of the package on stdout, warnings loud; called by the command line only."""
+    """Sends the package's messages to stdout; called by the command line only."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
-    log.propagate = False  # Other libraries give the root logger handlers of their own.
+    log.propagate = False  # Else handlers that libraries give the root logger repeat them.

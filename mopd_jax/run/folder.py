@@ -1,7 +1,8 @@
-"""What stands in a run's folder beside its results: config, command, surroundings."""
+"""Writes and checks what a run folder says of its run: settings, command, environment."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import logging
@@ -18,6 +19,7 @@ from mopd_jax.data import sources
 from mopd_jax.errors import ConfigError
 from mopd_jax.files import write_text
 from mopd_jax.records import Tokenizer
+from mopd_jax.run import saved_config
 from mopd_jax.sandbox import Sandbox
 
 log = logging.getLogger("mopd")
@@ -27,21 +29,21 @@ _FREE_TO_CHANGE = ("steps", "dump_every", "checkpoint")
 
 
 def compare(cfg: Config, workdir: pathlib.Path) -> None:
-    """A folder holds one run: its config may differ in what changes no number only.
+    """Checks that a run may go on in this folder, which holds one run or none.
 
     Raises:
-        ConfigError: the folder is a file, or holds a run with other settings or other data.
+        ConfigError: the folder is a file, or holds a run of another format, with settings that
+            change its numbers, or with other data.
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir {workdir} is a file; name a folder")
-    path = workdir / "config.json"
-    new = json.loads(configs.to_json(cfg))
-    if path.exists():
-        old = json.loads(path.read_text())
+    if (workdir / saved_config.FILE).exists():
+        old = saved_config.read(workdir)
         differ = sorted(
-            name
-            for name in new.keys() | old.keys()
-            if name not in _FREE_TO_CHANGE and new.get(name) != old.get(name)
+            field.name
+            for field in dataclasses.fields(Config)
+            if field.name not in _FREE_TO_CHANGE
+            and getattr(cfg, field.name) != getattr(old, field.name)
         )
         if differ:
             raise ConfigError(
@@ -61,7 +63,7 @@ def compare(cfg: Config, workdir: pathlib.Path) -> None:
 
 
 def _data_record(cfg: Config, *, trains: bool = True) -> dict[str, Any]:
-    """Of the prepared data that is read; a file of rollouts has its own problems."""
+    """The prepared data that a run reads; a file of rollouts brings its own problems."""
     trains = trains and cfg.rollout.file is None
     return sources.record(cfg.data, ("train", "eval") if trains else ("eval",))
 
@@ -77,15 +79,16 @@ def write(
     trains: bool,
     prompts_left_out: int = 0,
 ) -> None:
-    """The config, the command, and what neither says: versions, devices, fingerprints.
+    """Writes the config, the command and the environment: versions, devices, fingerprints.
 
-    Last of all checks, so that a run that could not start leaves no folder behind.
+    Called after all checks, so that a run that cannot start leaves no folder behind.
 
     Args:
-        trains: the run reads training problems, and not the held-out ones alone.
+        trains: the run reads training problems too, not only held-out ones.
         prompts_left_out: training problems that `data.long_prompts` has left out.
     """
     packages = ("mopd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
+    data = _data_record(cfg, trains=trains)
     record = {
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
@@ -93,13 +96,13 @@ def write(
         "config": configs.fingerprint(cfg),
         "templates": configs.fingerprint(cfg.context),
         "tokenizer": tokenizer.fingerprint,
-        "data": _data_record(cfg, trains=trains),
+        "data": data,
         "sandbox": None if sandbox is None else sandbox.description,
         "prompts_left_out": prompts_left_out,
     }
-    for said in sources.unchecked(record["data"]):
-        log.warning("WARNING %s", said)
+    for warning in sources.unchecked(data):
+        log.warning("WARNING %s", warning)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "config.json", configs.to_json(cfg) + "\n")
+    saved_config.write(folder, cfg)
     write_text(folder / "command.txt", command + "\n")
     write_text(folder / "environment.json", json.dumps(record, indent=2) + "\n")

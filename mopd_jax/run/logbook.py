@@ -1,7 +1,7 @@
-"""The run folder: metrics (JSONL and TensorBoard), and files that a kill never leaves in part.
+"""Writes a run's metrics to its folder, as JSON lines and for TensorBoard, and reads them back.
 
-A resumed run first drops the records of steps that it is going to repeat, so that every step
-stands in the files once.
+A resumed run first drops the records of the steps that it will repeat, so that the files have
+every step once.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from mopd_jax.files import dumps, write_lines
 
 METRICS = "metrics.jsonl"
-ROLLOUTS = "rollouts"  # A folder: one file a step, as `rollout_file.py` writes it.
+ROLLOUTS = "rollouts"  # A folder: one file a step, written by `rollouts.storage`.
 
 
 class Logbook:
-    """Writes one run's records under `folder`. Step s is the s-th update, from 1."""
+    """Writes one run's records under `folder`; step s is the s-th training step, from 1."""
 
     def __init__(self, folder: pathlib.Path, *, step: int):
-        """Opens the folder after `step` updates; later records in it are dropped."""
+        """Opens the folder after `step` steps, and drops the records of later ones."""
         from tensorboardX import SummaryWriter
 
         (folder / ROLLOUTS).mkdir(parents=True, exist_ok=True)
@@ -46,15 +46,16 @@ class Logbook:
         self._board.flush()
 
     def close(self) -> None:
+        """Closes both files."""
         self._metrics.close()
         self._board.close()
 
 
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that a kill cut short is left out."""
+    """The records of metrics.jsonl, without a last line that a kill cut short."""
     path = folder / METRICS
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
-    # Every whole record ends with a newline, so what follows the last one is not whole.
+    # Every whole record ends with a newline; the rest after the last newline is not whole.
     return [json.loads(line) for line in lines[:-1]]

@@ -1,4 +1,4 @@
-"""A run as it is opened: everything that is checked, loaded and compiled for before step 1."""
+"""Opens a run: checks the inputs, loads data and weights, builds the jitted functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ from mopd_jax.config import Config
 from mopd_jax.contexts import render
 from mopd_jax.data import prompt_lengths, sources
 from mopd_jax.errors import ConfigError
-from mopd_jax.models import decoder, sharding, tokenizer, weights
+from mopd_jax.models import decoder, sharding, weights
+from mopd_jax.models import tokenizer as tokenizers
 from mopd_jax.records import Problem, Tokenizer, TrainState
 from mopd_jax.rollouts import generate, storage
 from mopd_jax.rollouts.storage import Saved
@@ -25,7 +27,8 @@ from mopd_jax.run.record import Run, Student
 from mopd_jax.run.solved import Solved
 from mopd_jax.run.state import open_state
 from mopd_jax.sandbox import Sandbox
-from mopd_jax.update import drift, external_teacher, teacher, train_step
+from mopd_jax.update import drift, external_teacher, train_step
+from mopd_jax.update.teacher import Models
 
 log = logging.getLogger("mopd")
 
@@ -69,73 +72,84 @@ def prepare(
     Nothing is written. Raises as `open_run` does.
     """
     student = open_student(cfg, devices)
-    mesh, model, words = student.mesh, student.model, student.tokenizer
+    mesh, model, tokenizer = student.mesh, student.model, student.tokenizer
     _check_split(cfg, sharding.row_shards(mesh))
-    chosen = cfg.loss.support in ("student", "teacher", "union")
-    if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
-        raise ConfigError(
-            f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
-            "model; lower it, or set loss.support='full'"
-        )
-    taught = cfg.rollout.policy == "teacher"
-    beside = model
-    if teacher.kept(cfg) == "external":
-        beside = external_teacher.check(cfg, model, words)
-    saved = _saved(cfg, words, model)
-    if saved is None:
-        train_problems = sources.load(cfg.data, "train", seed=cfg.seed)
-    else:
-        train_problems = list(saved.problems.values())
-    if said := sources.overlap(train_problems, student.eval_problems):
-        if cfg.data.held_out:
-            raise sources.DataError(
-                f"{said}; remove them from one of the splits, or set data.held_out=False"
-            )
-        log.warning("WARNING %s (data.held_out=False)", said)
-    if saved is None:  # The verdicts of a file's rollouts are in the file.
-        verifiers.check(train_problems)
-    train_problems, left_out = prompt_lengths.fitting(
-        train_problems,
-        words,
-        limit=cfg.rollout.prompt_length,
-        drop=cfg.data.long_prompts == "drop" and saved is None,
-    )
-    if cfg.peers.control == "shell":
-        render.check_shells(train_problems, words, cfg.context)
-    if cfg.context.gold != "off":
-        for problem in train_problems:
-            render.gold(problem, cfg.context)
-
+    _check_top_k(cfg, model)
+    models = Models.of(cfg, model)
+    if models.teacher_slot == "external":
+        external = external_teacher.check(cfg, model, tokenizer)
+        models = dataclasses.replace(models, teacher=external)
+    saved = _saved(cfg, tokenizer, model)
+    train_problems, left_out = _train_problems(student, saved)
     if student.sandbox is None:
         student = dataclasses.replace(student, sandbox=_sandbox(cfg, train_problems))
     run = Run(
         **vars(student),
         folder=workdir,
-        teacher_model=beside,
+        models=models,
         sample=_sampler(
             cfg,
             mesh,
-            words,
-            sampling=cfg.rollout,
+            tokenizer,
+            settings=cfg.rollout,
             group=cfg.rollout.group,
-            model=beside if taught else model,
+            model=models.teacher if cfg.rollout.policy == "teacher" else model,
         ),
-        update=train_step.make_train_step(cfg, model, mesh, beside),
-        drift=drift.make_drift(cfg, model, mesh, beside),
+        update=train_step.make_train_step(cfg, models, mesh),
+        drift=drift.make_drift(cfg, models, mesh),
         saved=saved,
         prompts_left_out=left_out,
     )
     return run, train_problems, weights.resolve(cfg.model.path)
 
 
-def _saved(cfg: Config, words: Tokenizer, model: decoder.DecoderConfig) -> Saved | None:
+def _train_problems(student: Student, saved: Saved | None) -> tuple[Sequence[Problem], int]:
+    """The problems to train on, checked, and how many were left out as too long."""
+    cfg, tokenizer = student.cfg, student.tokenizer
+    if saved is None:
+        problems = sources.load(cfg.data, "train", seed=cfg.seed)
+    else:
+        problems = list(saved.problems.values())
+    if overlap := sources.overlap(problems, student.eval_problems):
+        if cfg.data.held_out:
+            raise sources.DataError(
+                f"{overlap}; remove them from one of the splits, or set data.held_out=False"
+            )
+        log.warning("WARNING %s (data.held_out=False)", overlap)
+    if saved is None:  # The verdicts of a file's rollouts are in the file.
+        verifiers.check(problems)
+    problems, left_out = prompt_lengths.fitting(
+        problems,
+        tokenizer,
+        limit=cfg.rollout.prompt_length,
+        drop=cfg.data.long_prompts == "drop" and saved is None,
+    )
+    if cfg.peers.control == "shell":
+        render.check_shells(problems, tokenizer, cfg.context)
+    if cfg.context.gold != "off":
+        for problem in problems:
+            render.gold(problem, cfg.context)
+    return problems, left_out
+
+
+def _check_top_k(cfg: Config, model: decoder.DecoderConfig) -> None:
+    """A support of the likeliest tokens has no more of them than the vocabulary."""
+    chosen = cfg.loss.divergence.chosen or 0
+    if cfg.loss.method == "distill" and chosen > model.vocab_size:
+        raise ConfigError(
+            f"loss.divergence.top_k={chosen} is more than the {model.vocab_size} tokens of the "
+            "model; lower it, or set loss.divergence.support='full'"
+        )
+
+
+def _saved(cfg: Config, tokenizer: Tokenizer, model: decoder.DecoderConfig) -> Saved | None:
     """The file of rollouts that the config names, checked from its first line to its last."""
     if cfg.rollout.file is None:
         return None
     path = pathlib.Path(cfg.rollout.file)
     header = storage.read_header(path)
-    storage.check_fit(header, path, cfg, words)
-    saved = storage.read(path, words, vocab_size=model.vocab_size)
+    storage.check_fit(header, path, cfg, tokenizer)
+    saved = storage.read(path, tokenizer, vocab_size=model.vocab_size)
     log.info(
         "rollouts from %s: %d steps of %s after %d steps of training, seed %d",
         path,
@@ -170,8 +184,8 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
     _check_rows("eval.batch", cfg.eval.batch, sharding.row_shards(mesh))
     source = weights.resolve(cfg.model.path)
     model = weights.load_config(source, dtype=cfg.model.compute_dtype, remat=cfg.model.remat)
-    words = tokenizer.load(source)
-    tokenizer.check_vocabulary(words, model)
+    tokenizer = tokenizers.load(source)
+    tokenizers.check_vocabulary(tokenizer, model)
     problems = sources.load(cfg.data, "eval", seed=cfg.seed)
     if cfg.eval.problems is not None and len(problems) < cfg.eval.problems:
         raise ConfigError(
@@ -182,26 +196,28 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
     chosen = np.random.default_rng(_EVAL_SUBSET).permutation(len(problems))
     problems = [problems[i] for i in chosen[: cfg.eval.problems]]
     verifiers.check(problems)
-    prompt_lengths.fitting(problems, words, limit=cfg.rollout.prompt_length)
+    prompt_lengths.fitting(problems, tokenizer, limit=cfg.rollout.prompt_length)
     return Student(
         cfg=cfg,
         model=model,
         mesh=mesh,
-        tokenizer=words,
+        tokenizer=tokenizer,
         eval_problems=problems,
         sample_eval=_sampler(
-            cfg, mesh, words, sampling=cfg.eval, group=cfg.eval.samples, model=model
+            cfg, mesh, tokenizer, settings=cfg.eval, group=cfg.eval.samples, model=model
         ),
         sandbox=_sandbox(cfg, problems),
     )
 
 
-def _sampler(cfg: Config, mesh: jax.sharding.Mesh, words: Tokenizer, **settings):
+def _sampler(
+    cfg: Config, mesh: jax.sharding.Mesh, tokenizer: Tokenizer, **settings: Any
+) -> Callable[..., Any]:
     return generate.make_rollout(
         mesh=mesh,
         length=cfg.rollout.response_length,
-        stop_ids=words.stop_ids,
-        pad_id=words.pad_id,
+        stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
         **settings,
     )
 
@@ -227,7 +243,7 @@ def _check_rows(name: str, size: int, shards: int) -> None:
         )
 
 
-def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
+def _sandbox(cfg: Config, problems: Sequence[Problem]) -> Sandbox | None:
     if not verifiers.needs_sandbox(problems):
         return None
     sandbox = Sandbox(cfg.sandbox)
@@ -237,14 +253,13 @@ def _sandbox(cfg: Config, problems: list[Problem]) -> Sandbox | None:
 
 def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
     """The config, the command and the surroundings of a run, in its folder."""
-    trains = isinstance(run, Run)
     run_folder.write(
         run.cfg,
         folder,
         command,
-        devices=run.mesh.devices.flat,
+        devices=list(run.mesh.devices.flat),
         tokenizer=run.tokenizer,
         sandbox=run.sandbox,
-        trains=trains,
-        prompts_left_out=run.prompts_left_out if trains else 0,
+        trains=isinstance(run, Run),
+        prompts_left_out=run.prompts_left_out if isinstance(run, Run) else 0,
     )

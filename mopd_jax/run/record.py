@@ -14,6 +14,7 @@ from mopd_jax.models import decoder
 from mopd_jax.records import Batch, Problem, Tokenizer, TrainState
 from mopd_jax.rollouts.storage import Saved
 from mopd_jax.sandbox import Sandbox
+from mopd_jax.update.teacher import Models
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Run(Student):
     """What stays the same during a run."""
 
     folder: pathlib.Path
-    teacher_model: decoder.DecoderConfig
+    models: Models
     sample: Callable[..., Any]
     update: Callable[[TrainState, Batch], tuple[TrainState, dict]]
     drift: Callable[[TrainState, Batch], dict]

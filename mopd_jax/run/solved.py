@@ -1,32 +1,32 @@
-"""Which problems of a run were ever solved: by at least one rollout, at any step so far."""
+"""Keeps which problems of a run were solved by at least one rollout, at any step so far."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import numpy as np
+from mopd_jax.records import Outcomes, Problem
 
 
 @dataclasses.dataclass(frozen=True)
 class Solved:
-    """Ids of the problems that were trained on, and of those that were solved. Immutable."""
+    """Ids of the problems that were trained on, and of those that were solved."""
 
     seen: frozenset[str] = frozenset()
     solved: frozenset[str] = frozenset()
 
-    def after(self, ids: Sequence[str], success: np.ndarray) -> Solved:
-        """As it stands after one more step.
+    def after(self, problems: Sequence[Problem], outcomes: Outcomes) -> Solved:
+        """The record after one more step.
 
         Args:
-            ids: [P] of the problems; one may stand there twice, or again at another step.
-            success: bool[P, G], by the verifier; a rollout without a verdict is none.
+            problems: [P]; the same problem may occur twice, or again at another step.
         """
-        won = [name for name, row in zip(ids, success, strict=True) if row.any()]
+        ids = [problem.id for problem in problems]
+        won = [name for name, row in zip(ids, outcomes.success, strict=True) if row.any()]
         return Solved(self.seen.union(ids), self.solved.union(won))
 
     def metrics(self) -> dict[str, float]:
-        """Counts, and the share of the seen problems that were solved; nan before the first."""
+        """Counts, and the share of the seen problems that were solved; NaN before the first."""
         seen, solved = len(self.seen), len(self.solved)
         return {
             "problems_seen": seen,
@@ -36,7 +36,7 @@ class Solved:
         }
 
     def to_json(self) -> dict[str, list[str]]:
-        """For a checkpoint: every id once, sorted."""
+        """The record as a checkpoint holds it: every id once, sorted."""
         return {"solved": sorted(self.solved), "unsolved": sorted(self.seen - self.solved)}
 
     @classmethod

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import pathlib
 from collections.abc import Callable
@@ -12,25 +11,27 @@ from typing import Any
 
 import jax
 
-from mopd_jax import config as configs
 from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError
 from mopd_jax.models import decoder, weights
 from mopd_jax.records import Params, TrainState
-from mopd_jax.run import checkpoint
+from mopd_jax.run import checkpoint, saved_config
 from mopd_jax.run.record import Run
 from mopd_jax.run.solved import Solved
 from mopd_jax.update import external_teacher, teacher, train_step
+from mopd_jax.update.teacher import Models
 
 log = logging.getLogger("mopd")
 
 
 def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
-    """The newest checkpoint's state and what belongs to it, or those before the first step."""
+    """The state to go on from, the latest checkpoint's or the initial one, and its metadata."""
     cfg = run.cfg
     # An external teacher is in no checkpoint: its weights never move, and stay where they are.
-    outside = teacher.kept(cfg) == "external"
-    beside = external_teacher.load(cfg, run.teacher_model, run.mesh) if outside else {}
+    has_external = run.models.teacher_slot == "external"
+    teacher_params = (
+        external_teacher.load(cfg, run.models.teacher, run.mesh) if has_external else {}
+    )
     saved = checkpoint.steps(run.folder / "checkpoints")
     if saved and saved[-1] > cfg.steps:
         raise ConfigError(
@@ -40,8 +41,8 @@ def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, An
     checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
     if saved:
         state, meta = _restored(run.folder, saved[-1], cfg, run)
-        for name, now in _external_inputs(run).items():
-            if meta[name] != now:
+        for name, fingerprint in _external_inputs(run).items():
+            if meta[name] != fingerprint:
                 raise ConfigError(
                     f"{name} names other content than in the first {saved[-1]} steps of "
                     f"{run.folder}; put that back, or choose another --workdir"
@@ -50,18 +51,26 @@ def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, An
     else:
         start, shardings = _initial_state(run, cfg)
         params = weights.load_params(source, run.model, shardings=shardings.params)
-        # Donated: the loaded weights become the state's, so that they stand in memory once.
-        made = jax.jit(start, out_shardings=shardings, donate_argnums=0)
-        state = made(params, jax.random.key(cfg.seed))
+        # Donated: the loaded weights become the state's, so memory holds them once.
+        first = jax.jit(start, out_shardings=shardings, donate_argnums=0)
+        state = first(params, jax.random.key(cfg.seed))
         meta = checkpoint_meta(run, 0, Solved())
-    return (dataclasses.replace(state, teacher=beside) if outside else state), meta
+    if has_external:
+        state = dataclasses.replace(state, teacher=teacher_params)
+    return state, meta
 
 
 def _initial_state(run: Run, cfg: Config) -> tuple[Callable[..., TrainState], TrainState]:
-    """The function that makes the first state, without an external teacher; its shardings."""
-    shardings = train_step.state_shardings(cfg, run.model, run.mesh, run.teacher_model)
-    shardings = teacher.without_external(shardings, cfg)
-    return functools.partial(train_step.init_state, cfg=cfg, external={}), shardings
+    """The function that makes the first state, without an external teacher; its shardings.
+
+    Args:
+        cfg: of the run, or of the one whose checkpoint it samples from.
+    """
+    models = Models.of(cfg, run.models.student, run.models.teacher)
+    shardings = train_step.state_shardings(cfg, models, run.mesh)
+    shardings = teacher.without_external(shardings, models.teacher_slot)
+    start = functools.partial(train_step.init_state, cfg=cfg, models=models, external={})
+    return start, shardings
 
 
 def checkpoint_meta(run: Run, position: int, solved: Solved) -> dict[str, Any]:
@@ -70,8 +79,8 @@ def checkpoint_meta(run: Run, position: int, solved: Solved) -> dict[str, Any]:
 
 
 def _external_inputs(run: Run) -> dict[str, int | str | None]:
-    """Settings that name files which a checkpoint does not hold: what these have in them."""
-    has_external = teacher.kept(run.cfg) == "external"
+    """Fingerprints of the files that settings name and checkpoints do not hold."""
+    has_external = run.models.teacher_slot == "external"
     return {
         "rollout.file": None if run.saved is None else run.saved.checksum,
         "teacher.path": external_teacher.fingerprint(run.cfg) if has_external else None,
@@ -94,7 +103,7 @@ def _restored(
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSource:
-    """A checkpoint that a student is taken from: of which run, and after how many steps."""
+    """A checkpoint that a student starts from: its run, and the steps it was trained for."""
 
     folder: pathlib.Path
     cfg: Config
@@ -102,31 +111,24 @@ class CheckpointSource:
 
 
 def latest_checkpoint(folder: pathlib.Path, cfg: Config) -> CheckpointSource:
-    """The newest checkpoint of the run in `folder`, whose model must be that of `cfg`.
+    """The latest checkpoint of the run in `folder`, whose model must be that of `cfg`.
 
     Raises:
-        ConfigError: it holds no run, one of another model, or one without a checkpoint.
+        ConfigError: the folder has no run, its model is another, or it has no checkpoint.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"{folder} is not the folder of a run: it has no config.json")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON in UTF-8 ({error})") from error
-    theirs = configs.from_config_dict(Config, fields)
+    theirs = saved_config.read(folder)
     if theirs.model.path != cfg.model.path:
         raise ConfigError(
             f"{folder} trains model.path={theirs.model.path}, and the config has "
             f"{cfg.model.path}; set model.path={theirs.model.path}"
         )
-    found = checkpoint.steps(folder / "checkpoints")
-    if not found:
+    steps = checkpoint.steps(folder / "checkpoints")
+    if not steps:
         raise ConfigError(
             f"{folder} has no finished checkpoint yet; without --from the student has its "
             "initial weights"
         )
-    return CheckpointSource(folder, theirs, found[-1])
+    return CheckpointSource(folder, theirs, steps[-1])
 
 
 def sampling_params(run: Run, source: pathlib.Path, origin: CheckpointSource | None) -> Params:
@@ -136,8 +138,8 @@ def sampling_params(run: Run, source: pathlib.Path, origin: CheckpointSource | N
         source: of the initial weights.
         origin: the student is this checkpoint's.
     """
-    if run.cfg.rollout.policy == "teacher" and teacher.kept(run.cfg) == "external":
-        return external_teacher.load(run.cfg, run.teacher_model, run.mesh)
+    if run.cfg.rollout.policy == "teacher" and run.models.teacher_slot == "external":
+        return external_teacher.load(run.cfg, run.models.teacher, run.mesh)
     if origin is not None:
         return _restored(origin.folder, origin.step, origin.cfg, run)[0].params
     return weights.load_params(

@@ -1,4 +1,4 @@
-"""Bookkeeping of the G rollouts of each prompt, on the host: success, advantage, pass@k."""
+"""What the rewards of a group give its rollouts, on the host: success, advantage, weight."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def advantages(rewards: np.ndarray, valid: np.ndarray, *, scale_by_std: bool) ->
 
     Args:
         rewards: f64[P, G].
-        valid: bool[P, G]; a row without a verdict has advantage 0 and moves no mean.
+        valid: bool[P, G]; a row without a verdict has advantage 0 and is not in the mean.
         scale_by_std: divide by the group's unbiased standard deviation + 1e-6.
     """
     count = valid.sum(axis=1, keepdims=True)
     mean = np.where(valid, rewards, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
-    # Of equal rewards the rounding of their mean would be left.
+    # Equal rewards have advantage 0; without this, the rounding of their mean would be left.
     largest = np.where(valid, rewards, -np.inf).max(axis=1, keepdims=True)
     flat = ~(valid & (rewards < largest)).any(axis=1, keepdims=True)
     centred = np.where(valid & ~flat, rewards - mean, 0.0)
@@ -33,8 +33,8 @@ def advantages(rewards: np.ndarray, valid: np.ndarray, *, scale_by_std: bool) ->
 def solve_variance(success: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """p (1 - p) of each group, f64[P], p the solve rate of its rows with a verdict.
 
-    0 where all of a group's outcomes are the same, at most 1/4. Groups weighed so give most to
-    the problems that are solved half the time.
+    0 where all of a group's outcomes are the same, at most 1/4: the largest weight goes to
+    problems that are solved half the time.
 
     Args:
         success, valid: bool[P, G].

@@ -1,4 +1,4 @@
-"""An external teacher: another model that has the student's vocabulary."""
+"""An external teacher, another model with the student's vocabulary: its checks and weights."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ import jax
 
 from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError
-from mopd_jax.models import decoder, sharding, tokenizer, weights
+from mopd_jax.models import decoder, tokenizer, weights
 from mopd_jax.models.decoder import DecoderConfig
-from mopd_jax.models.tokenizer import ChatTokenizer
-from mopd_jax.records import Params
+from mopd_jax.records import Params, Tokenizer
 
 log = logging.getLogger("mopd")
 
 _END = 1 << 20  # Bytes read at each end of a file for its fingerprint.
 
 
-def check(cfg: Config, student: DecoderConfig, words: ChatTokenizer) -> DecoderConfig:
-    """The architecture of the teacher at `teacher.path`, once it is sure to fit the student.
+def check(cfg: Config, student: DecoderConfig, student_tokenizer: Tokenizer) -> DecoderConfig:
+    """The architecture of the teacher at `teacher.path`, checked to fit the student.
 
     Its width, depth and family are its own. Padding of its vocabulary beyond the student's is
     cut off at loading.
 
     Args:
-        words: the student's tokenizer, which makes every prompt, the teacher's too.
+        student_tokenizer: makes every prompt, the teacher's too.
 
     Raises:
-        ConfigError: where a token id means something else to the two models.
+        ConfigError: a token id means something else to the two models.
     """
-    path = cfg.teacher.path
+    path = _path(cfg)
     model = weights.load_config(path, dtype=cfg.model.compute_dtype)
     own = tokenizer.load(path)
-    if own.vocabulary != words.vocabulary:
+    if own.vocabulary != student_tokenizer.vocabulary:
         raise ConfigError(
             f"teacher.path={path}: its vocabulary (hash {own.vocabulary}, {own.vocab_size} "
-            f"ids) is not the student's ({words.vocabulary}, {words.vocab_size}), so its "
-            "log-probs are of other tokens; use a teacher of the student's family"
+            f"ids) is not the student's ({student_tokenizer.vocabulary}, "
+            f"{student_tokenizer.vocab_size}), so its log-probs are of other tokens; use a "
+            "teacher of the student's family"
         )
-    if own.fingerprint != words.fingerprint:
+    if own.fingerprint != student_tokenizer.fingerprint:
         log.warning(
             "WARNING the external teacher has another chat template than the student "
             "(tokenizer hash %s and %s); it reads prompts in the student's",
             own.fingerprint,
-            words.fingerprint,
+            student_tokenizer.fingerprint,
         )
     if model.vocab_size < student.vocab_size:
         raise ConfigError(
@@ -59,10 +59,10 @@ def check(cfg: Config, student: DecoderConfig, words: ChatTokenizer) -> DecoderC
 def fingerprint(cfg: Config) -> str:
     """Twelve hex digits of the files at `teacher.path`: names, sizes, and both ends of each.
 
-    Not of every byte, since a large model has many; a checkpoint notes it, since it does not
-    hold the weights.
+    Not of every byte, since a large model has many. A checkpoint holds it in place of the
+    weights.
     """
-    source = weights.resolve(cfg.teacher.path)
+    source = weights.resolve(_path(cfg))
     files = [source] if source.is_file() else sorted(source.iterdir())
     digest = hashlib.sha256()
     for path in files:
@@ -78,16 +78,29 @@ def fingerprint(cfg: Config) -> str:
 
 
 def load(cfg: Config, model: DecoderConfig, mesh: jax.sharding.Mesh) -> Params:
-    """Weights of the teacher that `check` found, in the compute dtype, laid over the mesh."""
-    source = weights.resolve(cfg.teacher.path)
+    """Weights of the teacher at `teacher.path`, in the compute dtype, laid over the mesh.
+
+    Args:
+        model: of `check`.
+    """
+    source = weights.resolve(_path(cfg))
     whole = weights.load_config(source, dtype=cfg.model.compute_dtype)
-    abstract, axes = decoder.abstract(model)
-    placed = sharding.shardings(abstract, axes, mesh)
+    placed = decoder.shardings(model, mesh)
     if whole.vocab_size == model.vocab_size:
         return weights.load_params(source, model, shardings=placed, dtype=model.dtype)
     params = weights.load_params(source, whole, dtype=model.dtype)
 
-    def cut(x, like):
+    def cut(x: jax.Array, like: jax.ShapeDtypeStruct) -> jax.Array:
         return x[tuple(slice(size) for size in like.shape)]
 
-    return jax.device_put(jax.tree.map(cut, params, abstract), placed)
+    return jax.device_put(jax.tree.map(cut, params, decoder.abstract(model)[0]), placed)
+
+
+def _path(cfg: Config) -> str:
+    """`teacher.path`, which `TeacherConfig` demands of an external teacher."""
+    if cfg.teacher.path is None:
+        raise ConfigError(
+            f"teacher.kind is {cfg.teacher.kind!r}, and an external teacher is asked for; set "
+            "teacher.kind='external' and teacher.path=FOLDER"
+        )
+    return cfg.teacher.path

@@ -1,4 +1,4 @@
-"""Means kept as (total, count), so that parts add up exactly and nothing is a mean of means."""
+"""Means as (total, count), which add up over parts, so that nothing is a mean of means."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mopd_jax.records import record
 class Ratio:
     """A mean over counted items, divided once at the very end.
 
-    Adds over micro-batches, devices and hosts. None counted reads as nan, not as 0.
+    Adds over micro-batches, devices and hosts. The mean of nothing is NaN, not 0.
     """
 
     total: jax.Array  # f32[], sum over the counted items, in the items' unit
@@ -22,11 +22,16 @@ class Ratio:
         return Ratio(self.total + other.total, self.count + other.count)
 
     def mean(self) -> float:
+        """The mean, read from the device; NaN where nothing was counted."""
         count = float(self.count)
         return float(self.total) / count if count else float("nan")
 
 
+# Metrics by name, as the update returns them.
+Metrics = dict[str, Ratio]
+
+
 def masked(values: jax.Array, mask: jax.Array) -> Ratio:
-    """Ratio of `values` where `mask`; what stands elsewhere, NaN included, is not read."""
+    """Ratio of `values` where `mask` of the same shape; elsewhere not even a NaN is read."""
     values = jnp.where(mask, values.astype(jnp.float32), 0.0)
     return Ratio(jnp.sum(values), jnp.sum(mask, dtype=jnp.float32))

@@ -1,14 +1,16 @@
-"""The objective of each method on the rows of one micro-batch, with its metrics.
+"""The objective of each method: from the rows of one micro-batch to a loss and its metrics.
 
-All normalisation is in the weights, which were made from the whole batch (`train_step.py`), so
-the objectives of the parts add up to that of the batch, and so do their metrics.
+A response is scored under the student and the teacher, and the scores are reduced to one number
+by a weighted sum. All normalisation is in the weights, which `train_step.weigh` makes from the
+whole update, so the losses of the parts add up to that of the update, and so do their metrics.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -16,160 +18,195 @@ import jax.numpy as jnp
 from mopd_jax import losses
 from mopd_jax.config import Config, LossConfig
 from mopd_jax.kernels import (
-    HiddenTeacher,
-    StoredTeacher,
-    Support,
+    HeadSharding,
+    Hidden,
+    Stored,
     TokenLogprob,
-    TopK,
+    TokenStats,
     linear_divergence_loss,
     linear_logprob,
     linear_topk,
 )
-from mopd_jax.models import decoder, scoring, sharding
+from mopd_jax.models import scoring, sharding
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Batch, Params
-from mopd_jax.update import means, teacher
-from mopd_jax.update.means import Ratio
+from mopd_jax.update import means
+from mopd_jax.update.means import Metrics, Ratio
+from mopd_jax.update.teacher import Models, teacher_output
+
+# |log p_base - sampled log-prob|; `log_name` has the name it is logged under.
+SAMPLED_LOGP_GAP = "sampled_logp_gap"
 
 
-class Models(NamedTuple):
-    """Architectures of the student and of the weights that stand beside it."""
+@dataclasses.dataclass(frozen=True)
+class UpdateInputs:
+    """What an update reads beside its rows and the student's weights; the same for all rows."""
 
-    student: DecoderConfig
-    teacher: DecoderConfig
+    cfg: Config
+    models: Models
+    teacher: Params  # `TrainState.teacher`
 
 
-class Rows(NamedTuple):
-    """What an objective reads of its N rows."""
+class PreparedRows(NamedTuple):
+    """N rows with what is made once per step, before its first update."""
+
+    batch: Batch
+    # f32[N, T] nats, of the policy that the importance ratio is relative to. None: of the
+    # student as it is, so that the ratio is 1.
+    base_logp: jax.Array | None
+    stored: Stored | None  # In place of the teacher's forward pass.
+
+
+class UpdateRows(NamedTuple):
+    """N rows as an objective reads them."""
 
     batch: Batch
     weights: jax.Array  # f32[N, T], with the whole normalisation in them
-    # f32[N, T] nats, of the policy that the importance ratio is relative to. None: of the
-    # student as it is, so that the ratio is 1.
-    base_logp: jax.Array | None = None
-    stored: StoredTeacher | None = None  # In place of the teacher's forward pass.
+    base_logp: jax.Array | None = None  # As in `PreparedRows`.
+    stored: Stored | None = None  # As in `PreparedRows`.
 
 
-# (student, teacher, rows, cfg, models) -> (loss f32[], metrics)
-Objective = Callable[[Params, Params, Rows, Config, Models], tuple[jax.Array, dict[str, Ratio]]]
+# (student, rows, inputs) -> (loss f32[], metrics)
+Objective = Callable[[Params, UpdateRows, UpdateInputs], tuple[jax.Array, Metrics]]
+
+
+def objective(
+    params: Params, rows: UpdateRows, inputs: UpdateInputs
+) -> tuple[jax.Array, Metrics]:
+    """Loss f32[] of `loss.method` on the rows, and metrics; differentiable in `params`."""
+    return OBJECTIVES[inputs.cfg.loss.method](params, rows, inputs)
+
+
+def log_name(name: str, cfg: Config) -> str:
+    """The name under which a run logs the metric `name` of its updates.
+
+    The gap between trainer and sampler is numerics only on the student's own rollouts
+    (`sampler_scorer_gap`); on those of a file or of the teacher it is `off_policy_gap`.
+    """
+    if name != SAMPLED_LOGP_GAP:
+        return name
+    own = cfg.rollout.file is None and cfg.rollout.policy == "student"
+    return "sampler_scorer_gap" if own else "off_policy_gap"
 
 
 def token_weights(batch: Batch, cfg: LossConfig) -> jax.Array:
     """Weights f32[N, T] of the tokens of an update, all its rows together."""
-    totals = losses.batch_totals(batch.mask, every_row=cfg.every_row)
+    by_length = cfg.aggregation == "seq-mean-token-sum-norm"
     weights = losses.token_weights(
-        batch.mask, aggregation=cfg.aggregation, totals=totals, steps=batch.steps
+        batch.mask,
+        aggregation=cfg.aggregation,
+        totals=losses.batch_totals(batch.mask, every_row=cfg.every_row),
+        scale=batch.mask.shape[1] if by_length else None,
+        steps=batch.steps,
     )
     return weights if batch.row_weight is None else weights * batch.row_weight[:, None]
 
 
-def distill_options(cfg: Config) -> dict[str, Any]:
-    """What a run's settings are to `losses.distill_loss`, the ratios and weights apart."""
+class HeadOptions(TypedDict):
+    """How the ops of `mopd_jax.kernels` compute logits in a run."""
+
+    temperature: float
+    chunk_tokens: int | None
+    sharding: HeadSharding | None
+
+
+def head_options(cfg: Config) -> HeadOptions:
+    """The run's settings of every op that reads a head; to be called while tracing."""
     return {
-        "divergence": cfg.loss.divergence,
-        "alpha": cfg.loss.alpha,
-        "continuous": cfg.loss.continuous,
-        "clip": cfg.loss.pointwise_clip,
-        "support": _support(cfg.loss),
         "temperature": cfg.rollout.temperature,
+        "chunk_tokens": cfg.model.head_chunk,
+        "sharding": sharding.head_sharding(),
     }
 
 
-def student_logp(params: Params, batch: Batch, cfg: Config, model: DecoderConfig):
+def student_output(params: Params, batch: Batch, model: DecoderConfig) -> Hidden:
+    """Hidden states [N, T, D] that predict each response token after the plain prompt; head."""
+    return scoring.response_output(
+        params, batch.prompt, batch.prompt_mask, batch.response, batch.mask, cfg=model
+    )
+
+
+def logprob(output: Hidden, batch: Batch, cfg: Config) -> TokenLogprob:
+    """Log-prob and entropy f32[N, T] of each response token, 0 where masked."""
+    return linear_logprob(output, batch.response, batch.mask, **head_options(cfg))
+
+
+def student_logp(
+    params: Params, batch: Batch, cfg: Config, model: DecoderConfig
+) -> TokenLogprob:
     """TokenLogprob f32[N, T] of each response token after the plain prompt."""
-    hidden = _student_states(params, batch, model)
-    return _logprob(hidden, params, batch, cfg)
+    return logprob(student_output(params, batch, model), batch, cfg)
 
 
-def stored_teacher(
-    state_teacher: Params, student: Params, batch: Batch, cfg: Config, models: Models
-) -> StoredTeacher:
-    """The teacher's `loss.top_k` likeliest tokens at each response token, after its context."""
-    found = _taught(state_teacher, student, batch, cfg, models)
-    return linear_topk(
-        found.hidden,
-        found.head,
-        batch.mask,
-        cfg.loss.top_k,
-        temperature=cfg.rollout.temperature,
-        chunk_tokens=cfg.model.head_chunk,
-        sharding=sharding.head_sharding(),
+def stored_teacher(params: Params, batch: Batch, inputs: UpdateInputs) -> Stored:
+    """The teacher's `top_k` likeliest tokens at each response token, after its context."""
+    cfg = inputs.cfg
+    output = _teacher_output(params, batch, inputs)
+    return linear_topk(output, batch.mask, cfg.loss.divergence.chosen, **head_options(cfg))
+
+
+def _teacher_output(params: Params, batch: Batch, inputs: UpdateInputs) -> Hidden:
+    return teacher_output(
+        inputs.teacher, params, batch, cfg=inputs.cfg.teacher, models=inputs.models
     )
 
 
-def _taught(state_teacher, student, batch, cfg, models) -> HiddenTeacher:
-    return teacher.taught(
-        state_teacher,
-        student,
-        batch,
-        cfg=cfg.teacher,
-        student_model=models.student,
-        model=models.teacher,
-    )
-
-
-def _distill(params, state_teacher, rows, cfg, models):
-    batch = rows.batch
-    student = _student_states(params, batch, models.student)
-    taught, head = rows.stored, None
-    if taught is None:
-        taught, head = vars(_taught(state_teacher, params, batch, cfg, models)).values()
+def _distill(
+    params: Params, rows: UpdateRows, inputs: UpdateInputs
+) -> tuple[jax.Array, Metrics]:
+    batch, cfg = rows.batch, inputs.cfg
+    student = student_output(params, batch, inputs.models.student)
+    teacher = _teacher_output(params, batch, inputs) if rows.stored is None else rows.stored
     # Without a base the student is its own: what is left of both ratios is that to the sampler.
-    base, cap, constant = batch.behaviour_logp, cfg.loss.rollout_cap, None
+    base_logp, cap, weights = batch.sampled_logp, cfg.loss.rollout_cap, rows.weights
     if rows.base_logp is not None:
-        base, cap = rows.base_logp, cfg.loss.importance_cap
-        constant = losses.truncated_ratio(base, batch.behaviour_logp, cfg.loss.rollout_cap)
+        base_logp, cap = rows.base_logp, cfg.loss.importance_cap
+        constant = losses.truncated_ratio(base_logp, batch.sampled_logp, cfg.loss.rollout_cap)
+        weights = weights * jnp.where(batch.mask, constant, 0.0)
     loss, stats = losses.distill_loss(
         student,
-        decoder.head(params).astype(student.dtype),
-        taught,
-        head,
+        teacher,
         batch.response,
         batch.mask,
-        weights=rows.weights,
-        rollout_weights=constant,
-        behaviour_logp=None if cap is None else base,
+        weights=weights,
+        sampled_logp=None if cap is None else base_logp,
         importance_cap=cap,
-        chunk_tokens=cfg.model.head_chunk,
-        sharding=sharding.head_sharding(),
-        **distill_options(cfg),
+        divergence=cfg.loss.divergence,
+        **head_options(cfg),
     )
     logged = _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
-    apart = stats.divergence
-    if cfg.loss.support == "sampled":  # Its own value means nothing; this is the KL on average.
-        apart = stats.logp - stats.teacher_logp
-    logged["divergence"] = means.masked(apart, batch.mask)
-    # Of a stored teacher, where it knows the target.
+    divergence = stats.divergence
+    if cfg.loss.divergence.support == "sampled":
+        # Its own value means nothing; this is the KL on average.
+        divergence = stats.logp - stats.teacher_logp
+    logged["divergence"] = means.masked(divergence, batch.mask)
+    # A stored teacher has the log-prob of the target only where it is among the stored tokens.
     known = batch.mask & ~jnp.isnan(stats.teacher_logp)
     logged["teacher_minus_student_logp"] = means.masked(stats.teacher_logp - stats.logp, known)
     return loss, logged
 
 
-def _support(cfg: LossConfig) -> Support:
-    if cfg.support in ("full", "sampled"):
-        return cfg.support
-    return TopK(cfg.top_k, cfg.support, cfg.tail)
-
-
-def _grpo(params, reference, rows, cfg, models):
-    batch = rows.batch
-    stats = student_logp(params, batch, cfg, models.student)
-    base = jax.lax.stop_gradient(stats.logp) if rows.base_logp is None else rows.base_logp
-    constant = losses.truncated_ratio(base, batch.behaviour_logp, cfg.loss.rollout_cap)
+def _grpo(params: Params, rows: UpdateRows, inputs: UpdateInputs) -> tuple[jax.Array, Metrics]:
+    batch, cfg, model = rows.batch, inputs.cfg, inputs.models.student
+    stats = student_logp(params, batch, cfg, model)
+    base_logp = rows.base_logp
+    if base_logp is None:
+        base_logp = jax.lax.stop_gradient(stats.logp)
+    constant = losses.truncated_ratio(base_logp, batch.sampled_logp, cfg.loss.rollout_cap)
     weights = jnp.where(batch.mask, rows.weights * constant, 0.0)
     loss, clipped = losses.grpo_loss(
         stats.logp,
-        base,
+        base_logp,
         batch.advantage,
         weights,
         clip_low=cfg.loss.clip_low,
         clip_high=cfg.loss.clip_high,
         dual_clip=cfg.loss.dual_clip,
     )
-    logged = {}
+    logged: Metrics = {}
     if cfg.loss.kl_coef:
-        at_start = jax.lax.stop_gradient(student_logp(reference, batch, cfg, models.student))
-        each = losses.k3_kl(stats.logp, at_start.logp)
+        reference = jax.lax.stop_gradient(student_logp(inputs.teacher, batch, cfg, model))
+        each = losses.k3_kl(stats.logp, reference.logp)
         loss = loss + cfg.loss.kl_coef * jnp.sum(rows.weights * each)
         logged["reference_kl"] = means.masked(each, batch.mask)
     logged |= _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
@@ -177,26 +214,25 @@ def _grpo(params, reference, rows, cfg, models):
     return loss, logged
 
 
-def _likelihood(sign, params, state_teacher, rows, cfg, models):
+def _likelihood(
+    sign: float, params: Params, rows: UpdateRows, inputs: UpdateInputs
+) -> tuple[jax.Array, Metrics]:
     """sign * sum(weights * logp): SFT, and the gradient of a preference loss."""
-    del state_teacher
-    hidden = _student_states(params, rows.batch, models.student)
+    batch, cfg = rows.batch, inputs.cfg
+    student = student_output(params, batch, inputs.models.student)
     loss, stats = linear_divergence_loss(
         _logp,
-        hidden,
-        decoder.head(params).astype(hidden.dtype),
+        student,
         None,
-        rows.batch.response,
-        rows.batch.mask,
+        batch.response,
+        batch.mask,
         sign * rows.weights,
-        temperature=cfg.rollout.temperature,
-        chunk_tokens=cfg.model.head_chunk,
-        sharding=sharding.head_sharding(),
+        **head_options(cfg),
     )
     return loss, _common_metrics(loss, stats, rows, cfg)
 
 
-def _logp(stats, aux):
+def _logp(stats: TokenStats | TokenLogprob, aux: None) -> jax.Array:
     del aux
     return stats.logp
 
@@ -210,51 +246,34 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def _student_states(params, batch, model):
-    return scoring.response_states(
-        params, batch.prompt, batch.prompt_mask, batch.response, batch.mask, cfg=model
-    )
-
-
-def _logprob(hidden, params, batch, cfg) -> TokenLogprob:
-    return linear_logprob(
-        hidden,
-        decoder.head(params).astype(hidden.dtype),
-        batch.response,
-        batch.mask,
-        temperature=cfg.rollout.temperature,
-        chunk_tokens=cfg.model.head_chunk,
-        sharding=sharding.head_sharding(),
-    )
-
-
-def _ratio_metrics(stats, rows, cfg) -> dict[str, Ratio]:
-    """How often the caps of the two ratios act."""
-    batch, logged = rows.batch, {}
-    base = stats.logp if rows.base_logp is None else rows.base_logp
+def _ratio_metrics(stats: TokenStats | TokenLogprob, rows: UpdateRows, cfg: Config) -> Metrics:
+    """How often each cap was active, as a share of the trained tokens."""
+    batch = rows.batch
+    logged: Metrics = {}
+    base_logp = stats.logp if rows.base_logp is None else rows.base_logp
     if cfg.loss.rollout_cap is not None:
-        ratio = losses.importance_ratio(base, batch.behaviour_logp)
+        ratio = losses.importance_ratio(base_logp, batch.sampled_logp)
         logged["rollout_capped"] = means.masked(ratio > cfg.loss.rollout_cap, batch.mask)
     if rows.base_logp is not None and cfg.loss.importance_cap is not None:
-        ratio = losses.importance_ratio(stats.logp, base)
+        ratio = losses.importance_ratio(stats.logp, base_logp)
         capped = ratio > cfg.loss.importance_cap
         logged["importance_capped"] = means.masked(capped, batch.mask)
     return logged
 
 
-def _common_metrics(loss, stats, rows, cfg) -> dict[str, Any]:
-    mask = rows.batch.mask
+def _common_metrics(
+    loss: jax.Array, stats: TokenStats | TokenLogprob, rows: UpdateRows, cfg: Config
+) -> Metrics:
+    batch = rows.batch
     logged = {
-        # The weights already normalise the loss: parts of it add up, and `train_step` counts
-        # the sum as one.
+        # The weights already normalise the loss: parts of it add up, and `train_step.apply`
+        # counts the sum as one.
         "loss": Ratio(loss, jnp.zeros(())),
-        "entropy": means.masked(stats.entropy, mask),
+        "entropy": means.masked(stats.entropy, batch.mask),
     }
     # Of the student before the step's first update, where its log-probs are known.
     before = stats.logp if cfg.optimizer.updates == 1 else rows.base_logp
     if before is not None and (cfg.optimizer.updates == 1 or cfg.loss.ratio_base == "trainer"):
-        own = cfg.rollout.file is None and cfg.rollout.policy == "student"
-        gap = jnp.abs(before - rows.batch.behaviour_logp)
-        name = "sampler_scorer_gap" if own else "off_policy_gap"
-        logged[name] = means.masked(gap, mask)
+        gap = jnp.abs(before - batch.sampled_logp)
+        logged[SAMPLED_LOGP_GAP] = means.masked(gap, batch.mask)
     return logged

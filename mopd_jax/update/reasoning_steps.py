@@ -1,4 +1,4 @@
-"""Which step of its response each token belongs to: steps end at a separator in the text."""
+"""Which reasoning step of its response each token belongs to, by a separator in the text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ def step_ids(
 ) -> np.ndarray:
     """i32[N, T], 0 for the tokens of the first step of a row, 1 for those of the next.
 
-    The separator is looked for in the text of the tokens one after the other, and not as
-    tokens: a tokenizer may merge it with what stands before it, or split it. The token that
+    The separator is searched in the text of the tokens one after the other, not among the
+    tokens: a tokenizer may merge it with the text before it, or split it. The token that
     completes a separator ends its step; separators in a row make no empty step.
 
     Args:
         ids, mask: i32[N, T], bool[N, T], right-padded; 0 outside the mask.
         decode: ids -> text, called with one id at a time.
-        separator: not empty.
+        separator: the text that ends a step.
+
+    Raises:
+        ValueError: the separator is empty.
     """
     if not separator:
         raise ValueError("separator is empty; name a text that ends a step")

@@ -1,4 +1,7 @@
-"""Whose weights the teacher has. It reads the peers' context; the student never does."""
+"""The teacher: whose weights it has, how they move, and its output on a batch.
+
+The teacher reads the context of a row; the student reads the plain prompt alone.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from mopd_jax.config import Config, TeacherConfig
-from mopd_jax.kernels import HiddenTeacher
-from mopd_jax.models import decoder, scoring
+from mopd_jax.kernels import Hidden
+from mopd_jax.models import scoring
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Batch, Params, TrainState
 
-Kept = Literal["nothing", "copy", "external"]
+TeacherSlot = Literal["nothing", "copy", "external"]
 
 
-def kept(cfg: Config) -> Kept:
-    """What the state of a run holds beside the student.
+def teacher_slot(cfg: Config) -> TeacherSlot:
+    """What `TrainState.teacher` holds in a run: nothing, a copy of the student, or a model.
 
-    `copy` starts as the student: as teacher, or as the reference of DPO or of GRPO's KL.
+    A copy starts as the student: as teacher, or as the reference of DPO or of GRPO's KL.
     """
     reads = cfg.loss.method == "distill" or cfg.rollout.policy == "teacher"
     if reads and cfg.teacher.kind == "external":
@@ -31,10 +34,25 @@ def kept(cfg: Config) -> Kept:
     return "nothing"
 
 
-def without_external(state: TrainState, cfg: Config) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The architectures of a run, and which of them `TrainState.teacher` has weights for."""
+
+    student: DecoderConfig
+    teacher: DecoderConfig  # The student's own, except for an external teacher.
+    teacher_slot: TeacherSlot
+
+    @classmethod
+    def of(
+        cls, cfg: Config, student: DecoderConfig, external: DecoderConfig | None = None
+    ) -> Models:
+        """Those of a run with `cfg`; `external` is the architecture of an external teacher."""
+        return cls(student, student if external is None else external, teacher_slot(cfg))
+
+
+def without_external(state: TrainState, slot: TeacherSlot) -> TrainState:
     """What a checkpoint holds: an external teacher never moves, and is read from its path."""
-    outside = kept(cfg) == "external"
-    return dataclasses.replace(state, teacher={}) if outside else state
+    return dataclasses.replace(state, teacher={}) if slot == "external" else state
 
 
 def ema(teacher: Params, student: Params, *, rate: float) -> Params:
@@ -43,7 +61,7 @@ def ema(teacher: Params, student: Params, *, rate: float) -> Params:
 
 
 def update(teacher: Params, student: Params, cfg: TeacherConfig, step: jax.Array) -> Params:
-    """The teacher after step i32[] (from 1), with the student as it is then."""
+    """The teacher's weights after step i32[] (from 1), with the student as it is then."""
     if cfg.kind == "ema":
         return ema(teacher, student, rate=cfg.rate)
     if cfg.kind == "periodic":
@@ -52,40 +70,38 @@ def update(teacher: Params, student: Params, cfg: TeacherConfig, step: jax.Array
     return teacher
 
 
-def taught(
+def teacher_output(
     teacher: Params,
     student: Params,
     batch: Batch,
     *,
     cfg: TeacherConfig,
-    student_model: DecoderConfig,
-    model: DecoderConfig,
+    models: Models,
     plain: bool = False,
-) -> HiddenTeacher:
+) -> Hidden:
     """Hidden states [N, T, E] and head [V, E] whose logits are the teacher's; constant.
 
     Args:
-        teacher: what `kept` says; empty where the student is the teacher.
-        model: of the teacher's weights.
-        plain: let it read the student's prompt in place of its own.
+        teacher: `TrainState.teacher`; not read where the student is the teacher.
+        student: the student's weights.
+        plain: the teacher reads the student's prompt in place of its own.
     """
     prompt, mask = batch.teacher_prompt, batch.teacher_prompt_mask
     if plain:
         prompt, mask = batch.prompt, batch.prompt_mask
 
-    def states(params, model):
-        hidden = scoring.response_states(
+    def output(params: Params, model: DecoderConfig) -> Hidden:
+        return scoring.response_output(
             params, prompt, mask, batch.response, batch.mask, cfg=model
         )
-        return hidden, decoder.head(params).astype(hidden.dtype)
 
     if cfg.kind == "student":
-        pair = states(student, student_model)
+        result = output(student, models.student)
     elif cfg.kind == "trust_region":
         # (1 - r) h W + r h' W' is one product, of states and heads side by side.
-        (old, old_head), (new, new_head) = states(teacher, model), states(student, model)
-        hidden = jnp.concatenate([(1 - cfg.rate) * old, cfg.rate * new], axis=-1)
-        pair = hidden, jnp.concatenate([old_head, new_head], axis=-1)
+        old, new = output(teacher, models.teacher), output(student, models.teacher)
+        states = jnp.concatenate([(1 - cfg.rate) * old.states, cfg.rate * new.states], axis=-1)
+        result = Hidden(states, jnp.concatenate([old.head, new.head], axis=-1))
     else:
-        pair = states(teacher, model)
-    return HiddenTeacher(*jax.lax.stop_gradient(pair))
+        result = output(teacher, models.teacher)
+    return jax.lax.stop_gradient(result)

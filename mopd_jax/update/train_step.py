@@ -1,26 +1,36 @@
-"""The updates of a step as a pure function: weights, gradients, AdamW, and then the teacher.
+"""A training step as a pure function of (state, batch): one or several updates, jitted whole.
 
-A step makes one update, or several over its rollouts. The rows of an update are split into
-micro-batches inside the jitted step; the token weights are made from all its rows first, so the
-split cannot change the result. An update is skipped, and counted, when a gradient is not finite
-or when no token is trained on: not even weight decay acts then.
+    prepare     once a step: log-probs and teacher outputs of the student as it was before
+    weigh       once an update: the weights of its tokens, from all its rows
+    accumulate  adds the gradients and metrics of some rows; the split cannot change the sums
+    apply       AdamW with these sums
+    end_step    once a step: the teacher's own update
+
+An update is skipped, and counted, when a gradient is not finite or when no token is trained on:
+not even weight decay acts then.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from mopd_jax.config import Config, LossConfig, OptimizerConfig
+from mopd_jax.kernels import Stored
 from mopd_jax.models import decoder, sharding
-from mopd_jax.models.decoder import DecoderConfig
-from mopd_jax.records import Batch, Params, TrainState
+from mopd_jax.records import Batch, Params, TrainState, record
 from mopd_jax.update import means, objectives, preferences, teacher
-from mopd_jax.update.means import Ratio
-from mopd_jax.update.objectives import OBJECTIVES, Models, Rows
+from mopd_jax.update.means import Metrics, Ratio
+from mopd_jax.update.objectives import PreparedRows, UpdateInputs, UpdateRows
+from mopd_jax.update.teacher import Models
+
+Tree = TypeVar("Tree")  # A pytree of arrays.
 
 
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
@@ -43,60 +53,58 @@ def learning_rate(count: jax.Array, *, cfg: OptimizerConfig) -> jax.Array:
 
 
 def init_state(
-    params: Params, key: jax.Array, *, cfg: Config, external: Params | None = None
+    params: Params,
+    key: jax.Array,
+    *,
+    cfg: Config,
+    models: Models,
+    external: Params | None = None,
 ) -> TrainState:
-    """State before the first step; see `teacher.kept` for what stands beside the student.
+    """The state before the first step.
 
     Args:
-        external: weights of an external teacher, where there is one.
+        params: the student's weights, f32.
+        key: the root key of the run.
+        external: weights of an external teacher, where `models` has one.
     """
-    beside = {
-        "nothing": lambda: {},
-        "copy": lambda: jax.tree.map(jnp.copy, params),
-        "external": lambda: external,
-    }[teacher.kept(cfg)]()
+    teacher_params: Params = {}
+    if models.teacher_slot == "copy":
+        teacher_params = jax.tree.map(jnp.copy, params)
+    elif models.teacher_slot == "external":
+        teacher_params = external
     moments = make_optimizer(cfg.optimizer).init(params)
     # Two zeros, not one twice: the state is donated, and a buffer can be given away only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-    return TrainState(params, beside, moments, step=step, skipped=skipped, key=key)
+    return TrainState(params, teacher_params, moments, step=step, skipped=skipped, key=key)
 
 
-def state_shardings(
-    cfg: Config,
-    model: DecoderConfig,
-    mesh: jax.sharding.Mesh,
-    teacher_model: DecoderConfig | None = None,
-) -> TrainState:
+def state_shardings(cfg: Config, models: Models, mesh: jax.sharding.Mesh) -> TrainState:
     """Shardings of every leaf of the state: moments and teacher lie as the parameters do."""
-    abstract, axes = decoder.abstract(model)
-    weights = sharding.shardings(abstract, axes, mesh)
-    everywhere = sharding.replicated(mesh)
+    weights = decoder.shardings(models.student, mesh)
+    everywhere: Any = sharding.replicated(mesh)
     tx = make_optimizer(cfg.optimizer)
     moments = optax.tree_utils.tree_map_params(
         tx,
         lambda _, s: s,
-        jax.eval_shape(tx.init, abstract),
+        jax.eval_shape(tx.init, decoder.abstract(models.student)[0]),
         weights,
         transform_non_params=lambda _: everywhere,
     )
-    beside = {
-        "nothing": lambda: {},
-        "copy": lambda: weights,
-        "external": lambda: sharding.shardings(*decoder.abstract(teacher_model), mesh),
-    }[teacher.kept(cfg)]()
-    return TrainState(weights, beside, moments, everywhere, everywhere, everywhere)
+    teacher_weights: Any = {}
+    if models.teacher_slot == "copy":
+        teacher_weights = weights
+    elif models.teacher_slot == "external":
+        teacher_weights = decoder.shardings(models.teacher, mesh)
+    return TrainState(weights, teacher_weights, moments, everywhere, everywhere, everywhere)
 
 
 def make_train_step(
-    cfg: Config,
-    model: DecoderConfig,
-    mesh: jax.sharding.Mesh,
-    teacher_model: DecoderConfig | None = None,
-):
+    cfg: Config, models: Models, mesh: jax.sharding.Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` jitted for a mesh, its state donated: (state, batch) -> (state, metrics)."""
-    state = state_shardings(cfg, model, mesh, teacher_model)
+    state = state_shardings(cfg, models, mesh)
     return jax.jit(
-        functools.partial(train_step, cfg=cfg, model=model, teacher_model=teacher_model),
+        functools.partial(train_step, cfg=cfg, models=models),
         in_shardings=(state, sharding.rows(mesh)),
         out_shardings=(state, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -104,180 +112,226 @@ def make_train_step(
 
 
 def train_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    cfg: Config,
-    model: DecoderConfig,
-    teacher_model: DecoderConfig | None = None,
-) -> tuple[TrainState, dict[str, Ratio]]:
+    state: TrainState, batch: Batch, *, cfg: Config, models: Models
+) -> tuple[TrainState, Metrics]:
     """The updates of a step on N scored rows, then the teacher's own.
-
-    Args:
-        teacher_model: of the weights beside the student, where theirs is another.
 
     Returns:
         The state, and metrics over all updates: in nats per trained token unless named
         otherwise.
     """
-    models = Models(model, model if teacher_model is None else teacher_model)
-    rows = _prepared(state, batch, cfg, models)
-    carry = (state.params, state.optimizer)
+    inputs = UpdateInputs(cfg, models, state.teacher)
+    rows = prepare(state.params, batch, inputs)
     if cfg.optimizer.updates == 1:
-        carry, (applied, logged) = _update(carry, state, rows, cfg, models)
+        new, logged = _update(state, rows, inputs)
     else:
         parts = _mini_batches(rows, cfg)
 
-        def one(carry, k):
-            part = jax.tree.map(lambda x: x[k], parts)
-            return _update(carry, state, part, cfg, models)
+        def one(state: TrainState, k: jax.Array) -> tuple[TrainState, Metrics]:
+            return _update(state, jax.tree.map(lambda x: x[k], parts), inputs)
 
         order = jnp.tile(jnp.arange(cfg.optimizer.mini_batches), cfg.optimizer.epochs)
-        carry, (applied, logged) = jax.lax.scan(one, carry, order)
+        new, logged = jax.lax.scan(one, state, order)
         logged = jax.tree.map(functools.partial(jnp.sum, axis=0), logged)
-    params, optimizer = carry
-    count = jnp.sum(~applied, dtype=jnp.int32)
-    skipped = state.skipped + count
-    logged["updates_skipped"] = Ratio(skipped.astype(jnp.float32), jnp.ones(()))
-    beside = state.teacher
-    if cfg.loss.method == "distill" and teacher.kept(cfg) == "copy":
-        moved = teacher.update(beside, params, cfg.teacher, state.step + 1)
-        # A copy that is due is made whether or not this step moved the student.
-        follows = jnp.any(applied) | (cfg.teacher.kind == "periodic")
-        beside = _choose(follows, moved, beside)
-    new = TrainState(
-        params=params,
-        teacher=beside,
-        optimizer=optimizer,
-        step=state.step + 1,
-        skipped=skipped,
-        key=state.key,
+    return end_step(new, logged, cfg=cfg, models=models)
+
+
+def _update(
+    state: TrainState, rows: PreparedRows, inputs: UpdateInputs
+) -> tuple[TrainState, Metrics]:
+    """One update: weights of all its rows, then their gradients, then the optimizer."""
+    weighed, known = weigh(state.params, rows, inputs)
+    sums = _accumulate_all(state.params, weighed, inputs)
+    return apply(state, Sums(sums.gradients, sums.metrics | known), cfg=inputs.cfg)
+
+
+def prepare(params: Params, batch: Batch, inputs: UpdateInputs) -> PreparedRows:
+    """What is made once per step, before its first update, with the student as it is then."""
+    cfg = inputs.cfg
+    base_logp = stored = None
+    if cfg.loss.method in ("distill", "grpo"):
+        if cfg.loss.ratio_base == "sampler":
+            base_logp = jnp.where(batch.mask, batch.sampled_logp, 0.0)
+        elif cfg.optimizer.updates > 1:
+
+            def logp(part: Batch) -> jax.Array:
+                return objectives.student_logp(params, part, cfg, inputs.models.student).logp
+
+            base_logp = _by_parts(logp, batch, cfg.optimizer.mini_batches, cfg)
+    if cfg.teacher.cache:
+
+        def stored_teacher(part: Batch) -> Stored:
+            return objectives.stored_teacher(params, part, inputs)
+
+        stored = _by_parts(stored_teacher, batch, cfg.optimizer.mini_batches, cfg)
+    return PreparedRows(batch, base_logp, stored)
+
+
+def weigh(
+    params: Params, rows: PreparedRows, inputs: UpdateInputs
+) -> tuple[UpdateRows, Metrics]:
+    """The rows of a whole update with the weights of their tokens, before any split.
+
+    Returns:
+        also the metrics that only all rows together can give.
+    """
+    known: Metrics = {}
+    if inputs.cfg.loss.method in ("dpo", "simpo"):
+        weights, known = _preference_weights(params, rows.batch, inputs)
+    else:
+        weights = objectives.token_weights(rows.batch, inputs.cfg.loss)
+    return UpdateRows(rows.batch, weights, rows.base_logp, rows.stored), known
+
+
+@record
+class Sums:
+    """What the rows of an update add up to; sums of different rows add."""
+
+    gradients: Params  # f32, a tree like the student's
+    metrics: Metrics  # `loss` has the count 0, `trained_tokens` too: `apply` counts updates.
+
+
+def accumulate(
+    sums: Sums | None, rows: UpdateRows, *, params: Params, inputs: UpdateInputs
+) -> Sums:
+    """`sums` and the gradients and metrics of N more rows.
+
+    The rows of one update may come in several calls, each with its own N and T; their weights
+    come from one call of `weigh`.
+
+    Args:
+        sums: of the rows before; None for the first.
+        params: the student's weights.
+    """
+    gradient = jax.grad(objectives.objective, has_aux=True)
+    gradients, logged = gradient(params, rows, inputs)
+    batch, trained = rows.batch, _trained(rows, inputs.cfg)
+    logged |= {
+        "trained_tokens": Ratio(jnp.sum(trained, dtype=jnp.float32), jnp.zeros(())),
+        "active": means.masked(jnp.any(trained, axis=1), jnp.ones(len(batch.mask), bool)),
+    }
+    more = Sums(gradients, logged)
+    return more if sums is None else jax.tree.map(jnp.add, sums, more)
+
+
+def _trained(rows: UpdateRows, cfg: Config) -> jax.Array:
+    """bool[N, T], the tokens that train."""
+    trained = rows.batch.mask & (rows.weights != 0)
+    if cfg.loss.method == "grpo" and not cfg.loss.kl_coef:
+        # Tokens without advantage stay in the denominator, but do not count as training.
+        trained = trained & (rows.batch.advantage != 0)[:, None]
+    return trained
+
+
+def apply(state: TrainState, sums: Sums, *, cfg: Config) -> tuple[TrainState, Metrics]:
+    """The state after the optimizer's update with the sums of all rows, and their metrics.
+
+    Nothing but `skipped` changes where a gradient is not finite or no token trains.
+    """
+    norm = optax.tree.norm(sums.gradients)
+    finite = jnp.isfinite(norm)
+    tokens = sums.metrics["trained_tokens"].total
+    applied = finite & (tokens > 0)
+    safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), sums.gradients)
+    updates, optimizer = make_optimizer(cfg.optimizer).update(
+        safe, state.optimizer, state.params
     )
+    moved = (optax.apply_updates(state.params, updates), optimizer)
+    params, optimizer = _choose(applied, moved, (state.params, state.optimizer))
+    one, counted = jnp.ones(()), finite.astype(jnp.float32)
+    logged = sums.metrics | {
+        # Of the updates with a finite gradient.
+        "loss": Ratio(jnp.where(finite, sums.metrics["loss"].total, 0.0), counted),
+        "grad_norm": Ratio(jnp.where(finite, norm, 0.0), counted),
+        "update_applied": Ratio(applied.astype(jnp.float32), one),
+        "gradient_finite": Ratio(finite.astype(jnp.float32), one),
+        "trained_tokens": Ratio(tokens, one),
+    }
+    skipped = state.skipped + jnp.where(applied, 0, 1)
+    new = dataclasses.replace(state, params=params, optimizer=optimizer, skipped=skipped)
     return new, logged
 
 
-def _prepared(state, batch, cfg, models) -> Rows:
-    """What is made once per step, before its first update, with the student as it was."""
-    base, stored = None, None
-    if cfg.loss.method in ("distill", "grpo"):
-        if cfg.loss.ratio_base == "sampler":
-            base = jnp.where(batch.mask, batch.behaviour_logp, 0.0)
-        elif cfg.optimizer.updates > 1:
+def end_step(
+    state: TrainState, logged: Metrics, *, cfg: Config, models: Models
+) -> tuple[TrainState, Metrics]:
+    """The state after the teacher's own update, which comes once, after all of a step's.
 
-            def logp(part):
-                return objectives.student_logp(state.params, part, cfg, models.student).logp
-
-            base = _by_parts(logp, batch, cfg.optimizer.mini_batches, cfg)
-    if cfg.teacher.cache:
-
-        def kept(part):
-            return objectives.stored_teacher(state.teacher, state.params, part, cfg, models)
-
-        stored = _by_parts(kept, batch, cfg.optimizer.mini_batches, cfg)
-    return Rows(batch, None, base, stored)
+    Args:
+        logged: the metrics of the step's updates, added up.
+    """
+    teacher_params = state.teacher
+    if cfg.loss.method == "distill" and models.teacher_slot == "copy":
+        moved = teacher.update(teacher_params, state.params, cfg.teacher, state.step + 1)
+        # A copy that is due is made whether or not this step moved the student.
+        follows = (logged["update_applied"].total > 0) | (cfg.teacher.kind == "periodic")
+        teacher_params = _choose(follows, moved, teacher_params)
+    new = dataclasses.replace(state, teacher=teacher_params, step=state.step + 1)
+    skipped = Ratio(state.skipped.astype(jnp.float32), jnp.ones(()))
+    return new, logged | {"updates_skipped": skipped}
 
 
-def _by_parts(make, rows, mini_batches, cfg):
+def _choose(condition: jax.Array, new: Tree, old: Tree) -> Tree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _accumulate_all(params: Params, rows: UpdateRows, inputs: UpdateInputs) -> Sums:
+    """`Sums` of all rows of an update, a micro-batch at a time."""
+    count = inputs.cfg.optimizer.micro_batches
+    add = functools.partial(accumulate, params=params, inputs=inputs)
+    if count == 1:
+        return add(None, rows)
+    parts = split(rows, count)
+    first = jax.tree.map(lambda x: x[0], parts)
+    shapes = jax.eval_shape(functools.partial(add, None), first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def body(sums: Sums, part: UpdateRows) -> tuple[Sums, None]:
+        return add(sums, part), None
+
+    return jax.lax.scan(body, zeros, parts)[0]
+
+
+def _by_parts(
+    make: Callable[[Batch], Tree], batch: Batch, mini_batches: int, cfg: Config
+) -> Tree:
     """`make` of all rows, a micro-batch at a time; rows in their order."""
     count = mini_batches * cfg.optimizer.micro_batches
     if count == 1:
-        return make(rows)
-    made = jax.lax.map(make, split(rows, count))
+        return make(batch)
+    made = jax.lax.map(make, split(batch, count))
     return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]), made)
 
 
-def split(rows, count):
+def split(rows: Tree, count: int) -> Tree:
     """Parts [count, N / count, ...]: part i takes rows i, i + count, ...; they keep devices."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1), rows)
 
 
-def _mini_batches(rows, cfg):
+def _mini_batches(rows: PreparedRows, cfg: Config) -> PreparedRows:
     """Mini-batch i takes prompts i, i + count, ..., with all rows of their groups."""
     count, group = cfg.optimizer.mini_batches, cfg.rollout.group
     by_prompt = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), rows)
     return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[3:]), split(by_prompt, count))
 
 
-def _update(carry, state, rows, cfg, models):
-    """One update: ((params, optimizer), (was it applied, metrics))."""
-    params, optimizer = carry
-    batch = rows.batch
-    rows, trained, extra = _weighed(params, state.teacher, rows, cfg, models)
-    grads, logged = _gradients(params, state.teacher, rows, cfg, models)
-    logged |= extra
-    norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(norm)
-    applied = finite & jnp.any(trained)
-    safe = jax.tree.map(lambda g: jnp.where(finite, g, 0.0), grads)
-    updates, moved = make_optimizer(cfg.optimizer).update(safe, optimizer, params)
-    one, counted = jnp.ones(()), finite.astype(jnp.float32)
-    logged |= {
-        # Of the updates with a finite gradient.
-        "loss": Ratio(jnp.where(finite, logged["loss"].total, 0.0), counted),
-        "grad_norm": Ratio(jnp.where(finite, norm, 0.0), counted),
-        "update_applied": Ratio(applied.astype(jnp.float32), one),
-        "gradient_finite": Ratio(finite.astype(jnp.float32), one),
-        "trained_tokens": Ratio(jnp.sum(trained, dtype=jnp.float32), one),
-        "active": means.masked(jnp.any(trained, axis=1), jnp.ones(len(batch.mask), bool)),
-    }
-    new = _choose(applied, (optax.apply_updates(params, updates), moved), carry)
-    return new, (applied, logged)
-
-
-def _choose(condition, new, old):
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
-def _weighed(params, state_teacher, rows, cfg, models):
-    """(rows with the weights of their tokens, which tokens train bool[N, T], metrics)."""
-    batch, extra = rows.batch, {}
-    if cfg.loss.method in ("dpo", "simpo"):
-        weights, extra = _preference_weights(params, state_teacher, batch, cfg, models)
-    else:
-        weights = objectives.token_weights(batch, cfg.loss)
-    trained = batch.mask & (weights != 0)
-    if cfg.loss.method == "grpo" and not cfg.loss.kl_coef:
-        # Tokens without advantage stay in the denominator, but do not count as training.
-        trained = trained & (batch.advantage != 0)[:, None]
-    return rows._replace(weights=weights), trained, extra
-
-
-def _gradients(params, state_teacher, rows, cfg, models):
-    """Gradients of all rows, summed over micro-batches: (f32 tree, dict of Ratio)."""
-    objective = OBJECTIVES[cfg.loss.method]
-
-    def micro(rows):
-        def total(params):
-            return objective(params, state_teacher, rows, cfg, models)
-
-        return jax.grad(total, has_aux=True)(params)
-
-    if cfg.optimizer.micro_batches == 1:
-        return micro(rows)
-    parts = split(rows, cfg.optimizer.micro_batches)
-    first = jax.tree.map(lambda x: x[0], parts)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, first))
-
-    def body(sums, part):
-        return jax.tree.map(jnp.add, sums, micro(part)), None
-
-    return jax.lax.scan(body, zeros, parts)[0]
-
-
-def _preference_weights(params, reference, batch, cfg, models):
+def _preference_weights(
+    params: Params, batch: Batch, inputs: UpdateInputs
+) -> tuple[jax.Array, Metrics]:
     """Token weights f32[N, T] whose sum with the log-probs has the preference loss's gradient.
 
     Also the metrics that only all rows together can give.
     """
+    cfg = inputs.cfg
     dpo = cfg.loss.method == "dpo"
 
-    def scores(part):
-        def total(params):
-            found = objectives.student_logp(params, part, cfg, models.student)
-            return jnp.sum(found.logp, axis=1)
+    def scores(part: Batch) -> jax.Array:
+        def total(params: Params) -> jax.Array:
+            stats = objectives.student_logp(params, part, cfg, inputs.models.student)
+            return jnp.sum(stats.logp, axis=1)
 
         if dpo:
-            return total(params) - total(reference)
+            return total(params) - total(inputs.teacher)
         return total(params) / jnp.maximum(jnp.sum(part.mask, axis=1), 1)
 
     beta, margin = preference_options(cfg.loss)
@@ -296,12 +350,12 @@ def _preference_weights(params, reference, batch, cfg, models):
         weights = weights / jnp.maximum(jnp.sum(batch.mask, axis=1, keepdims=True), 1)
     right, count = preferences.accuracy(score, better)
     one = jnp.ones(())
-    logged = {
+    known = {
         "loss": Ratio(loss, one),
         "pairs": Ratio(count, one),
         "pairs_ordered": Ratio(right, count),
     }
-    return weights, logged
+    return weights, known
 
 
 def preference_options(cfg: LossConfig) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""One verifier per kind of problem, for training and evaluation alike."""
+"""Verdicts on responses: one verifier per kind of problem, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ VERIFIERS: dict[str, Callable[..., Verdict]] = {
     "reasoning_gym": gym.verify,
     "tools": tools.verify,
 }
-# Raise InputError where what a verifier needs is not installed.
-_INSTALLED: dict[str, Callable[[], None]] = {"math": rules.check_installed}
-# They run programs of the response: in a sandbox, and as many at a time as that has workers.
+# Called once per run; they raise InputError if a package that the verifier needs is missing.
+_CHECK_INSTALLED: dict[str, Callable[[], None]] = {"math": rules.check_installed}
+# They run the response's program in a sandbox, so they are limited by the sandbox's workers.
 EXTERNAL = {"code"}
-# They ask worker processes of their own, from any thread.
+# They have worker processes of their own, which any thread may ask.
 WORKERS = {"math"}
+# Their answers are compared as strings: they write equal answers alike.
+COMPARED = {"choice", "codebook", "exact", "math", "reasoning_gym", "tools"}
 
 
 def check(problems: Iterable[Problem]) -> None:
-    """Called before any time is spent on a run.
+    """Checks, before a run spends any time, that every problem's verifier can be used.
 
     Raises:
         InputError: a problem names a verifier that does not exist, or one whose packages are
@@ -48,12 +50,13 @@ def check(problems: Iterable[Problem]) -> None:
         if name not in VERIFIERS:
             where = f"problem {problem.id!r}: verifier {name!r}"
             raise InputError(unknown(where, name, VERIFIERS))
-        _INSTALLED.get(name, lambda: None)()
+        if name in _CHECK_INSTALLED:
+            _CHECK_INSTALLED[name]()
         checked.add(name)
 
 
 def needs_sandbox(problems: Iterable[Problem]) -> bool:
-    """Whether any of the problems is judged by running programs."""
+    """Whether the verifier of any problem runs programs."""
     return any(problem.verifier in EXTERNAL for problem in problems)
 
 
@@ -65,13 +68,16 @@ def verify(
     sandbox: Sandbox | None = None,
     disclose: bool = False,
 ) -> Verdict:
-    """The verdict on a response. Never raises: a verifier's own failure is its `error`.
+    """The verdict on a response. Never raises: a verifier's failure is the verdict's `error`.
 
-    A row with an error is neither success nor failure, and the metrics count it. `truncated`
-    says that the response was cut before it ended; it is noted, and changes no reward.
-    Verifiers that run programs do so in `sandbox`, or open one of their own for this call.
-    `disclose` lets those that can write gold or hidden tests into their feedback, which they
-    then declare.
+    A response with an error is neither success nor failure, and the metrics count it.
+
+    Args:
+        truncated: the response was cut before it ended. The verdict notes it; the reward is
+            that of the text as it is.
+        sandbox: where programs run; None: a verifier that runs some opens one for this call.
+        disclose: lets verifiers write gold answers or hidden tests into their feedback, which
+            they then declare (`Verdict.feedback_has_gold`).
     """
     if disclose:
         problem = dataclasses.replace(problem, meta={**problem.meta, "feedback": "gold"})
@@ -85,63 +91,74 @@ def verify_all(
     *,
     sandbox: Sandbox | None = None,
     disclose: bool = False,
-    progress: Callable[[Iterable], Iterable] = lambda rows: rows,
+    progress: Callable[[Iterable[int]], Iterable[int]] = lambda rows: rows,
 ) -> list[Verdict]:
-    """The verdicts on many responses, in their order; each is that of `verify`.
+    """The verdicts on many responses, in their order; each equals that of `verify`.
 
-    Rows whose verifier has processes of its own, or runs programs in the sandbox's, are judged
-    several at a time, and the others meanwhile, in this thread.
+    Verifiers with worker processes, of their own or in the sandbox, judge several responses at
+    a time. All other responses are judged meanwhile in the calling thread.
 
     Args:
-        progress: wraps as many items as there are rows, to show how many are done.
+        progress: wraps one number per response, to show how many are judged.
 
     Raises:
-        SandboxError: if one is needed, none is given, and none can be opened.
+        SandboxError: a sandbox is needed, none was passed, and none can be opened.
     """
-    rows = list(zip(problems, responses, truncated, strict=True))
     if sandbox is None and needs_sandbox(problems):
-        with Sandbox(SandboxConfig()) as own:
-            options = {"disclose": disclose, "progress": progress}
-            return verify_all(*zip(*rows, strict=True), sandbox=own, **options)
+        with Sandbox(SandboxConfig()) as opened:
+            return verify_all(
+                problems,
+                responses,
+                truncated,
+                sandbox=opened,
+                disclose=disclose,
+                progress=progress,
+            )
+    rows = list(zip(problems, responses, truncated, strict=True))
 
-    def one(row) -> Verdict:
-        problem, response, cut = row
-        options = {"sandbox": sandbox, "disclose": disclose}
-        return verify(problem, response, truncated=cut, **options)
+    def judged(i: int) -> tuple[int, Verdict]:
+        problem, response, cut = rows[i]
+        return i, verify(problem, response, truncated=cut, sandbox=sandbox, disclose=disclose)
 
-    # Twice the workers, so that none waits while a verdict is made of what it returned.
+    # Two threads per sandbox worker: one scores a result while the other keeps the worker busy.
     threads = max(2, os.cpu_count() or 1, 0 if sandbox is None else 2 * sandbox.workers)
     verdicts: dict[int, Verdict] = {}
     pool = concurrent.futures.ThreadPoolExecutor(threads, "verify")
     try:
-        waiting = {
-            pool.submit(one, row): i
-            for i, row in enumerate(rows)
-            if row[0].verifier in EXTERNAL | WORKERS
-        }
-        apart = set(waiting.values())
-        direct = (i for i in range(len(rows)) if i not in apart)
+        pooled = [i for i, row in enumerate(rows) if row[0].verifier in EXTERNAL | WORKERS]
+        futures = [pool.submit(judged, i) for i in pooled]
+        direct = sorted(set(range(len(rows))) - set(pooled))
         finished = itertools.chain(
-            ((i, one(rows[i])) for i in direct),
-            ((waiting[f], f.result()) for f in concurrent.futures.as_completed(waiting)),
+            map(judged, direct),
+            (future.result() for future in concurrent.futures.as_completed(futures)),
         )
         for _ in progress(range(len(rows))):
             i, verdict = next(finished)
             verdicts[i] = verdict
     finally:
-        # After an interrupt what is not begun is not begun.
+        # After an interrupt, responses whose verification has not begun are dropped.
         pool.shutdown(cancel_futures=True)
     return [verdicts[i] for i in range(len(rows))]
 
 
-def unusable(problem: Problem) -> str:
-    """Why no response to this problem can be judged; "" where nothing is known against it.
+def vote(problem: Problem, verdict: Verdict) -> str | None:
+    """The answer that a judged response votes for; a verdict with an error has a vote, too.
 
-    No program is run: a gold letter, gold calls, a gold formula and tests are read, a scorer of
-    reasoning-gym is asked for its own gold, and the name is looked up.
+    Returns:
+        "" for a response without an answer; None where answers to this kind of problem are not
+        compared as strings.
+    """
+    return (verdict.answer or "") if problem.verifier in COMPARED else None
+
+
+def unusable(problem: Problem) -> str:
+    """Why no response to this problem can be judged, or "" if no reason is known.
+
+    It runs no program: it looks up the verifier, reads a gold letter, gold calls, a gold
+    formula or tests, and asks a scorer of reasoning-gym for the score of its own gold answer.
 
     Raises:
-        InputError: what reads formulas, or has the scorers, is not installed.
+        InputError: math-verify or reasoning-gym is needed and not installed.
     """
     name = problem.verifier
     if name not in VERIFIERS:
@@ -165,10 +182,14 @@ def unusable(problem: Problem) -> str:
 
 def _judge(problem: Problem, response: str, sandbox: Sandbox | None) -> Verdict:
     try:
-        options = {"sandbox": sandbox} if problem.verifier in EXTERNAL else {}
-        verdict = VERIFIERS[problem.verifier](problem, response, **options)
-        if not 0.0 <= verdict.reward <= 1.0:  # False of nan too.
-            return Verdict(0.0, error=f"reward {verdict.reward} is outside [0, 1]")
-        return verdict
-    except Exception as error:  # The boundary to verifiers: model text may break any parser.
+        verify_one = VERIFIERS[problem.verifier]
+        if problem.verifier in EXTERNAL:
+            verdict = verify_one(problem, response, sandbox=sandbox)
+        else:
+            verdict = verify_one(problem, response)
+        if 0.0 <= verdict.reward <= 1.0:  # False for NaN, too.
+            return verdict
+        message = f"reward {verdict.reward} is outside [0, 1]"
+        return Verdict(0.0, error=message, answer=verdict.answer)
+    except Exception as error:  # Verifiers are not trusted: model text may break any parser.
         return Verdict(0.0, error=f"{type(error).__name__}: {error}")

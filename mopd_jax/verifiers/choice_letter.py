@@ -1,6 +1,6 @@
-"""The letter that a text of multiple choice answers, by the table of `choice.py`.
+"""The letter that a short text answers, for multiple choice, by docs/verifiers.md.
 
-Pure functions on strings; where in a response the text stands is for `choice.py`.
+Pure functions on strings. `choice.py` says which part of a response is that text.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _PHRASE = re.compile(
 _WRAPPER = re.compile(
     r"\\(?:boxed|text(?:bf|it)?|math(?:rm|bf))\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 )
-_NESTED = 4  # Wrappers in wrappers are opened up to this depth.
+_NESTED = 4  # How many wrappers round a letter are removed.
 _MATH = re.compile(r"\\[()\[\]]")
 _RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079\u207a\u207b]+")
-# What may stand round a letter and says nothing.
+# Marks round a letter, which mean nothing.
 EDGES = " \t\r\n*_`'\"()[]{}.,:;!$<>\u201c\u201d\u2018\u2019"
 _MARKS = r"*_`'\"$ \u201c\u201d\u2018\u2019"
 _LABELLED = re.compile(
@@ -31,14 +31,14 @@ _LABELLED = re.compile(
     rf"(?:[{_MARKS}]{{0,8}}[)\].:,;]|\s+[-\u2013]\s|\s*\u2014|[{_MARKS}]{{0,8}}\s*\n)\s*(.+)",
     re.DOTALL,
 )
-# A letter and a reason, or a verdict on it, without a mark between them.
+# A letter with a reason or a verdict behind it, without a mark between: `B because ...`.
 _BECAUSE = re.compile(
     rf"[{_MARKS}]{{0,8}}[(\[]?([A-Z])[)\]]?[{_MARKS}]{{0,8}}\s+"
     r"((?i:because|since|due to|is (?:the )?(?:right|correct|best|answer))\b.*)",
     re.DOTALL,
 )
 _BARE_PREFIX = re.compile(rf"[{_MARKS}]{{0,8}}([A-Za-z])[{_MARKS}]{{0,8}}\s+(.+)", re.DOTALL)
-# What may stand between a label and its text besides: `(B): text`, `(B) - text`.
+# Further marks between a label and its text: `(B): text`, `(B) - text`.
 _JOINT = re.compile(r"(?:[.:,;]|[-\u2013\u2014](?=\s))\s*")
 # Other letters that a text names as options.
 _NAMED = re.compile(
@@ -48,7 +48,8 @@ _NAMED = re.compile(
     r"|(?:^|\s)[*_]{0,2}[(\[]([A-Z])[)\]]"
     r"|(?:^|\s)(?:and|or|&|\+|/|,)\s*[(\[]?([A-Z])[)\]]?(?=$|[\s.,;:!?/])",
 )
-# The same in a text whose spaces are single. Bounds keep a row of such words linear.
+# The same behind a pointing word, in a text whose spaces are single. The bounds on repeats keep
+# the search linear in a row of such words.
 _POINTED = re.compile(
     r"\b(?i:choos(?:e|ing)|pick|select|take|answer|option|choice|letter|one(?= is)|maybe"
     r"|perhaps|possibly|probably|rather|instead|actually|but|no(?=[,;:])|and|or"
@@ -56,7 +57,7 @@ _POINTED = re.compile(
     r"|it's|thought|edit|wrong,)\b"
     r"(?: (?:is|be|was|should|must|option|answer|letter|choice|the|rather|maybe)\b){0,4}"
     r"(?: |: ?|[,;] )[*_`'\"$(\[]{0,4}"
-    # Behind a stop, `A` and a word may be an article and its noun.
+    # Behind a mark, `A` and a word may be an article and its noun.
     r"((?<=[:,;] )A(?! [a-z])|(?<![:,;] )A|[B-Z])(?![\w'-])"
 )
 _DENIED = re.compile(
@@ -68,7 +69,7 @@ _DENIED = re.compile(
     r" (?:wrong|incorrect|false|not (?:the )?(?:right|correct|answer)))",
     re.IGNORECASE,
 )
-# Behind the option's own text, where `not the nucleus` speaks of another thing.
+# The same behind the option's own text, where `not the nucleus` denies something else.
 _DENIED_TEXT = re.compile(
     r"(?:(?:is |which is |that's |it's "
     r"|(?:this|that|it)(?: (?:one|option|choice|answer))? (?:is |seems |looks ))?"
@@ -80,9 +81,9 @@ _DENIED_TEXT = re.compile(
 _PRONOUN = re.compile(r"\W{0,8}(?:I,|[Ii]\.[Ee]\b)")
 _BULLET = re.compile(r"[-\u2022]\s+(?=[(\[*]{0,3}[A-Z]\b)")
 _LETTER_LAST = re.compile(r"[(\[]([A-Z])[)\]][*_`.]{0,4}\Z")
-# Brackets and marks without width, which NFKC leaves alone.
+# Brackets and zero-width marks, which NFKC normalisation does not change.
 _CORNERS = str.maketrans("\u3010\u3011\u3014\u3015", "[][]", "\u200b\u200e\u2060\ufeff")
-# Words whose case says nothing, however they are written.
+# Words whose case means nothing, though they are short.
 _SMALL_WORDS = frozenset(
     "a an and at by for from in is it no not of on or pH the to yes".lower().split()
 )
@@ -95,8 +96,8 @@ def read(text: str, options: Mapping[str, str], *, labels: bool = True) -> str |
 
     Args:
         options: letter -> text as `plain` leaves it; may be empty.
-        labels: `B. any text` is an answer. A response that begins so may be a discussion of the
-            options that was cut; then only the option's own text may stand behind the letter.
+        labels: whether `B. any text` answers B. False for a whole response, which may be a cut
+            discussion of the options: then only the option's own text may follow the letter.
     """
     text = _unwrapped(text).strip()
     text = _BULLET.sub("", text, count=1) if _BULLET.match(text) else text
@@ -106,7 +107,7 @@ def read(text: str, options: Mapping[str, str], *, labels: bool = True) -> str |
             break
         text = text.lstrip(" *_")[match.end() :].strip()
         if text.rstrip(".") == "a" and "is" in match[0].split():
-            return None  # An article whose noun is missing.
+            return None  # The article of a noun that was cut.
         forms.append(text)
     for form in forms:
         if (match := _LABELLED.match(form)) and _own(match[1].upper(), match[2], options):
@@ -125,7 +126,7 @@ def read(text: str, options: Mapping[str, str], *, labels: bool = True) -> str |
     if match := _LABELLED.match(text) or _BECAUSE.match(text):
         letter = match[1].upper()
         if _PRONOUN.match(text) or _begins_as_another(text, options):
-            return None  # `C. elegans` may be the text of B.
+            return None  # `C. elegans` may be the text of option B.
         return letter if labels and not retracts(letter, match[2], options) else None
     if (match := _LETTER_LAST.search(text)) and _own(match[1], text[: match.start()], options):
         return match[1]
@@ -150,26 +151,31 @@ def _begins_as_another(text: str, options: Mapping[str, str]) -> bool:
 
 
 def one_letter(text: str) -> str:
-    """The letter that a text is but for marks round it, else ""."""
+    """The letter that a text consists of, marks round it aside; else ""."""
     core = text.strip(EDGES).upper()
     return core if len(core) == 1 and core in string.ascii_uppercase else ""
 
 
 def _own(letter: str, rest: str, options: Mapping[str, str]) -> bool:
-    """Whether the text behind a label is that of its option."""
+    """Whether the text behind a label is the text of that letter's option."""
     if letter in _letters(rest, options):
         return True
     joint = _JOINT.match(rest)
-    return bool(joint) and letter in _letters(rest[joint.end() :], options)
+    return joint is not None and letter in _letters(rest[joint.end() :], options)
 
 
 def retracts(letter: str, rest: str, options: Mapping[str, str]) -> bool:
-    """Whether the text behind a labelled letter, not its option's own, speaks against it."""
+    """Whether the text behind a labelled letter speaks against that letter.
+
+    Args:
+        rest: not the text of the letter's own option, though it may begin with it.
+    """
     if _letters(rest, options):
         return True
-    own = r"\s+".join(map(re.escape, options.get(letter, "").split()))
-    if own and (match := re.match(rf"[*_`\s]*{own}(?!\w)", rest)):
-        rest = rest[match.end() :]
+    text = r"\s+".join(map(re.escape, options.get(letter, "").split()))
+    own = re.match(rf"[*_`\s]*{text}(?!\w)", rest) if text else None
+    if own:
+        rest = rest[own.end() :]
     others = {*(options or "ABCDEFGH")} - {letter}
     if (only := one_letter(rest)) and only != letter:
         return True
@@ -178,7 +184,7 @@ def retracts(letter: str, rest: str, options: Mapping[str, str]) -> bool:
     for c in others & options.keys():
         if any(f" {c.lower()}{mark} {options[c].casefold()}" in f" {shown}" for mark in ".):"):
             return True
-    denied = _DENIED_TEXT if own and match else _DENIED
+    denied = _DENIED_TEXT if own else _DENIED
     if denied.match(flat.lstrip(EDGES)) and not _DENIED.match(options.get(letter, "")):
         return True
     named = ("".join(groups) for groups in _NAMED.findall(rest))
@@ -186,7 +192,7 @@ def retracts(letter: str, rest: str, options: Mapping[str, str]) -> bool:
 
 
 def _letters(text: str, options: Mapping[str, str]) -> list[str]:
-    """The options that have this text; those that differ in case only where no other does."""
+    """The letters of options with this text; texts that differ in case are a last resort."""
     if not options:
         return []
     raw, text = " ".join(text.split()), plain(text)
@@ -196,36 +202,36 @@ def _letters(text: str, options: Mapping[str, str]) -> list[str]:
 
 
 def _same_words(a: str, b: str) -> bool:
-    """Whether two texts differ in the case of words only, and not in that of symbols: mV is
-    not MV, nor c1ccccc1 C1CCCCC1."""
+    """Whether two texts differ at most in the case of words. The case of symbols counts: mV is
+    not MV, and c1ccccc1 is not C1CCCCC1."""
     if a.casefold() != b.casefold():
         return False
     return all(map(_same_word, a.split(), b.split()))
 
 
 def _same_word(a: str, b: str) -> bool:
-    """Whether a word of an option is meant by one that differs in case at most."""
+    """The same of a word `a` of an option and a word `b` with the same letters."""
     core = a.strip(",;:.!?()'\"").replace("-", "")
     if a == b or core.casefold() in _SMALL_WORDS:
         return True
     if not core.isalpha() or len(core) < 3:
         return len(core) == 2 and core.isalpha() and core[1:].islower() and a[1:] == b[1:]
-    # A word, or an abbreviation such as DNA that is no formula of a molecule.
+    # A word, or an abbreviation such as DNA, which is not the formula of a molecule.
     return len(core) > 3 or core[1:].islower() or (core.isupper() and bool({*core} - _FORMULA))
 
 
 def _unwrapped(text: str) -> str:
-    """Without LaTeX commands that say nothing; full-width letters and brackets made plain."""
-    text = _RAISED.sub(r"^\g<0>", text)  # Else 10 to the 2nd would become 102.
+    """Removes LaTeX wrappers, and makes full-width letters and brackets plain."""
+    text = _RAISED.sub(r"^\g<0>", text)  # Without this, 10 squared would become 102.
     text = _MATH.sub("$", unicodedata.normalize("NFKC", text).translate(_CORNERS))
     for _ in range(_NESTED):
-        text, found = _WRAPPER.subn(r" \1 ", text)
-        if not found:
+        text, count = _WRAPPER.subn(r" \1 ", text)
+        if not count:
             break
     return text
 
 
 def plain(text: str) -> str:
-    """An option's text for comparison: no wrappers, emphasis, outer marks or extra space."""
+    """An option's text for comparison: without wrappers, emphasis, outer marks, extra space."""
     text = " ".join(_unwrapped(text).split())
     return " ".join(text.lstrip("*_` ").rstrip("*_`. ").split()) or text

@@ -1,16 +1,16 @@
-"""Programs, judged by running them on tests in the sandbox.
+"""The verifier `code`: the program of a response, judged by running it on tests in the sandbox.
 
-`Problem.meta` holds:
+`Problem.meta` is in the form of LiveCodeBench:
 
     tests      a list of {"input": text, "output": text, "testtype": "stdin" | "functional"};
                without a type it is "functional" where there is a `fn_name`
-    fn_name    the function, or the method of `class Solution`, of functional tests
-    time_limit CPU seconds of one test; else `sandbox.cpu_seconds`
-    float_tolerance  instead of 1e-6 (`programs.same_output`)
+    fn_name    the function, or the method of `class Solution`, that functional tests call
+    time_limit CPU seconds of one test; without it `sandbox.cpu_seconds`
+    float_tolerance  in place of 1e-6 (`programs.same_output`)
     feedback   "kind" (default) or "gold": what `verify` says of a failure
 
-as LiveCodeBench has it. Arguments of a functional test stand one on a line, each in JSON; its
-output is JSON. A program gets one process for each test and never sees an expected output.
+A functional test has one argument a line, each in JSON, and its output is JSON. A program gets
+one process for each test and never sees an expected output.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mopd_jax.records import Problem, Verdict
 from mopd_jax.sandbox import Outcome, Program, Sandbox
 from mopd_jax.verifiers import programs
 
-LONGEST_PROGRAM = 200_000  # Characters; what is longer is no answer.
-_SHOWN = 250  # Characters of one text in a feedback.
-# What went wrong, without what would have been right.
+LONGEST_PROGRAM = 200_000  # Characters; a longer program is not run.
+_SHOWN = 250  # Characters of a program's text, or of a test's, in feedback.
+# How a test ended, in words that hold nothing of the test.
 _WHAT = {
     "error": "it ended with an error",
     "signal": "it was ended by a signal",
@@ -41,10 +41,11 @@ _WHAT = {
     "disk": "it wrote more to disk than allowed",
     "hostile": "it broke the process that runs it",
 }
+# Ends that the machine is to blame for.
 _NO_VERDICT = ("starved", "broken")
-# A test that ends so costs seconds, and so would the others: two workers, or a full disk.
+# Ends that cost seconds, broken workers or a full disk, as further tests probably would.
 _SLOW = ("cpu", "idle", "hostile", "disk")
-# Names that a program cannot make of what it reads.
+# Exceptions that feedback names: a program cannot make up such a name from a hidden input.
 _ERRORS = frozenset(
     name
     for name, value in vars(builtins).items()
@@ -54,22 +55,23 @@ _ERRORS = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Test:
-    """One test: what the program is given, and what stays outside the sandbox."""
+    """One test: what the program reads, and what stays outside the sandbox."""
 
-    __test__ = False  # No test of pytest's.
+    __test__ = False  # The name would make pytest collect it.
 
     program_input: str
-    arguments: str | None  # JSON list, of functional tests.
-    expected: Any  # Text, or a JSON value.
+    arguments: str | None  # A JSON list; None for a test of standard input and output.
+    expected: Any  # Text, or the JSON value of a functional test.
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What `Problem.meta` says of the tests of a problem.
+    """The tests of a problem, and how they are judged.
 
-    call: name of the function of functional tests.
-    cpu_seconds: of one test; None is the sandbox's own limit.
-    disclose: feedback may show the tests.
+    call: name of the function that functional tests call.
+    cpu_seconds: limit of one test; None: the sandbox's own limit.
+    tolerance: of numbers (`programs.same_output`).
+    disclose: feedback may show a failed test.
     """
 
     tests: list[Test]
@@ -83,7 +85,7 @@ def task_of(problem: Problem) -> Task:
     """The tests in `problem.meta`.
 
     Raises:
-        ValueError: naming the test, or the key of `meta`, and what is wrong with it.
+        ValueError: names the test, or the key of `meta`, and what is wrong with it.
     """
     rows = problem.meta.get("tests")
     if not isinstance(rows, list | tuple) or not rows:
@@ -94,23 +96,26 @@ def task_of(problem: Problem) -> Task:
             f"problem {problem.id!r}: meta['feedback'] is {feedback!r}; it must be 'kind' or "
             "'gold'"
         )
+    tolerance = _number(problem, "float_tolerance")
     return Task(
         [_test(row, i, problem) for i, row in enumerate(rows, 1)],
-        problem.meta.get("fn_name"),
-        _number(problem, "time_limit", None),
-        _number(problem, "float_tolerance", programs.TOLERANCE),
-        feedback == "gold",
+        call=problem.meta.get("fn_name"),
+        cpu_seconds=_number(problem, "time_limit"),
+        tolerance=programs.TOLERANCE if tolerance is None else tolerance,
+        disclose=feedback == "gold",
     )
 
 
-def _number(problem: Problem, name: str, default: float | None) -> float | None:
+def _number(problem: Problem, name: str) -> float | None:
+    """The number under a key of `meta`; None where it is missing."""
     value = problem.meta.get(name)
     if value is None:
-        return default
+        return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not 0 <= value < 1e6 or (name == "time_limit" and value == 0):
         raise ValueError(
-            f"problem {problem.id!r}: meta[{name!r}] is {value!r}; give a number or nothing"
+            f"problem {problem.id!r}: meta[{name!r}] is {value!r}; give a number "
+            f"{'above' if name == 'time_limit' else 'from'} 0 and below 1e6, or leave it out"
         )
     return float(value)
 
@@ -119,28 +124,28 @@ def _test(row: Any, number: int, problem: Problem) -> Test:
     where = f"problem {problem.id!r}, test {number}"
     if not isinstance(row, Mapping):
         raise ValueError(f"{where} is a {type(row).__name__}; it must be a mapping")
-    given, output = row.get("input"), row.get("output")
-    if not isinstance(given, str) or not isinstance(output, str):
+    text, output = row.get("input"), row.get("output")
+    if not isinstance(text, str) or not isinstance(output, str):
         raise ValueError(f"{where}: 'input' and 'output' must both be texts")
     function = problem.meta.get("fn_name")
     kind = row.get("testtype", "functional" if function else "stdin")
     if kind == "stdin":
-        return Test(given, None, output)
+        return Test(text, None, output)
     if kind != "functional":
         raise ValueError(f"{where}: testtype {kind!r} is neither 'stdin' nor 'functional'")
     if not isinstance(function, str) or not function.isidentifier():
         raise ValueError(f"{where} is functional, but meta['fn_name'] is {function!r}")
     try:
-        # At line ends only: a list or a text may well hold blanks.
-        arguments = [json.loads(line) for line in given.split("\n") if line.strip()]
+        # Arguments end with their line only, since a list or a text may hold blanks.
+        arguments = [json.loads(line) for line in text.split("\n") if line.strip()]
         return Test("", json.dumps(arguments), json.loads(output))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: an argument or the output is no JSON: {error}") from error
+        raise ValueError(f"{where}: an argument or the output is not JSON: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Of one test: whether it passed, and how the execution went."""
+    """Whether a program passed one test, and how its execution ended."""
 
     passed: bool
     outcome: Outcome
@@ -154,7 +159,7 @@ def run_test(source: str, test: Test, task: Task, sandbox: Sandbox) -> Result:
         source,
         stdin=test.program_input,
         call=task.call if functional else None,
-        arguments=test.arguments if functional else "[]",
+        arguments="[]" if test.arguments is None else test.arguments,
         cpu_seconds=task.cpu_seconds,
     )
     outcome = sandbox.run(program)
@@ -178,12 +183,13 @@ def verify(
 ) -> Verdict:
     """1 if the response's program passes every test, else 0.
 
-    All tests are run, so that `test_fraction` is of all; but after `sandbox.slow_tests` that
-    ended at a limit of time or disk, or broke the sandbox, the rest are not, and count as
-    failed (`Verdict.tests_skipped`).
+    All tests are run, because `test_fraction` is the share of all. But once
+    `sandbox.slow_tests` of them have ended at a limit of time or disk, or broken the sandbox,
+    the rest are skipped and count as failed (`Verdict.tests_skipped`). Programs are not
+    compared as strings, so the verdict has no `answer`.
 
     Args:
-        sandbox: to run it in; None opens one with default settings for this call alone.
+        sandbox: where programs run; None: one with default settings, for this call alone.
         feedback: `kind` says which test failed and how: of an exception the built-in type and
             the line, and nothing that the program wrote, since it may have read a hidden
             input. `with_gold` adds the end of the program's own traceback and the test with
@@ -191,8 +197,8 @@ def verify(
             `meta["feedback"]` is "gold", else `kind`.
 
     Raises:
-        ValueError: if the problem's tests cannot be used.
-        SandboxError: if no sandbox can be opened.
+        ValueError: the problem's tests cannot be used.
+        SandboxError: no sandbox can be opened.
     """
     task = task_of(problem)
     if feedback is None:
@@ -208,10 +214,10 @@ def verify(
             )
     source, well_formed = programs.extract(response)
     if source is None or len(source) > LONGEST_PROGRAM:
-        said = "The response has no fenced block with a Python program."
+        message = "The response has no fenced block with a Python program."
         if source is not None:
-            said = f"The program is longer than {LONGEST_PROGRAM} characters."
-        return Verdict(0.0, 0.0, feedback=said, format_ok=False)
+            message = f"The program is longer than {LONGEST_PROGRAM} characters."
+        return Verdict(0.0, 0.0, feedback=message, format_ok=False)
     results = _run_tests(source, task, sandbox)
     for number, result in enumerate(results, 1):
         if result.outcome.kind in _NO_VERDICT:
@@ -223,19 +229,19 @@ def verify(
             )
     passed = sum(result.passed for result in results)
     skipped = len(task.tests) - len(results)
-    said = _feedback(results, source, skipped=skipped, with_gold=feedback == "with_gold")
+    message = _feedback(results, source, skipped=skipped, with_gold=feedback == "with_gold")
     return Verdict(
         float(passed == len(task.tests)),
         passed / len(task.tests),
-        feedback=said,
-        feedback_has_gold=bool(said) and feedback == "with_gold",
+        feedback=message,
+        feedback_has_gold=bool(message) and feedback == "with_gold",
         format_ok=well_formed,
         tests_skipped=skipped,
     )
 
 
 def _run_tests(source: str, task: Task, sandbox: Sandbox) -> list[Result]:
-    """Of all tests, or of those before the program was given up."""
+    """The results of all tests, or of those before too many were slow."""
     results: list[Result] = []
     slow = 0
     for test in task.tests:
@@ -243,51 +249,52 @@ def _run_tests(source: str, task: Task, sandbox: Sandbox) -> list[Result]:
             break
         results.append(run_test(source, test, task, sandbox))
         outcome = results[-1].outcome
-        slow += outcome.kind in _SLOW or outcome.killed  # It was run twice.
+        slow += outcome.kind in _SLOW or outcome.killed  # A killed program was run twice.
     return results
 
 
 def _feedback(results: list[Result], source: str, *, skipped: int, with_gold: bool) -> str:
-    """What went wrong: the first test that ended badly, else the first with a wrong answer."""
+    """How the program failed: on the first test that did not end well, else on the first with a
+    wrong answer; "" if it passed all."""
     failed = [(i, r) for i, r in enumerate(results, 1) if not r.passed]
     if not failed:
         return ""
-    # An error says more than a wrong answer.
+    # An error tells more than a wrong answer.
     number, result = next((f for f in failed if f[1].outcome.kind != "ok"), failed[0])
     lines = [f"Passed {len(results) - len(failed)} of {len(results) + skipped} tests."]
     if skipped:
         lines = [f"{lines[0]} {skipped} were not run, since each would take long."]
-    lines.append(f"Test {number}: {_how(result, source, told=with_gold)}.")
+    lines.append(f"Test {number}: {_how(result, source, quote=with_gold)}.")
     if with_gold:
         test = result.test
-        given = test.program_input if test.arguments is None else test.arguments
+        read = test.program_input if test.arguments is None else test.arguments
         expected = test.expected if test.arguments is None else json.dumps(test.expected)
-        lines += [f"Input:\n{_short(given)}", f"Expected output:\n{_short(expected)}"]
+        lines += [f"Input:\n{_short(read)}", f"Expected output:\n{_short(expected)}"]
     return "\n".join(lines)
 
 
-def _how(result: Result, source: str, *, told: bool) -> str:
-    """How a test failed; `told`: in the program's own words too."""
+def _how(result: Result, source: str, *, quote: bool) -> str:
+    """How a test failed; `quote`: with the last line that the program wrote as its error."""
     outcome = result.outcome
     if outcome.kind == "ok":
         functional = result.test.arguments is not None
         if functional and not outcome.result:
             return "it ended before the function returned"
         return "wrong answer"
-    said = _WHAT[outcome.kind]
+    message = _WHAT[outcome.kind]
     if outcome.kind != "error":
-        return said
+        return message
     text = outcome.stderr.decode("utf-8", "replace")
     lines = [line for line in text.split("\n") if line.strip()]
-    # A traceback may be forged as well, so a line must be one of the program.
+    # The program may have forged the traceback, so the line must be one that it has.
     at = re.findall(r'File "<program>", line (\d{1,9})', text)
     if at and 1 <= int(at[-1]) <= len(source.split("\n")):
-        said += f" at line {int(at[-1])}"
-    if told:
-        return f"{said}: {_short(_printable(lines[-1].strip()))}" if lines else said
-    # The last, since a message may have lines of its own.
+        message += f" at line {int(at[-1])}"
+    if quote:
+        return f"{message}: {_short(_printable(lines[-1].strip()))}" if lines else message
+    # The last name, since an exception's message may have lines of its own.
     names = [name for name in (line.partition(":")[0] for line in lines) if name in _ERRORS]
-    return f"{said}: {names[-1]}" if names else said
+    return f"{message}: {names[-1]}" if names else message
 
 
 def _printable(text: str) -> str:
@@ -301,7 +308,8 @@ def _short(text: str) -> str:
 def gold_response(problem: Problem) -> str | None:
     """A response that must score 1: the reference solution; None where there is none.
 
-    It is `meta["solution"]`, or the problem's own, as a program or as a response with one.
+    The solution is `meta["solution"]` or `problem.solution`, either a program or a response
+    that holds one.
     """
     text = problem.meta.get("solution") or problem.solution
     if not text:
@@ -310,28 +318,26 @@ def gold_response(problem: Problem) -> str | None:
 
 
 def mutated(problem: Problem) -> tuple[str, ...]:
-    """Responses that must score 0: the reference solution with more output than is right, the
-    same with one value of its output changed, and a program that does nothing, unless nothing
-    is what is right.
-
-    None where there is no such solution.
+    """Wrong responses, which must score 0: the reference solution with more output than is
+    right and with one value of its output changed, and a program that does nothing, unless no
+    output is right. () where there is no reference solution.
 
     Raises:
-        ValueError: if the problem's tests cannot be used.
+        ValueError: the problem's tests cannot be used.
     """
     gold = gold_response(problem)
-    if gold is None:
+    source = None if gold is None else programs.extract(gold).source
+    if source is None:
         return ()
     task = task_of(problem)
-    source = programs.extract(gold).source
-    # Of numbers, so that none of them stays within a tolerance.
+    # Changed numbers are multiplied by it, which moves them by more than the tolerance.
     factor = str(2 + math.ceil(task.tolerance))
     if task.call:
         tail = _WRAP.replace("NAME", task.call)
         other = _OTHER_VALUE.replace("FACTOR", factor)
         spoiled = [f"{source}\n{change}{tail}" for change in (_MORE_VALUE, other)]
     else:
-        # A module's imports from the future stand first.
+        # Python wants imports from __future__ first in a module.
         future = list(re.finditer(r"^from __future__ import .*\n", source, re.MULTILINE))
         cut = future[-1].end() if future else 0
         other = _OTHER_TEXT.replace("FACTOR", factor)
@@ -344,9 +350,11 @@ def mutated(problem: Problem) -> tuple[str, ...]:
     return tuple(f"```python\n{text}\n```\n" for text in spoiled)
 
 
+# What is put in front of a script, or behind functions, to spoil what they give.
 _MORE_TEXT = "print('spoiled', flush=True)\n"
-# The rest is a child whose output is read, however it writes. The last word is changed: a
-# number by more than any tolerance; else its first digit, or it gets one.
+# The script itself runs in a child whose output is read, however it writes. The last word of
+# the output is changed: a number by more than the tolerance, else the first digit, and a word
+# without a digit gets a 0.
 _OTHER_TEXT = r"""
 def _spoil():
     import math, os, re

@@ -1,4 +1,4 @@
-"""Exact match of the extracted answer."""
+"""The verifier `exact`: the text in the last <answer> tag against the gold text."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ _TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 
 
 def extract(response: str) -> str:
-    """What a response answers: its last <answer> span, else all of it; outer space removed.
+    """The answer of a response: its last <answer> span, or all of it where it has none.
 
-    Thoughts are not read (`thinking.answer_part`).
+    Thoughts are not read (`thinking.answer_part`), and white space at both ends is removed.
     """
-    said = answer_part(response)
-    tagged = _TAGGED.findall(said)
-    return (tagged[-1] if tagged else said).strip()
+    text = answer_part(response)
+    spans = _TAGGED.findall(text)
+    return (spans[-1] if spans else text).strip()
 
 
 def verify(problem: Problem, response: str) -> Verdict:
-    """1 if the extracted answer equals the gold answer up to outer space, else 0."""
-    return Verdict(float(extract(response) == problem.answer.strip()))
+    """1 if the extracted answer equals the gold answer up to outer white space, else 0."""
+    answer = extract(response)
+    return Verdict(float(answer == problem.answer.strip()), answer=answer or None)
 
 
 def gold_response(problem: Problem) -> str:
-    """The gold answer in the asked format."""
+    """The gold answer in the format that prompts ask for."""
     return f"<answer>{problem.answer}</answer>"
 
 
 def mutated(problem: Problem) -> tuple[str, ...]:
-    """Responses that must score 0."""
+    """Wrong responses, which must score 0."""
     return f"<answer>{problem.answer}x</answer>", "<answer></answer>"

@@ -1,4 +1,4 @@
-"""Verdicts of the `reasoning-gym` package on its own tasks."""
+"""The verifier `reasoning_gym`: the score of that package on its own tasks."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ from mopd_jax.verifiers import exact
 
 
 def verify(problem: Problem, response: str) -> Verdict:
-    """The task's own score in [0, 1] of the extracted answer.
+    """The task's own score of the extracted answer, in [0, 1].
 
-    The package gives partial credit to a text that merely contains the answer, so the answer is
-    extracted first, and a success is a score of `peers.threshold`, by default 1.
+    The package gives partial credit to any text that contains the answer, so the answer is
+    extracted first. A success is a score of `peers.threshold`, by default 1.
     """
-    import reasoning_gym
+    answer = exact.extract(response)
+    try:
+        import reasoning_gym
 
-    score = reasoning_gym.get_score_answer_fn(problem.meta["task"])
-    found = float(score(exact.extract(response), problem.meta["entry"]))
-    # Some scorers sum up to a rounding above 1.
-    return Verdict(1.0 if 1.0 < found < 1.0 + 1e-9 else found)
+        scorer = reasoning_gym.get_score_answer_fn(problem.meta["task"])
+        score = float(scorer(answer, problem.meta["entry"]))
+    except Exception as error:  # A scorer may raise anything; the answer is known all the same.
+        message = f"{type(error).__name__}: {error}"
+        return Verdict(0.0, error=message, answer=answer or None)
+    # Some scorers sum up to slightly above 1, by rounding.
+    return Verdict(1.0 if 1.0 < score < 1.0 + 1e-9 else score, answer=answer or None)
 
 
 def unusable(problem: Problem) -> str:
-    """Why `meta` is not what a scorer needs, its task and the task's entry; "" if it is.
+    """Why no response can be scored: `meta` lacks a known task or its entry; "" if it has both.
 
     Raises:
         InputError: the package is not installed.

@@ -1,7 +1,7 @@
-"""Does a verifier accept the gold answer of every item, and refuse answers that are wrong?
+"""The self-test of verifiers: each gold answer must score 1, and wrong answers made of it 0.
 
-The share of items whose gold answer scores 1 is the ceiling of every result on these items: no
-model can do better there. It belongs beside the result.
+The share of items whose gold answer scores 1 is the ceiling of every result on these items,
+since no model can do better. Report it beside the result.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ from mopd_jax.verifiers import choice, code_tests, exact, tools
 from mopd_jax.verifiers.mathematics import rules
 
 Policy = Literal["error", "exclude", "keep"]
-Finding = tuple[str, str]  # (id of the item, what is wrong)
+Finding = tuple[str, str]  # (id of the item, what is wrong with it)
 
-_SHOWN = 20
+_SHOWN = 20  # Items that an error lists.
 
 
 class _WithGold(Protocol):
     """What a verifier must offer to be tested: right and wrong responses in its format."""
 
-    def gold_response(self, problem: Problem) -> str | None: ...  # None: there is none.
+    def gold_response(self, problem: Problem) -> str | None:
+        """A response that must score 1; None where the problem has no gold answer to show."""
 
-    def mutated(self, problem: Problem) -> tuple[str, ...]: ...
+    def mutated(self, problem: Problem) -> tuple[str, ...]:
+        """Responses that must score 0."""
 
 
-# Verifier's name -> its right and wrong responses.
+# Name of a verifier -> the module with its right and wrong responses.
 WITH_GOLD: dict[str, _WithGold] = {
     "choice": choice,
     "code": code_tests,
@@ -44,18 +46,18 @@ WITH_GOLD: dict[str, _WithGold] = {
 
 
 class SelfTestError(InputError):
-    """Items cannot be judged as they should be; the message lists them."""
+    """Items are judged wrongly or not at all; the message lists them with the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfTest:
     """The outcome on all items.
 
-    tested: items whose verifier offers right and wrong responses.
-    failed: those whose gold answer does not score 1.
-    unsound: those of which a wrong response scores more than 0, or cannot be decided.
-    untested: ids of the items whose verifier offers none; neither failed nor sound.
-    kept: the problems that the policy lets through, in their order.
+    tested: number of items for which there are right and wrong responses.
+    failed: items whose gold answer does not score 1.
+    unsound: items of which a wrong response scores more than 0, or has no verdict.
+    untested: ids of the items without such responses; neither failed nor sound.
+    kept: the problems that the policy keeps, in their order.
     """
 
     tested: int
@@ -66,11 +68,11 @@ class SelfTest:
 
     @property
     def ceiling(self) -> float:
-        """Share of the tested items whose gold answer scores 1; nan without any."""
+        """Share of the tested items whose gold answer scores 1; NaN if none was tested."""
         return 1.0 - len(self.failed) / self.tested if self.tested else float("nan")
 
     def summary(self) -> dict[str, float | int]:
-        """Numbers for the record of a run."""
+        """The counts and the ceiling, for the record of a run."""
         return {
             "ceiling": self.ceiling,
             "tested": self.tested,
@@ -91,14 +93,13 @@ def selftest(
     """Judges the gold answer and wrong answers of every problem.
 
     Args:
-        policy: what becomes of items that failed or are unsound: "error" raises, "exclude"
-            leaves them out of `kept`, "keep" leaves them in. Items that could not be tested
-            are always kept.
+        policy: what to do with items that failed or are unsound: "error" raises, "exclude"
+            leaves them out of `kept`, "keep" leaves them in. Untested items are always kept.
         threads: how many problems are judged at a time.
-        sandbox: where programs run; needed for them only.
+        sandbox: where programs run; None: each judgement of a program opens one of its own.
 
     Raises:
-        InputError: an unknown policy, or what `verifiers.check` raises.
+        InputError: the policy is unknown, or `verifiers.check` raises.
         SelfTestError: an item failed or is unsound, and the policy is "error".
     """
     if policy not in ("error", "exclude", "keep"):
@@ -106,7 +107,10 @@ def selftest(
     verifiers.check(problems)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         findings = list(pool.map(functools.partial(_judge, sandbox=sandbox), problems))
-    failed, unsound, untested, kept = [], [], [], []
+    failed: list[Finding] = []
+    unsound: list[Finding] = []
+    untested: list[str] = []
+    kept: list[Problem] = []
     for problem, (gold, wrong) in zip(problems, findings, strict=True):
         if gold is None:
             untested.append(problem.id)
@@ -116,7 +120,7 @@ def selftest(
             unsound.append((problem.id, wrong))
         if policy == "keep" or not (gold or wrong):
             kept.append(problem)
-    found = SelfTest(
+    outcome = SelfTest(
         tested=len(problems) - len(untested),
         failed=tuple(failed),
         unsound=tuple(unsound),
@@ -124,14 +128,14 @@ def selftest(
         kept=tuple(kept),
     )
     if policy == "error" and (failed or unsound):
-        raise SelfTestError(_complaint(found))
-    return found
+        raise SelfTestError(_complaint(outcome))
+    return outcome
 
 
 def _judge(problem: Problem, *, sandbox: Sandbox | None) -> tuple[str | None, str]:
-    """(why the gold answer fails, why a wrong one does not), each "" where it does.
+    """(why the gold answer fails, why a wrong answer passes); "" where that is not so.
 
-    The first is None where there is no gold answer to try.
+    The first is None where there is no gold response to try.
     """
     forms = WITH_GOLD.get(problem.verifier)
     if forms is None:
@@ -139,7 +143,7 @@ def _judge(problem: Problem, *, sandbox: Sandbox | None) -> tuple[str | None, st
     try:
         right, wrong = forms.gold_response(problem), forms.mutated(problem)
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        # A gold answer that its verifier cannot even write down.
+        # The gold answer is too broken to be written as a response.
         return f"{type(error).__name__}: {error}", ""
     if right is None:
         return None, ""
@@ -154,11 +158,12 @@ def _judge(problem: Problem, *, sandbox: Sandbox | None) -> tuple[str | None, st
     return "", ""
 
 
-def _complaint(found: SelfTest) -> str:
-    bad = [*found.failed, *found.unsound]
+def _complaint(outcome: SelfTest) -> str:
+    """The error message: how many items are bad, the first of them, and the remedy."""
+    bad = [*outcome.failed, *outcome.unsound]
     lines = [
-        f"{len(found.failed)} of {found.tested} items fail on their own gold answer "
-        f"(ceiling {found.ceiling:.4f}), {len(found.unsound)} let a wrong answer pass:"
+        f"{len(outcome.failed)} of {outcome.tested} items fail on their own gold answer "
+        f"(ceiling {outcome.ceiling:.4f}), {len(outcome.unsound)} let a wrong answer pass:"
     ]
     lines += [f"  {name}: {why}" for name, why in bad[:_SHOWN]]
     if len(bad) > _SHOWN:

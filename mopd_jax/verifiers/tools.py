@@ -1,33 +1,11 @@
-"""Tool use in the ReAct format: the calls of a response against the gold calls, one by one.
+"""The verifier `tools`: the calls of a response in ReAct format against the gold calls.
 
-A call is a line `Action: name` and, behind it, `Action Input:` and one JSON object. Both labels
-stand at the start of a line (the second also behind the name), in any case, with or without
-emphasis or a number (`1. Action:`, `Action 1:`). Thoughts are not read: up to the last
-</think>, or from an unclosed <think> on.
+A call is a line `Action: name` and, behind it, `Action Input:` and one JSON object. Calls are
+compared one by one, with typed arguments; docs/verifiers.md has the policy.
 
-    question                     policy
-    ---------------------------  ---------------------------------------------------------------
-    number of calls              as many as in the gold
-    order                        any; exact where `meta["order"]` is "exact"
-    what must be equal           name and arguments of the same call; calls are never merged
-    names                        exact and case-sensitive; quotes, backquotes and emphasis round
-                                 them removed; a bracket is part of a name; one that is not on
-                                 its label's line is on the next with text
-    arguments                    JSON values: same keys, equal values at every depth
-    types                        a string is no number, nor is true; null is no missing key
-    numbers                      by value: 1 = 1.0 = 1e0, 0.10 = 0.1, in exact decimals
-    strings, arrays              exact; arrays in order
-    key order, white space       mean nothing
-    a key given twice            not readable: which one holds is undefined
-    empty arguments              {} and nothing else
-    code fence, backquotes       may stand round the JSON
-    text behind the JSON         only on the next line, and no second object
-    an input without a name      a call that cannot be read: guesses do not come free
-    unreadable or missing input  the call counts, and is wrong
-
-Feedback says what could not be read and how many calls were read, never what the gold has.
-`meta["feedback"] = "gold"` adds the expected calls, and the verdict then declares it. Gold is
-in `problem.answer`: a JSON list of {"Action": name, "Action_Input": an object, or its text}.
+Feedback says how many calls were read and which cannot be, never what the gold has.
+`meta["feedback"] = "gold"` adds the expected calls, which the verdict then declares. Gold is in
+`problem.answer`: a JSON list of {"Action": name, "Action_Input": an object, or its text}.
 """
 
 from __future__ import annotations
@@ -49,56 +27,59 @@ _LABEL = re.compile(
 _INPUT = re.compile(r"\baction[ _]input(?: ?\d{1,3})?[*_ \t]*:[ \t*]*", re.IGNORECASE)
 _FENCE = re.compile(r"\A\s*`{1,3}(?:json)?", re.IGNORECASE)
 _FENCED = re.compile(r"[\s*]*(?:`{1,3}(?:json)?[\s*]*){0,2}\{", re.IGNORECASE)
-_DEEPEST = 64
-_SHOWN = 8  # Calls that feedback speaks of one by one.
+_DEEPEST = 64  # Levels of nested arguments; deeper ones cannot be read.
+_SHOWN = 8  # Unreadable calls that feedback lists one by one.
 
-Canonical = tuple
+Canonical = tuple[str, Any]  # (kind, hashable value), as `_canonical` makes it.
 
 
 class Call(NamedTuple):
-    """One call: its name, its arguments in a form that compares, or why there are none."""
+    """One call of a response or of the gold."""
 
     name: str
-    arguments: Canonical | None
-    problem: str
+    arguments: Canonical | None  # None where they cannot be read.
+    problem: str  # Why the call cannot be read, or "".
 
 
 def verify(problem: Problem, response: str) -> Verdict:
-    """1 if the calls of the response are the gold calls by the table above, else 0."""
-    gold, wrong = _gold(problem)
-    if wrong:
-        return Verdict(0.0, error=wrong)
-    found = calls(response)
-    readable = bool(found) and not any(call.problem for call in found)
-    pairs = [(call.name, call.arguments) for call in found]
-    wanted = [(call.name, call.arguments) for call in gold]
-    if problem.meta.get("order", "any") == "exact":
-        right = pairs == wanted
+    """1 if the calls of the response are the gold calls, by docs/verifiers.md, else 0."""
+    gold, fault = _gold(problem)
+    called = calls(response)
+    ordered = problem.meta.get("order", "any") == "exact"
+    answer = _answer(called, ordered=ordered) or None
+    if fault:
+        return Verdict(0.0, error=fault, answer=answer)
+    readable = bool(called) and not any(call.problem for call in called)
+    pairs = [(call.name, call.arguments) for call in called]
+    gold_pairs = [(call.name, call.arguments) for call in gold]
+    if ordered:
+        right = pairs == gold_pairs
     else:
-        right = collections.Counter(pairs) == collections.Counter(wanted)
+        right = collections.Counter(pairs) == collections.Counter(gold_pairs)
     right = right and readable
     disclose = problem.meta.get("feedback", "format") == "gold"
     return Verdict(
         float(right),
-        feedback="" if right else _feedback(found, problem.answer if disclose else ""),
+        feedback="" if right else _feedback(called, problem.answer if disclose else ""),
         format_ok=readable,
         feedback_has_gold=disclose and not right,
+        answer=answer,
     )
 
 
 def calls(response: str) -> list[Call]:
-    """The calls of a response in their order."""
+    """The calls of a response in their order, unreadable ones included."""
     text = answer_part(response)
-    found: list[Call] = []
-    waits = False  # Whether an Action has no input yet.
+    called: list[Call] = []
+    waiting = False  # Whether the last Action has no input yet.
     labels = _labels(text)
-    # No label stands inside of JSON, whose strings cannot hold a line's end.
+    # Labels begin a line, so none is inside JSON, whose strings cannot hold a line's end.
     ends = [label.start() for label in labels[1:]] + [len(text)]
     for i, label in enumerate(labels):
         if label["input"]:
-            if not waits:
-                found.append(Call("", None, "its Action Input has no Action"))
-            waits = False
+            if not waiting:
+                called.append(Call("", None, "its Action Input has no Action"))
+            waiting = False
             continue
         lines = text[label.end() : ends[i]].lstrip(" \t\r\n")
         head, _, _ = lines.partition("\n")
@@ -108,49 +89,50 @@ def calls(response: str) -> list[Call]:
             head = head[: same_line.start()]
         elif i + 1 < len(labels) and labels[i + 1]["input"]:
             value = text[labels[i + 1].end() : ends[i + 1]]
-        waits = not same_line
+        waiting = not same_line
         arguments, problem = None, "it has no Action Input"
         if value is not None:
             arguments, problem = _read(value)
         name = _name(head)
-        found.append(Call(name, arguments, problem if name else "its Action has no name"))
-    return found
+        called.append(Call(name, arguments, problem if name else "its Action has no name"))
+    return called
 
 
 def _labels(text: str) -> list[re.Match[str]]:
-    """The labels of calls; those of a numbered plan are none, if no number has an input."""
+    """The labels of calls. Where Actions without a number have calls, numbered ones of which
+    none has an input are a plan, and left out."""
     labels = list(_LABEL.finditer(text))
     numbered = [m for m in labels if (m["item"] or m["number"]) and not m["input"]]
     if len(numbered) == sum(not m["input"] for m in labels):
         return labels
-    behind = dict(zip(labels, [*labels[1:], None], strict=True))
+    after: dict[re.Match[str], re.Match[str] | None]
+    after = dict(zip(labels, [*labels[1:], None], strict=True))
     for label in numbered:
-        end = text.find("\n", label.end()) % (len(text) + 1)  # Of the line, or of all.
+        end = text.find("\n", label.end()) % (len(text) + 1)  # Of the line, or of the text.
         same_line = _INPUT.search(text, label.end(), end)
-        if same_line or (behind[label] and behind[label]["input"]):
+        following = after[label]
+        if same_line or (following and following["input"]):
             return labels
     plan = set(numbered)
     return [label for label in labels if label not in plan]
 
 
-def answer(problem: Problem, response: str) -> str:
-    """The calls as text, in one order where theirs does not count; "" if one is unreadable."""
-    found = calls(response)
-    if any(call.problem for call in found):
+def _answer(called: list[Call], *, ordered: bool) -> str:
+    """The calls as text, sorted where their order does not count; "" if one is unreadable."""
+    if any(call.problem for call in called):
         return ""
-    texts = [f"{call.name} {_text(call.arguments)}" for call in found]
-    ordered = problem.meta.get("order", "any") == "exact"
+    texts = [f"{call.name} {_text(call.arguments)}" for call in called]
     return "\n".join(texts if ordered else sorted(texts))
 
 
 def gold_response(problem: Problem) -> str:
-    """The gold calls in the asked format."""
+    """The gold calls in the format that prompts ask for."""
     return _render(_raw_gold(problem))
 
 
 def mutated(problem: Problem) -> tuple[str, ...]:
-    """Responses that must score 0: a call less, one more, another name, another argument, an
-    argument more or less, and calls without readable arguments."""
+    """Wrong responses, which must score 0: a call less, one more, another name, an argument
+    changed, added or missing, and calls without readable arguments."""
     gold = _raw_gold(problem)
     (name, arguments), rest = gold[0], gold[1:]
     changed = [
@@ -177,9 +159,9 @@ def _render(gold: list[tuple[str, dict[str, Any]]]) -> str:
 
 
 def _raw_gold(problem: Problem) -> list[tuple[str, dict[str, Any]]]:
-    """[(name, arguments)] of a well-formed gold answer; raises ValueError of others."""
-    if wrong := _gold(problem)[1]:
-        raise ValueError(wrong)
+    """[(name, arguments)] of the gold answer. Raises ValueError if it is not well formed."""
+    if fault := _gold(problem)[1]:
+        raise ValueError(fault)
     rows = json.loads(problem.answer)
     inputs = [row["Action_Input"] for row in rows]
     return [
@@ -189,7 +171,7 @@ def _raw_gold(problem: Problem) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _gold(problem: Problem) -> tuple[list[Call], str]:
-    """(gold calls, what is wrong with the item)."""
+    """(gold calls, why the item is unusable or "")."""
     for key, known in (("order", ("any", "exact")), ("feedback", ("format", "gold"))):
         value = problem.meta.get(key, known[0])
         if value not in known:
@@ -197,22 +179,22 @@ def _gold(problem: Problem) -> tuple[list[Call], str]:
     try:
         rows = _loads(problem.answer)
     except ValueError as error:
-        return [], f"the gold answer is no JSON ({error})"
+        return [], f"the gold answer is not JSON ({error})"
     if not isinstance(rows, list) or not rows:
-        return [], "the gold answer is no list of calls"
+        return [], "the gold answer is not a list of at least one call"
     gold = []
     for i, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or set(row) != {"Action", "Action_Input"}:
-            return [], f"gold call {i} is no object of Action and Action_Input"
+            return [], f"gold call {i} is not an object of Action and Action_Input alone"
         name, value = row["Action"], row["Action_Input"]
         if not isinstance(name, str) or not _name(name):
             return [], f"gold call {i} has no name"
-        if "\n" in _name(name):  # A response has names in one line.
+        if "\n" in _name(name):  # The names in a response are one line.
             return [], f"gold call {i} has a name of several lines, {name[:40]!r}"
         try:
             value = _loads(value) if isinstance(value, str) else value
             if not isinstance(value, dict):
-                raise ValueError("no object")
+                raise ValueError("not an object")
             gold.append(Call(_name(name), _canonical(value), ""))
         except ValueError as error:
             return [], f"gold call {i} has unreadable arguments ({error})"
@@ -224,7 +206,7 @@ def _name(text: str) -> str:
 
 
 def _read(text: str) -> tuple[Canonical | None, str]:
-    """(arguments, what is wrong with them) of the text behind an Action Input."""
+    """(arguments, why they cannot be read or "") of the text behind an Action Input."""
     text = _FENCE.sub("", text, count=1).lstrip(" \t\r\n*")
     if not text.startswith("{"):
         return None, "its Action Input is no JSON object"
@@ -249,10 +231,10 @@ def _loads(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    value = dict(pairs)
+    if len(value) != len(pairs):
         raise ValueError("a key is given twice")
-    return found
+    return value
 
 
 def _number(text: str) -> decimal.Decimal:
@@ -272,7 +254,11 @@ _DECODER = json.JSONDecoder(
 
 
 def _canonical(value: Any, depth: int = 0) -> Canonical:
-    """A hashable form that is equal exactly where JSON values are equal by the table above."""
+    """A hashable form: two are equal exactly where the JSON values count as equal.
+
+    Raises:
+        ValueError: nested more than 64 deep.
+    """
     if depth > _DEEPEST:
         raise ValueError(f"nested more than {_DEEPEST} deep")
     if isinstance(value, dict):
@@ -280,12 +266,12 @@ def _canonical(value: Any, depth: int = 0) -> Canonical:
         return ("object", frozenset(items))
     if isinstance(value, list):
         return ("array", tuple(_canonical(item, depth + 1) for item in value))
-    # The type's name keeps true from 1 and "1" from 1.
+    # With the type's name, true and "1" differ from 1.
     return (type(value).__name__, value)
 
 
 def _text(value: Canonical | None) -> str:
-    """One text for all forms that are equal, the same in every process."""
+    """A text that is the same for equal forms, in every process; None gives ""."""
     if value is None:
         return ""
     kind, inner = value
@@ -296,19 +282,20 @@ def _text(value: Canonical | None) -> str:
         return "[" + ", ".join(map(_text, inner)) + "]"
     if kind == "Decimal":
         sign, digits, exponent = inner.as_tuple()
-        kept = "".join(map(str, digits)).rstrip("0")
-        exponent += len(digits) - len(kept)
-        return f"{'-' * sign}{kept}e{exponent}" if kept else "0"
+        significant = "".join(map(str, digits)).rstrip("0")
+        exponent += len(digits) - len(significant)
+        return f"{'-' * sign}{significant}e{exponent}" if significant else "0"
     return json.dumps(inner)
 
 
-def _feedback(found: list[Call], gold: str) -> str:
+def _feedback(called: list[Call], gold: str) -> str:
+    """What the response's calls lack; the expected calls too, unless `gold` is ""."""
     lines = []
-    if not found:
+    if not called:
         lines.append("No call was found: write lines 'Action: name' and 'Action Input: {...}'.")
     else:
-        lines.append(f"Calls that were found: {len(found)}.")
-        broken = [(i, call) for i, call in enumerate(found, start=1) if call.problem]
+        lines.append(f"Calls that were found: {len(called)}.")
+        broken = [(i, call) for i, call in enumerate(called, start=1) if call.problem]
         lines += [f"Call {i} cannot be read: {call.problem}." for i, call in broken[:_SHOWN]]
         if len(broken) > _SHOWN:
             lines.append(f"{len(broken) - _SHOWN} more calls cannot be read.")

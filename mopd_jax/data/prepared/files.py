@@ -246,7 +246,7 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError(f"{path} needs pyarrow: pip install 'mopd_jax[data]'") from error
+        raise DataError(f"{path} needs pyarrow: pip install pyarrow") from error
     try:
         number = 0
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=64):

@@ -301,7 +301,7 @@ def _tfds() -> Any:
     except ImportError as error:
         raise DataError(
             "prepared data sets need tensorflow-datasets (no tensorflow): "
-            "pip install 'mopd_jax[data]'"
+            "pip install tensorflow-datasets importlib_resources"
         ) from error
     return tensorflow_datasets
 

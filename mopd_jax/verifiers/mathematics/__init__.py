@@ -1,1 +1,1 @@
-"""Whether two mathematical answers are equal. Start at `rules.py`."""
+"""Whether two mathematical answers are equal; `rules.py` has the verifier and its rules."""

@@ -1,5 +1,7 @@
-"""Numerals with a base, `43_6`, ratios, `3:4`, times of day, and text round a value. Pure
-functions on strings."""
+"""Special forms of answers: numerals with a base, ratios, times, inequalities, option labels.
+
+Also text round a value, as in `\\text{42 cm}`. Pure functions on strings.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ _OPTION = re.compile(rf"(?:{TEXT} ?\{{ ?)?(\()?([A-Z])\)?(?: ?\}})?")
 _FIGURE = (
     r"[-+]?(?:\\?\$ ?)?(?:[0-9]+(?:,[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)(?:[:/][0-9]+)*(?: ?\\?%)?"
 )
-# A figure ends in no comma, and a comma with a space parts two of them, so that no text can be
-# read in many ways.
+# A figure does not end in a comma, and a comma with a space separates two of them, so a text
+# matches in one way only and in linear time.
 _FIGURES = re.compile(
     rf"{TEXT} ?\{{ ?({_FIGURE}(?:(?:, (?:and |or )?| and | or ){_FIGURE})*)\.? ?\}}"
 )
@@ -40,15 +42,17 @@ _LOGIC = re.compile(rf" *,? *(?:{TEXT} ?\{{ *(and|or) *\}}|(?<= )(and|or)(?= )|,
 
 
 class Numeral(NamedTuple):
-    """Digits that were written with their base."""
+    """Digits that are written with their base."""
 
     digits: str
     base: int
 
 
 def numeral(text: str) -> Numeral | None:
-    r"""`43_6`, `1F_{16}`, `(43)_6`; None for all else, and where a digit is too large for its
-    base, as in the variable `A_1`. Leading zeros mean nothing."""
+    r"""The numeral `43_6`, `1F_{16}` or `(43)_6`, without leading zeros; None for all else.
+
+    Where a digit is too large for the base, the text is a variable, as `A_1` is.
+    """
     if not (match := _NUMERAL.fullmatch(text.strip(" "))):
         return None
     digits, base = match[1], int(match[2] or match[3])
@@ -60,7 +64,7 @@ def numeral(text: str) -> Numeral | None:
 
 
 def ratio(text: str) -> tuple[str, ...]:
-    """The terms between the colons that stand in no bracket; () where there is no colon."""
+    """The terms between colons outside of brackets; () without a colon or a term."""
     parts, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "([{") - (c in ")]}")
@@ -72,7 +76,7 @@ def ratio(text: str) -> tuple[str, ...]:
 
 
 def proportional(a: list[Fraction], b: list[Fraction]) -> bool:
-    """Whether one is the other times a factor that is not 0."""
+    """Whether one list is the other times a factor other than 0; both have one length."""
     i = next((i for i, value in enumerate(a) if value), None)
     if i is None or not b[i]:
         return a == b
@@ -80,19 +84,21 @@ def proportional(a: list[Fraction], b: list[Fraction]) -> bool:
 
 
 def is_clock(text: str) -> bool:
-    """Whether a ratio may be a time of day or a duration, such as `12:30`."""
+    """Whether the text may be a time of day or a duration, such as `12:30`."""
     return _CLOCK.fullmatch(text.replace(" ", "")) is not None
 
 
 def time_of_day(text: str) -> tuple[str, str]:
-    """`8:00` and "a" of `8:00 AM`, and ("", "") of all that is no such time."""
+    """("8:00", "a") of `8:00 AM`; ("", "") of a text without AM or PM."""
     match = _TIME.fullmatch(text)
     return (match[1], match[2].lower()) if match else ("", "")
 
 
 def without_text(text: str) -> str:
-    r"""`\text{42 cm}` as `42\text{ cm}` and `\textbf{(B) }42` as 42: text round a value, and
-    the letter of an option in front of it. All else stays."""
+    r"""Takes a value out of the text round it, and drops an option's letter in front.
+
+    `\text{42 cm}` becomes `42\text{ cm}`, and `\textbf{(B) }42` becomes `42`. All else stays.
+    """
     text = text.strip(" ")
     text = _LABEL_INSIDE.sub(r"\1", text) if _LABEL_INSIDE.match(text) else text
     if (match := _LABEL.match(text)) is not None:
@@ -106,11 +112,12 @@ def without_text(text: str) -> str:
 
 
 def solution_set(text: str) -> str:
-    r"""`x \in (-\infty,-1)\cup(1,\infty)` of `x<-1\text{ or }x>1`, and `x \in (-1,2)` of
-    `x>-1\text{ and }x<2`; a comma means "and" where a number can be both, else "or".
+    r"""Several inequalities of one variable as the set that they describe.
 
-    `3 > x > 1` is `x \in (1,3)`, and a union may have such parts. Of all else, and of
-    inequalities of several variables, the text itself.
+    `x<-1\text{ or }x>1` becomes `x \in (-\infty,-1) \cup (1,\infty)`, `x>-1\text{ and }x<2`
+    becomes `x \in (-1,2)`, and `3 > x > 1` becomes `x \in (1,3)`; parts of a union may be such
+    chains. A comma means "and" where a number can satisfy both sides, else "or". All else,
+    inequalities of several variables too, is returned as it is.
     """
     chain = _CHAIN.fullmatch(text)
     if chain and chain[2] in (">", r"\ge") and (turned := _interval(text)):
@@ -120,12 +127,12 @@ def solution_set(text: str) -> str:
         word or other or "," for word, other in zip(parts[1::3], parts[2::3], strict=True)
     }
     if joints == {"or"} and any(map(_CHAIN.fullmatch, parts[::3])):
-        pieces = [_interval(part) for part in parts[::3]]
-        if None in pieces or len({name for name, _ in pieces}) != 1:
+        pieces = [piece for part in parts[::3] if (piece := _interval(part))]
+        if len(pieces) < len(parts[::3]) or len({name for name, _ in pieces}) != 1:
             return text
         return rf"{pieces[0][0]} \in " + r" \cup ".join(interval for _, interval in pieces)
-    rays = [_ray(part) for part in parts[::3]]
-    if len(joints) != 1 or None in rays or len({ray.name for ray in rays}) != 1:
+    rays = [ray for part in parts[::3] if (ray := _ray(part))]
+    if len(joints) != 1 or len(rays) < len(parts[::3]) or len({ray.name for ray in rays}) != 1:
         return text
     joint = joints.pop()
     lower = [ray for ray in rays if ray.sign in (">", r"\ge")]
@@ -145,7 +152,7 @@ def solution_set(text: str) -> str:
 
 
 class _Ray(NamedTuple):
-    """The numbers on one side of a bound."""
+    """The values of a variable on one side of a bound: `x < 1`."""
 
     name: str
     sign: str
@@ -153,16 +160,18 @@ class _Ray(NamedTuple):
 
 
 def _below(ray: _Ray) -> str:
+    """The interval of a ray with an upper bound."""
     return rf"(-\infty,{ray.bound}{')' if ray.sign == '<' else ']'}"
 
 
 def _above(ray: _Ray, end: _Ray | None = None) -> str:
+    """The interval of a ray with a lower bound, up to the ray `end` if there is one."""
     stop = r"\infty)" if end is None else f"{end.bound}{')' if end.sign == '<' else ']'}"
     return f"{'(' if ray.sign == '>' else '['}{ray.bound},{stop}"
 
 
 def _interval(text: str) -> tuple[str, str] | None:
-    r"""The variable of `0 \le x < 1`, `3 > x > 1` or `x < 1`, and where it lies."""
+    r"""("x", "[0,1)") of `0 \le x < 1`, and the like of `3 > x > 1` and `x < 1`."""
     if match := _CHAIN.fullmatch(text.strip(" ")):
         low, first, name, second, high = (group.strip(" ") for group in match.groups())
         if first in (">", r"\ge"):
@@ -179,21 +188,21 @@ def _interval(text: str) -> tuple[str, str] | None:
 
 
 def label(text: str) -> str:
-    r"""The letter of an option in front of a value, of `\textbf{(B) }42` or `\text{(B) 42}`."""
+    r"""The option's letter in `\textbf{(B) }42` or `\text{(B) 42}`; "" where there is none."""
     letters = set(re.findall(r"\(([A-Z])\)", text))
     match = _LABEL.match(text) or _LABEL_INSIDE.match(text)
     return letters.pop() if match and len(letters) == 1 and not _NO_LABEL.search(text) else ""
 
 
 def option(text: str) -> tuple[str, bool]:
-    """(letter, whether in brackets) of a gold answer that is the letter of an option, or may
-    be; ("", False) of all else."""
+    """(letter, whether in brackets) of a gold answer that may be the letter of an option;
+    ("", False) of all else."""
     match = _OPTION.fullmatch(text)
     return (match[2], match[1] is not None) if match else ("", False)
 
 
 def _ray(text: str) -> _Ray | None:
-    """What an inequality such as `x < 1` says of one variable."""
+    """The ray of an inequality such as `x < 1` or `1 > x`; None of all else."""
     if not (match := _INEQUALITY.fullmatch(text.strip(" "))):
         return None
     left, sign, right = (group.strip(" ") for group in match.groups())

@@ -1,6 +1,7 @@
-"""Mathematical answers as text: boxes, numbers, units, shapes.
+r"""The structure of a mathematical answer: its box, number, unit, name, and outermost shape.
 
-Pure functions on strings. `math.py` has the rules that are made of them.
+Pure functions on strings; `rules.py` compares what they return. A cleaned text is one that
+`spelling.clean` has made.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from fractions import Fraction
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from mopd_jax.verifiers.mathematics import numerals, spelling, units
 
@@ -27,7 +28,7 @@ _FRACTION = re.compile(r"\\frac ?\{ ?([^{}]*?) ?\} ?\{ ?([^{}]*?) ?\}")
 _MIXED = re.compile(r"([0-9]+) ?\\frac ?\{ ?([0-9]+) ?\} ?\{ ?([0-9]+) ?\}")
 _MIXED_SLASH = re.compile(r"([0-9]+) ([0-9]+) ?/ ?([0-9]+)")
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\overline ?\{([0-9]+)\}")
-_LONGEST_NUMBER = 400
+_LONGEST_NUMBER = 400  # Characters; a longer text is not read as a number.
 
 _PERCENT = re.compile(rf" ?(?:\\?%|{_TEXT}\{{ ?percent ?\}}|percent)$")
 _CURRENCY = re.compile(r"^(-?) ?(?:\\\$|[\u20ac\u00a3\u00a5])(?= ?[-0-9.\\(])")
@@ -37,8 +38,8 @@ _UNIT_WORD = (
     r"dollars?|cents?|degrees?|radians?|units?|square|cubic|sq)(?![A-Za-z])\.?"
 )
 _BARE_UNIT = re.compile(rf"(?<=[0-9}}) ]) ?((?:{_UNIT_WORD} ?(?:\^ ?\{{?[0-9]\}}?)?)+)$")
-# Bold and italic letters are vectors and variables. A blank has one place to be matched in, so
-# that no text can be read in many ways.
+# Bold and italic letters are vectors and variables. A blank can match in one place only, so the
+# search takes linear time.
 _WRAPPED_PART = (
     r"(?: ?(?:/|\\cdot|\\times))? ?\\(?:text(?:rm)?|mathrm|mbox) ?\{[^{}]*\}"
     r"(?: ?\^ ?\{?-?[0-9]\}?)?"
@@ -46,7 +47,7 @@ _WRAPPED_PART = (
 _WRAPPED_UNIT = re.compile(rf"((?:{_WRAPPED_PART})+) ?$")
 _NO_QUANTITY = ("^", "_", "+", "-", "*", "=", "<", ">")
 _DEGREES = re.compile(rf" ?\^ ?\\circ ?(?:(?:{_TEXT} ?)?\{{? ?([CF]) ?\}}?)?$")
-# Behind a function the sign is part of its argument.
+# In the argument of these functions a degree sign is part of the formula.
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _RELATION = re.compile(r"(?<!\\not)(?<!\\not )(?:\\in(?![A-Za-z])|(?<![<>!:\\])=)")
 _NAME = re.compile(r"[A-Za-z\\(|][A-Za-z0-9\\(),_{}' |]*")
@@ -58,19 +59,19 @@ class Box(NamedTuple):
 
     content: str
     closed: bool  # Its braces balance.
-    plain: bool  # It is a \\boxed with braces, and no other form.
+    plain: bool  # It is a \\boxed with braces, the form that prompts ask for.
 
 
 def last_box(text: str) -> Box | None:
-    r"""The last `\boxed{...}` that stands in no other, also `\boxed 5` and `\fbox{...}`.
+    r"""The last outermost `\boxed{...}`, `\fbox{...}` or `\boxed 5`; None without any.
 
-    Braces balance as TeX counts them: `\{` and `\}` are no braces. The content of a box without
+    Braces balance as in TeX, where `\{` and `\}` do not count. The content of a box without
     braces ends at a space or dollar sign.
     """
     if not (matches := list(_BOX.finditer(text))):
         return None
     pairs = _braces(text)
-    found, bare, end = None, 0, 0
+    box, bare, end = None, 0, 0
     for match in matches:
         if match.start() < end:
             continue
@@ -80,16 +81,17 @@ def last_box(text: str) -> Box | None:
         if start < len(text) and text[start] == "{":
             close = pairs.get(start)
             content = text[start + 1 : close] if close is not None else ""
-            found = Box(content.strip(), close is not None, match[1] == "boxed")
+            box = Box(content.strip(), close is not None, match[1] == "boxed")
             end = close + 1 if close is not None else match.end()
         else:
-            found, bare = None, start
-    return found or Box(_unbraced(text[bare : bare + 4000]), True, False)
+            box, bare = None, start
+    return box or Box(_unbraced(text[bare : bare + 4000]), True, False)
 
 
 def _braces(text: str) -> dict[int, int]:
-    """{place of an opening brace: place of the closing one}, for those that have one."""
-    pairs, stack = {}, []
+    """{place of an opening brace: place of its closing brace}, of braces that are closed."""
+    pairs: dict[int, int] = {}
+    stack: list[int] = []
     for match in _BRACE.finditer(text):
         if match[0] == "{":
             stack.append(match.start())
@@ -99,6 +101,7 @@ def _braces(text: str) -> dict[int, int]:
 
 
 def _unbraced(text: str) -> str:
+    """The content of a box without braces, from the text behind `\\boxed`."""
     depth = 0
     for i, c in enumerate(text):
         depth += (c == "{") - (c == "}")
@@ -110,10 +113,10 @@ def _unbraced(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """An exact rational number, and how many decimals it was written with, if with any."""
+    """An exact rational number."""
 
     value: Fraction
-    decimals: int = 0
+    decimals: int = 0  # Digits behind the decimal point, as it was written.
 
 
 def number(text: str) -> Number | None:
@@ -125,15 +128,16 @@ def number(text: str) -> Number | None:
     while text.startswith("(") and spelling.closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip(" ")
         if "," in text:
-            return None  # A pair: (0,100) is not 0,100.
+            return None  # (0,100) is a pair, not the number 0,100.
     sign = 1
     if text[:1] in ("+", "-"):
         sign, text = (-1 if text[0] == "-" else 1), text[1:].lstrip(" ")
-    found = _unsigned(text)
-    return found and Number(sign * found.value, found.decimals)
+    size = _unsigned(text)
+    return size and Number(sign * size.value, size.decimals)
 
 
 def _unsigned(text: str) -> Number | None:
+    """The number that a cleaned text without a sign is; None for all else."""
     if match := _DECIMAL.fullmatch(text) or _SCIENTIFIC.fullmatch(text):
         digits = match[1].replace(",", "")
         exponent = int(next(filter(None, match.groups()[1:]), 0))
@@ -147,27 +151,27 @@ def _unsigned(text: str) -> Number | None:
         whole, top, bottom = map(int, match.groups())
         return Number(whole + Fraction(top, bottom)) if bottom else None
     if match := _SLASH.fullmatch(text) or _FRACTION.fullmatch(text):
-        top, bottom = number(match[1]), number(match[2])
-        if top is None or bottom is None or not bottom.value:
+        numerator, denominator = number(match[1]), number(match[2])
+        if numerator is None or denominator is None or not denominator.value:
             return None
-        return Number(top.value / bottom.value)
+        return Number(numerator.value / denominator.value)
     if match := _REPEATING.fullmatch(text):
-        whole, fixed, again = match.groups()
-        base = Fraction(int(whole + fixed or "0"), 10 ** len(fixed))
+        integer, fixed, again = match.groups()
+        base = Fraction(int(integer + fixed or "0"), 10 ** len(fixed))
         return Number(base + Fraction(int(again), (10 ** len(again) - 1) * 10 ** len(fixed)))
     return None
 
 
 def times(a: Number, b: Number) -> Number:
-    """Their product, with the decimals of the first."""
+    """The product, with the decimals of the first."""
     return Number(a.value * b.value, a.decimals)
 
 
 def equal(a: Number, b: Number) -> bool:
-    """Whether they are equal, or one is a rounding of what can be no decimal."""
+    """Whether two numbers are equal, or one is a rounding of a number such as 1/3."""
     if a.value == b.value:
         return True
-    # Six decimals are a rounding only of what no decimal can be.
+    # Six decimals or more may be a rounding of 1/3, but not of 1/2, which 0.5 is exactly.
     exact, rounded = sorted((a, b), key=lambda n: n.decimals)
     if rounded.decimals < 6 or exact.decimals or _terminates(exact.value):
         return False
@@ -176,28 +180,29 @@ def equal(a: Number, b: Number) -> bool:
 
 
 def _terminates(value: Fraction) -> bool:
-    """Whether a finite decimal is this number."""
+    """Whether the number has finitely many decimals."""
     return 10 ** value.denominator.bit_length() % value.denominator == 0
 
 
 def take_percent(text: str) -> tuple[str, bool]:
-    """A cleaned text without a percent sign at its end, and whether there was one."""
+    """A cleaned text without a percent sign at its end, and whether it had one."""
     rest = _PERCENT.sub("", text)
     return (rest.strip(" "), True) if rest != text and rest.strip(" ") else (text, False)
 
 
 def take_unit(text: str) -> tuple[str, str]:
-    """A cleaned text without its unit, and the unit's name; "" where there is none.
+    """A cleaned text without its unit, and the unit's name, "" where it has none.
 
-    A unit is a currency sign in front, a degree sign, wrapped text such as \\text{cm}^2, or one
-    of a list of words, at the end behind a quantity. Single bare letters are variables.
+    A unit is a currency sign in front, or behind a quantity a degree sign, wrapped text such as
+    \\text{cm}^2 or a listed word. Single bare letters are variables.
     """
     if match := _CURRENCY.match(text):
         sign = text[match.start() : match.end()].lstrip("- ").lstrip("\\")
         return (match[1] + text[match.end() :]).strip(" "), sign
     for pattern in (_DEGREES, _WRAPPED_UNIT, _BARE_UNIT):
-        match = pattern.search(text)
-        rest = text[: match.start()].strip(" ") if match else ""
+        if not (match := pattern.search(text)):
+            continue
+        rest = text[: match.start()].strip(" ")
         if rest and not rest.endswith(_NO_QUANTITY):
             if pattern is _WRAPPED_UNIT and not units.is_unit(_unwrapped(match[1])):
                 return text, ""
@@ -207,9 +212,10 @@ def take_unit(text: str) -> tuple[str, str]:
 
 
 def says_more(text: str) -> bool:
-    r"""Whether words behind a quantity are no unit of it, as in `5\text{ million}`."""
-    match = _WRAPPED_UNIT.search(text)
-    rest = text[: match.start()].strip(" ") if match else ""
+    r"""Whether the words behind a quantity are not its unit, as in `5\text{ million}`."""
+    if not (match := _WRAPPED_UNIT.search(text)):
+        return False
+    rest = text[: match.start()].strip(" ")
     if not rest or rest.endswith(_NO_QUANTITY):
         return False
     words = _unwrapped(match[1])
@@ -217,21 +223,26 @@ def says_more(text: str) -> bool:
 
 
 def _unwrapped(text: str) -> str:
+    """The words in `\\text{...}` and the like, without commands and braces."""
     return spelling.WRAPPED.sub(r" \1 ", text).replace("{", "").replace("}", "")
 
 
 def _unit_name(text: str) -> str:
+    """The name under which units are compared: singular, without blanks."""
     bare = spelling.WRAPPED.sub(r"\1", text).replace("{", "").replace("}", "")
     words = [w.strip(".") for w in bare.replace("^", " ^").split()]
     words = [w[:-1] if len(w) > 2 and w.endswith("s") and w[-2] != "/" else w for w in words]
     words = [units.NAMES.get(w, w) for w in words]
-    # "square units" says no more than nothing.
+    # "square units" names no unit at all.
     return "" if "unit" in words else "".join(words)
 
 
 def assignment(text: str) -> tuple[str, str]:
-    """(name, value) of `x = 5`, `f(x) = x^2`, `(x, y) = (1, 2)`, `x \\in S`; of `2+3 = 5` the
-    name is ""; of all else, too. A chain `x = 2 + 3 = 5` has its last value."""
+    """(name, value) of `x = 5`, `f(x) = x^2`, `(x, y) = (1, 2)` or `x \\in S`.
+
+    Of `2+3 = 5` it is ("", "5"), and of a chain `x = 2+3 = 5` the last value. Of all else it is
+    ("", text).
+    """
     parts = _RELATION.split(text)
     name, value = parts[0].strip(" "), parts[-1].strip(" ")
     if len(parts) == 1 or not value or (len(parts) > 2 and len(_split(text)) > 1):
@@ -244,7 +255,7 @@ def assignment(text: str) -> tuple[str, str]:
 
 
 def is_relation(text: str) -> bool:
-    """Whether a cleaned text says that something equals, or is in, something."""
+    """Whether a cleaned text has a relation `=` or `\\in`."""
     return _RELATION.search(text) is not None
 
 
@@ -253,20 +264,17 @@ def _depth(text: str) -> int:
     return sum((c in "([{") - (c in ")]}") for c in text)
 
 
-Kind = Literal["scalar", "list", "set", "()", "[]", "(]", "[)"]
-
-
 class Shape(NamedTuple):
-    """What a text is at its outermost level, and its parts."""
+    """The outermost structure of a text, and its parts."""
 
-    kind: Kind
+    kind: str  # "scalar", "list", "set", or the brackets of a tuple or interval, such as "[)".
     parts: tuple[str, ...]
 
 
 def shape(text: str) -> Shape:
-    """Set, tuple or interval, bare list, or one thing, of a cleaned text.
+    """Whether a cleaned text is a set, a tuple or interval, a bare list or one thing.
 
-    1,000 is a number and `1, 000` a list; parentheses round one thing only group it.
+    1,000 is a number and `1, 000` a list. Parentheses round one thing only group it.
     """
     while text.startswith("(") and spelling.closing(text, 0) == len(text) - 1:
         inner = text[1:-1].strip(" ")
@@ -291,7 +299,7 @@ def shape(text: str) -> Shape:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    """Parts between the commas (or semicolons) that stand in no bracket."""
+    """The parts between commas and semicolons outside of brackets; () of an empty text."""
     parts, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "([{") - (c in ")]}")
@@ -303,11 +311,11 @@ def _split(text: str) -> tuple[str, ...]:
 
 
 def _both_signs(parts: tuple[str, ...]) -> tuple[str, ...]:
-    r"""With `a \pm b` as the two things that it stands for."""
-    found: list[str] = []
+    r"""The parts with `a \pm b` replaced by `a + b` and `a - b`."""
+    both: list[str] = []
     for part in parts:
         if part.count(r"\pm") == 1 and r"\mp" not in part:
-            found += [part.replace(r"\pm", sign).strip(" +") for sign in "+-"]
+            both += [part.replace(r"\pm", sign).strip(" +") for sign in "+-"]
         else:
-            found.append(part)
-    return tuple(found)
+            both.append(part)
+    return tuple(both)

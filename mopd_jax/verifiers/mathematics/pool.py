@@ -1,7 +1,7 @@
-"""Warm worker processes that answer one request at a time, each within a real limit.
+"""Warm worker processes that answer one request at a time, within a limit of CPU seconds.
 
-For work that may never end, or end the process that does it: a worker that passes its limit is
-killed and replaced, and nothing else notices. Any thread may ask. Workers start when they are
+For work that may never end, or may end its process: a worker that passes the limit is killed
+and replaced, and other requests do not notice. Any thread may ask. Workers start when they are
 first needed, and end with the pool, with the program, or when their input closes.
 """
 
@@ -19,19 +19,19 @@ import time
 import weakref
 from typing import Any
 
-# An empty pipe takes this much without waiting for its reader, on every system we know.
+# Bytes of a request: an empty pipe takes so many without waiting for its reader.
 _PIPE = 60_000
 _START_SECONDS = 120.0
-# Requests after which a worker is replaced, so that what libraries keep cannot pile up.
+# Requests after which a worker is replaced, because caches of its libraries may grow.
 _LIFE = 2000
 
 
 class Undecided(Exception):
-    """A request has no answer; the message says which limit it met."""
+    """A request has no answer; the message says which limit was met."""
 
 
 class OverLimit(Undecided):
-    """It met the limit of CPU time or memory, as it would on any machine."""
+    """The request met the limit of CPU time or memory, as it would on any machine."""
 
 
 class Pool:
@@ -42,8 +42,9 @@ class Pool:
     ):
         """
         Args:
-            cpu_seconds: what a request may use; the verdict does not depend on the load.
-            wall_seconds: the limit for a worker that does not even get its CPU time.
+            size: how many requests are answered at a time.
+            cpu_seconds: limit of a request, which does not depend on the machine's load.
+            wall_seconds: limit of a request whose worker does not get that CPU time.
         """
         self._program = program
         self._cpu_seconds = cpu_seconds
@@ -53,7 +54,7 @@ class Pool:
         self._owner = os.getpid()
         self._idle: list[_Worker] = []
         self._all: set[_Worker] = set()
-        # Runs when the pool is forgotten and when the program ends, whichever is first.
+        # Runs when the pool is garbage collected or the program ends, whichever is first.
         self._end = weakref.finalize(self, _stop_all, self._all, self._lock)
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -61,11 +62,11 @@ class Pool:
 
         Raises:
             OverLimit: the request met the limit of CPU time or memory.
-            Undecided: it met another one, or the worker ended under it.
+            Undecided: it met another limit, or its worker ended for another reason.
         """
         line = json.dumps({**request, "seconds": self._cpu_seconds}).encode() + b"\n"
         if len(line) > _PIPE:
-            raise Undecided(f"a request of {len(line)} bytes; at most {_PIPE} are checked")
+            raise Undecided(f"a request of {len(line)} bytes; at most {_PIPE} are possible")
         with self._free:
             worker = self._take()
             try:
@@ -91,7 +92,7 @@ class Pool:
     def _take(self) -> _Worker:
         with self._lock:
             if self._owner != os.getpid():
-                # After a fork the workers, and their pipes, are the parent's.
+                # This process is a fork: the workers and their pipes belong to its parent.
                 self._owner = os.getpid()
                 self._idle.clear()
                 self._all.clear()
@@ -112,7 +113,7 @@ class Pool:
             self._drop(worker)
             return
         with self._lock:
-            if worker in self._all:  # Else the pool was closed meanwhile.
+            if worker in self._all:  # False if the pool was closed meanwhile.
                 self._idle.append(worker)
 
     def _drop(self, worker: _Worker) -> None:
@@ -129,7 +130,10 @@ class Pool:
 
 
 class _Killed(Exception):
-    """The worker is gone (its exit status), or it did not answer in time (None)."""
+    """A worker ended or was too slow.
+
+    status: its exit status; None if it did not answer in time.
+    """
 
     def __init__(self, status: int | None):
         super().__init__(status)
@@ -140,24 +144,27 @@ class _Worker:
     """One process and the two pipes to it."""
 
     def __init__(self, program: pathlib.Path):
-        # -P: not the program's folder, whose modules have names of the standard library.
-        # The fixed hash seed makes the orders of sets, and so all decisions, reproducible.
+        # -P keeps the program's folder off the path, -s the user's own packages. The fixed hash
+        # seed makes the order of sets, and so every decision, reproducible.
         path = os.pathsep.join(p for p in sys.path if p)
-        kept = {n: os.environ[n] for n in ("PATH", "LD_LIBRARY_PATH") if n in os.environ}
+        inherited = {n: os.environ[n] for n in ("PATH", "LD_LIBRARY_PATH") if n in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-s", str(program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**kept, "PYTHONPATH": path, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
-            start_new_session=True,  # An interrupt at the keyboard is for the program.
+            env={**inherited, "PYTHONPATH": path, "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"},
+            start_new_session=True,  # An interrupt at the keyboard must not reach it.
             bufsize=0,
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests = self._process.stdin
+        self._answers = self._process.stdout
         self._read = b""
         self.asked = 0
 
     def wait_ready(self) -> None:
-        """Raises Undecided where the worker cannot start."""
+        """Waits for the worker to load its libraries. Raises Undecided if it cannot."""
         try:
             answer = self._line(_START_SECONDS)
         except _Killed as error:
@@ -166,9 +173,10 @@ class _Worker:
             raise Undecided(f"the worker did not start: {answer['broken']}")
 
     def ask(self, line: bytes, seconds: float) -> dict[str, Any]:
+        """The answer to one request. Raises _Killed if there is none in time."""
         self.asked += 1
         try:
-            self._process.stdin.write(line)
+            self._requests.write(line)
         except BrokenPipeError:
             raise _Killed(self._status()) from None
         return self._line(seconds)
@@ -176,14 +184,14 @@ class _Worker:
     def _line(self, seconds: float) -> dict[str, Any]:
         end = time.monotonic() + seconds
         poll = select.poll()
-        poll.register(self._process.stdout, select.POLLIN | select.POLLHUP)
+        poll.register(self._answers, select.POLLIN | select.POLLHUP)
         while b"\n" not in self._read:
             left = end - time.monotonic()
             if left <= 0:
                 raise _Killed(None)
             if not poll.poll(left * 1000):
                 continue
-            piece = self._process.stdout.read(1 << 16)
+            piece = self._answers.read(1 << 16)
             if not piece:
                 raise _Killed(self._status())
             self._read += piece
@@ -191,7 +199,7 @@ class _Worker:
         return json.loads(line)
 
     def _status(self) -> int:
-        """Exit status of a worker whose pipe has ended."""
+        """Exit status of a worker that closed its pipe; one that still runs is killed."""
         try:
             return self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -199,15 +207,16 @@ class _Worker:
             return self._process.wait()
 
     def stop(self) -> None:
+        """Kills the worker and closes its pipes."""
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
-        self._process.stdout.close()
+        self._requests.close()
+        self._answers.close()
 
 
 def _stop_all(workers: set[_Worker], lock: threading.Lock) -> None:
     with lock:
-        found = list(workers)
+        stopped = list(workers)
         workers.clear()
-    for worker in found:
+    for worker in stopped:
         worker.stop()

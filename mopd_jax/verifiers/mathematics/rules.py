@@ -1,62 +1,11 @@
-r"""Mathematical answers: the last \boxed{} against the gold answer, by exact rules.
+r"""The verifier `math`: the last \boxed{} of a response against the gold, by exact rules.
 
-    question                   policy
-    -------------------------  -----------------------------------------------------------------
-    where the answer stands    last \boxed{...} that stands in no other box; \boxed 5 and
-                               \fbox{5} are read, but are not the asked format; no box, an empty
-                               box or one whose braces do not balance: no answer
-    thoughts                   not read: up to the last </think>, or from an unclosed <think> on
-    integers, decimals         exact rational numbers: 3.0 = 3, 0.5 = 1/2, .5 = 0.5, 2e3 = 2000
-    fractions                  1/2 = 2/4 = \frac12 = \dfrac{1}{2} = 0.5
-    mixed numbers              1\frac{1}{2} = 1 1/2 = 3/2; never 11/2
-    digits with a base         43_6 = 43_6 = (43)_6, not 43_7, not 43, not 27 (no base is
-                               converted or supplied); 27_{10} = 27
-    ratios                     3:4 = 6:8, not 3/4; what may be a time of day, as 12:30, has the
-                               same terms
-    scientific notation        6.02\times 10^{23} = 6.02e23
-    repeating decimals         0.\overline{3} = 1/3
-    numbers, exact             equal or not, however close: 1 - 2^{-100} is not 1
-    rounded decimals           right with six decimals or more, if the other side can be no
-                               decimal and both agree to six and to one part in a million
-    thousands separators       1,000 = 1{,}000 = 1\,000 = 1000, also in \$1,000; `1, 000` is
-                               a list, (1,000) a pair
-    percent                    50\% = 1/2; 50\% = 50 only where the question speaks of percent
-    units, degrees, currency   may be missing on one side; where both have one, the names must
-                               agree (kilograms and kg do); nothing is converted; a bare single
-                               letter is a variable
-    degrees in sin, cos, tan   part of the formula: \cos 60^\circ = 1/2, not \cos 60
-    time of day                8:00 AM = 8:00\text{ a.m.} = 8:00, not 8:00 PM
-    text round the answer      \text{42 cm} = 42 = \textbf{(B) }42, or B if the gold is B
-    words behind a number      a unit if all are listed units or it is one plain noun; else
-                               part of the answer: 5\text{ million}, 5\text{ or more} are not 5
-    \approx in front           means nothing: \approx 5 = 5
-    x = 5                      = 5, as f(x) = x^2 is x^2 and x \in S is S; x = 5 is not y = 5
-    equations                  equal if they differ by a constant factor: x^2+1=0 is 2x^2=-2,
-                               not x^2+2=0; against a value its right side counts: m+n=5 is 5
-    lists and sets             {1,2} = {2,1} = 1,2 = "1 and 2"; \pm 2 = 2,-2; {5} = 5;
-                               {1,2,2} = {1,2}, but the lists 1,2,2 and 1,2 differ; no number
-                               is a list, tuple, set or interval of two parts: 2 is not 2,2;
-                               capitals not in their order are a ranking: B,D,A,C is not A,B,C,D
-    lists with names           a=2, b=5 is b=5, a=2; if the gold has names, so has the answer;
-                               a gold 2, 5 or (2,5) is a=2, b=5 in its order
-    tuples and intervals       in order, with the same brackets: (0,1) is not [0,1]; a bare list
-                               may stand for a tuple in its order, and for [1,2,3], not [1,2]
-    inequalities               x > 1 = (1,\infty); 3>x>1 = (1,3); x<0 or x>1 is a union, x>0
-                               and x<1 an interval
-    letters                    case counts in single letters (r is not R) and in products of
-                               bare ones (ab = ba, not AB; BACD is no product), not in words
-                               (Yes = yes, an ellipse = ellipse); f' is not f
-    \log without a base        base 10 or base e, the same on both sides
-    i                          the imaginary unit, on both sides
-    everything else            math-verify decides: x^2+1 = 1+x^2, \sqrt8 = 2\sqrt2, matrices
-    what cannot be decided     `error`: a limit of time or memory was met, or the gold answer is
-                               a formula that cannot be read (that alone makes a row unusable)
-    an unreadable answer       wrong, where the gold answer can be read; so is one that meets
-                               a limit by itself, as 9^{9^{9^9}}, where the gold does not
-
-Numbers, words, lists of them and equal texts are decided here. Other formulas are decided in a
-worker process (`math_pool.py`), whose limit is real and holds in every thread. Feedback speaks
-of the format only. Gold is in `problem.answer`.
+docs/verifiers.md has the rules, one row a case, with examples that a test runs. In short: both
+answers get one spelling (`spelling.py`), are taken apart (`parsing.py`, `numerals.py`), and
+numbers, words, lists of them and equal texts are decided here. Other formulas go to worker
+processes with math-verify (`pool.py`, `worker.py`), whose limit of CPU time holds in every
+thread. What cannot be decided is an `error`. Feedback speaks of the format only. Gold is in
+`problem.answer`.
 """
 
 from __future__ import annotations
@@ -66,7 +15,7 @@ import os
 import pathlib
 import re
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mopd_jax.errors import InputError
 from mopd_jax.records import Problem, Verdict
@@ -76,7 +25,7 @@ from mopd_jax.verifiers.mathematics.pool import OverLimit, Pool, Undecided
 
 CPU_SECONDS = 5.0
 WALL_SECONDS = 60.0
-LONGEST = 2000  # Characters of a boxed answer. A longer one is no answer.
+LONGEST = 2000  # Characters of a boxed answer; a longer one is not read.
 _MOST_PAIRS = 400  # Pairs of elements that one request compares.
 _MOST_ELEMENTS = 64  # Elements of a set that are compared among themselves.
 
@@ -92,25 +41,25 @@ OPEN_BOX = r"The braces of the last \boxed{} do not balance, so it holds no answ
 EMPTY_BOX = r"The last \boxed{} is empty."
 LONG_BOX = rf"The last \boxed{{}} holds more than {LONGEST} characters; box the answer alone."
 
-# Behind a number these make another answer of it.
+# Words that make another answer of the number before them.
 _NO_UNITS = ("million", "dozen", "or more", "not", "is wrong", "squared")
-# One thing that may equal an interval or a list: a relation, a union, a set, both signs.
+# Signs of one thing that may equal an interval or a list: a relation, a union, a set, \pm.
 _MAY_BE_MANY = re.compile(
     r"[<>=]|\\(?:le|ge|ne|in|notin|lt|gt|pm|mp|cup|cap|setminus|backslash|mathbb|emptyset|R|N|Z|Q|"
     r"begin|lor|land|vee|wedge|mid)(?![A-Za-z])"
 )
-# Equal to no gold answer, so that a formula has to be read.
+# A formula to compare an answer with, in order to see whether the answer can be read at all.
 _NO_ANSWER = r"\sqrt{2}+x^{17}"
 _PRIMED = re.compile(r"([A-Za-z0-9)}]?) ?('+)")
 _SPEAKS_OF_PERCENT = re.compile(r"percent|%|\bpct\b", re.IGNORECASE)
 
 
 class _Unreadable(Undecided):
-    """The gold answer is a formula that cannot be read."""
+    """The gold answer is a formula that the checker cannot read."""
 
 
 def check_installed() -> None:
-    """Raises InputError if what decides formulas is not installed."""
+    """Raises InputError if math-verify is not installed."""
     if importlib.util.find_spec("math_verify") is None:
         raise InputError(
             "verifier 'math' needs the package math-verify: pip install 'mopd_jax[verifiers]'"
@@ -118,39 +67,64 @@ def check_installed() -> None:
 
 
 def verify(problem: Problem, response: str) -> Verdict:
-    """1 if the boxed answer equals `problem.answer` by the table above, else 0.
+    """1 if the boxed answer equals `problem.answer`, by docs/verifiers.md, else 0.
 
-    `meta["percent"]`, a bool, says whether the question speaks of percent; where it is missing,
-    the question's text does.
+    `meta["percent"]`, a bool, says whether the question speaks of percent; without it the
+    question is searched for the word and the sign.
     """
-    if not (gold := spelling.clean(problem.answer)):
-        return Verdict(0.0, error="the gold answer is empty")
-    box = parsing.last_box(answer_part(response))
-    if box is None:
-        return Verdict(0.0, feedback=NO_BOX, format_ok=False)
-    if not box.closed:
-        return Verdict(0.0, feedback=OPEN_BOX, format_ok=False)
-    if len(box.content) > LONGEST:
-        return Verdict(0.0, feedback=LONG_BOX, format_ok=False)
-    if not (answer := spelling.clean(box.content)):
-        return Verdict(0.0, feedback=EMPTY_BOX, format_ok=False)
+    gold = spelling.clean(problem.answer)
+    answer, box, feedback = _boxed(response)
+    written = _written(answer)
+    if not gold:
+        return Verdict(0.0, error="the gold answer is empty", answer=written)
+    if box is None or feedback:
+        return Verdict(0.0, feedback=feedback, format_ok=False)
     letter, bracketed = numerals.option(gold)
     label = numerals.label(box.content) if letter else ""
     if label and (bracketed or label == letter):
-        return Verdict(float(label == letter), format_ok=box.plain)
+        return Verdict(float(label == letter), format_ok=box.plain, answer=written)
     try:
         right = same(gold, answer, percent=_percent(problem))
     except Undecided as error:
-        # An answer that has no end by itself is none: no tower of powers keeps a row out of
-        # the statistics.
+        # An answer that cannot be evaluated on its own (9^{9^9}) is wrong, not an error;
+        # otherwise a model could remove rows from the statistics.
         right = False
         if not isinstance(error, OverLimit) or not _over_limit(answer) or _over_limit(gold):
-            return Verdict(0.0, error=str(error), format_ok=box.plain)
-    return Verdict(float(right), format_ok=box.plain)
+            return Verdict(0.0, error=str(error), format_ok=box.plain, answer=written)
+    return Verdict(float(right), format_ok=box.plain, answer=written)
+
+
+class _Boxed(NamedTuple):
+    """What a response answers."""
+
+    answer: str  # The cleaned content of its last box, or "".
+    box: parsing.Box | None
+    feedback: str  # Why there is no answer, or "".
+
+
+def _boxed(response: str) -> _Boxed:
+    box = parsing.last_box(answer_part(response))
+    if box is None:
+        return _Boxed("", None, NO_BOX)
+    if not box.closed:
+        return _Boxed("", box, OPEN_BOX)
+    if len(box.content) > LONGEST:
+        return _Boxed("", box, LONG_BOX)
+    answer = spelling.clean(box.content)
+    return _Boxed(answer, box, "" if answer else EMPTY_BOX)
+
+
+def _written(answer: str) -> str | None:
+    """A cleaned answer as it is compared for votes: a number as a fraction; None of "".
+
+    Answers that only symbols show to be equal, such as sqrt(8) and 2 sqrt(2), stay different.
+    """
+    number = parsing.number(answer)
+    return (str(number.value) if number else spelling.squash(answer)) or None
 
 
 def _over_limit(text: str) -> bool:
-    """Whether a text by itself meets the limit."""
+    """Whether a cleaned text meets the limit on its own."""
     try:
         _alone(text)
     except Undecided as error:
@@ -159,7 +133,7 @@ def _over_limit(text: str) -> bool:
 
 
 def _alone(text: str) -> None:
-    """Raises Undecided if a text cannot be judged beside a formula of ours."""
+    """Raises Undecided if a cleaned text cannot be compared with a simple formula."""
     value, _ = _values(text, _NO_ANSWER)
     pairs = [(part, _NO_ANSWER) for part in parsing.shape(value).parts]
     if pairs := [pair for pair in pairs if _known(*pair, False) is None]:
@@ -167,8 +141,10 @@ def _alone(text: str) -> None:
 
 
 def unusable(problem: Problem) -> str:
-    """Why no response to the problem can be judged; "" where the gold answer can be read, or
-    would take too long: its own text is right all the same."""
+    """Why no response can be judged; "" if the gold answer can be read.
+
+    A gold answer that takes too long is usable: a response that repeats its text is right.
+    """
     if not (gold := spelling.clean(problem.answer)):
         return "the gold answer is empty"
     try:
@@ -178,27 +154,13 @@ def unusable(problem: Problem) -> str:
     return ""
 
 
-def answer(problem: Problem, response: str) -> str:
-    """The boxed answer as text, a number as the fraction that it is; "" for none.
-
-    What only symbols show to be equal, such as sqrt(8) and 2 sqrt(2), is written differently.
-    """
-    del problem
-    box = parsing.last_box(answer_part(response))
-    if box is None or not box.closed or len(box.content) > LONGEST:
-        return ""
-    text = spelling.clean(box.content)
-    number = parsing.number(text)
-    return str(number.value) if number else spelling.squash(text)
-
-
 def gold_response(problem: Problem) -> str:
-    """The gold answer in the asked format."""
+    """The gold answer in the format that prompts ask for."""
     return rf"The final answer is \boxed{{{problem.answer}}}."
 
 
 def mutated(problem: Problem) -> tuple[str, ...]:
-    """Responses in the asked format that must score 0."""
+    """Wrong responses, which must score 0: other answers in a box, and no box."""
     gold = spelling.clean(problem.answer)
     value, _ = parsing.take_unit(parsing.take_percent(gold)[0])
     wrong = ["", "0.123456789"]
@@ -209,12 +171,13 @@ def mutated(problem: Problem) -> tuple[str, ...]:
         wrong += [rf"{value}\text{{ {words}}}" for words in _NO_UNITS]
     elif word_answers.words(gold):
         wrong.append(rf"\text{{not }}{gold}")
-    elif spelling.squash(gold).lstrip("+-") != r"\infty":  # Plus one, it is what it was.
+    elif spelling.squash(gold).lstrip("+-") != r"\infty":  # Infinity plus one is infinity.
         wrong += [f"({gold})+1", gold + "17"]
     return (*(rf"\boxed{{{text}}}" for text in wrong), "It stands in no box.")
 
 
 def _percent(problem: Problem) -> bool:
+    """Whether 50% and 50 are equal in this problem."""
     stated = problem.meta.get("percent")
     if isinstance(stated, bool):
         return stated
@@ -226,24 +189,24 @@ def same(gold: str, answer: str, *, percent: bool = False) -> bool:
     """Whether two cleaned answers are equal.
 
     Raises:
-        Undecided: no rule decides, and the checker met its limit or cannot read the gold.
+        Undecided: no rule here decides, and the worker met a limit or cannot read the gold.
     """
     if spelling.squash(gold) == spelling.squash(answer):
         return True
     gold, answer = _values(gold, answer)
-    pairs = _decompose(gold, answer)
-    if pairs is False:
+    parts = _decompose(gold, answer)
+    if parts is False:
         return False
-    if pairs is None:
+    if parts is None:
         return _all_equal([(gold, answer)], percent)
-    kind, left, right = pairs
+    kind, golds, answers = parts
     if kind == "ordered":
-        return _all_equal(list(zip(left, right, strict=True)), percent)
-    return _match(left, right, percent)
+        return _all_equal(list(zip(golds, answers, strict=True)), percent)
+    return _match(golds, answers, percent)
 
 
 def _values(gold: str, answer: str) -> tuple[str, str]:
-    """Both without `x =`, where one side has it, or both have the same."""
+    """Gold and answer without `x =`, if one side has it or both have the same."""
     (gold_name, gold_value), (answer_name, answer_value) = (
         parsing.assignment(text) for text in (gold, answer)
     )
@@ -251,21 +214,29 @@ def _values(gold: str, answer: str) -> tuple[str, str]:
         same_name = gold_name == answer_name
         return (gold_value, answer_value) if same_name else (gold, answer)
     if gold_name:
-        # Of two equations neither is a value.
+        # If the other side is an equation without a name, both stay equations.
         equation = answer_value == answer and parsing.is_relation(answer)
         return (gold, answer) if equation else (gold_value, answer_value)
     if answer_name and parsing.is_relation(gold):
         return gold, answer
-    # Of `2 + 3 = 5` the value is an answer; a gold equation stays what it is.
+    # The answer `2 + 3 = 5` has the value 5; a gold equation stays an equation.
     return gold, answer_value
 
 
-def _decompose(gold: str, answer: str) -> tuple[str, tuple, tuple] | Literal[False] | None:
-    """("ordered" or "unordered", parts, parts), None for one thing against one, or False."""
+_Parts = tuple[str, tuple[str, ...], tuple[str, ...]]
+
+
+def _decompose(gold: str, answer: str) -> _Parts | Literal[False] | None:
+    """How the parts of gold and answer must agree.
+
+    Returns:
+        ("ordered" or "unordered", parts, as many parts); None if they are to be compared as one
+        thing; False if they cannot be equal.
+    """
     a, b = parsing.shape(gold), parsing.shape(answer)
     loose = {"list", "set"}
     if (names := _names(a)) or _names(b):
-        # Bare values do not say whose they are; in order they may, where the gold has no names.
+        # A gold with names needs an answer with names. A gold without takes them in its order.
         if names:
             return _names(b) == names and ("unordered", a.parts, b.parts)
         return (
@@ -286,7 +257,7 @@ def _decompose(gold: str, answer: str) -> tuple[str, tuple, tuple] | Literal[Fal
         single = b if one is a else a
         if len(one.parts) > 1 and not any(map(_MAY_BE_MANY.search, single.parts)):
             return False
-        return None  # A union, an inequality or the empty set may equal it.
+        return None  # A union, an inequality or the empty set may equal several parts.
     listed = {a.kind, b.kind} == {"list", "[]"} and len(a.parts) != 2  # Two are an interval.
     if a.kind == b.kind or {a.kind, b.kind} == {"list", "()"} or listed:
         return len(a.parts) == len(b.parts) and ("ordered", a.parts, b.parts)
@@ -294,7 +265,7 @@ def _decompose(gold: str, answer: str) -> tuple[str, tuple, tuple] | Literal[Fal
 
 
 def _names(shape: parsing.Shape) -> list[str]:
-    """The names of a list `a = 2, b = 5`, sorted; empty for all else and where there is one."""
+    """The sorted names of a list `a = 2, b = 5`; [] if a part has none or all have the same."""
     if shape.kind not in ("list", "set"):
         return []
     names = sorted(parsing.assignment(part)[0] for part in shape.parts)
@@ -302,18 +273,19 @@ def _names(shape: parsing.Shape) -> list[str]:
 
 
 def _distinct(parts: tuple[str, ...]) -> tuple[str, ...]:
-    """Elements of a set without those that certainly are an earlier one."""
-    found: list[str] = []
+    """The elements of a set without those that certainly equal an earlier one."""
+    distinct: list[str] = []
     once = dict.fromkeys(spelling.squash(part) for part in parts)
     if len(once) > _MOST_ELEMENTS:
-        return tuple(once)  # Of so many none is looked at twice.
+        return tuple(once)  # More elements would take too long to compare with each other.
     for part in once:
-        if not any(_known(other, part, False) for other in found):
-            found.append(part)
-    return tuple(found)
+        if not any(_known(other, part, False) for other in distinct):
+            distinct.append(part)
+    return tuple(distinct)
 
 
 def _all_equal(pairs: list[tuple[str, str]], percent: bool) -> bool:
+    """Whether every gold equals its answer."""
     open_pairs = []
     for gold, answer in pairs:
         known = _known(gold, answer, percent)
@@ -325,10 +297,10 @@ def _all_equal(pairs: list[tuple[str, str]], percent: bool) -> bool:
 
 
 def _match(golds: tuple[str, ...], answers: tuple[str, ...], percent: bool) -> bool:
-    """Whether each gold has an answer of its own, in any order."""
+    """Whether golds and as many answers are equal in some order."""
     size = len(golds)
     table = [[_known(gold, answer, percent) for answer in answers] for gold in golds]
-    # What is certainly equal is out of the question; equality is an equivalence.
+    # Certain pairs are taken first: as equality is transitive, they spoil no other match.
     free = list(range(size))
     rest = []
     for i in range(size):
@@ -347,20 +319,20 @@ def _match(golds: tuple[str, ...], answers: tuple[str, ...], percent: bool) -> b
         for (i, j), equal in zip(unknown, outcomes, strict=True):
             table[i][j] = equal
     for i in rest:
-        found = next((j for j in free if table[i][j]), None)
-        if found is None:
+        partner = next((j for j in free if table[i][j]), None)
+        if partner is None:
             return False
-        free.remove(found)
+        free.remove(partner)
     return True
 
 
 def _known(gold: str, answer: str, percent: bool) -> bool | None:
-    """Whether two scalars are equal, as far as text and rational numbers tell; else None."""
+    """Whether two scalars are equal, by text, words and rational numbers; None: a formula."""
     if spelling.squash(gold) == spelling.squash(answer):
         return True
     gold, answer = _values(gold, answer)
     if sorted(_PRIMED.findall(gold)) != sorted(_PRIMED.findall(answer)):
-        return False  # A derivative, minutes or feet, which the worker would not see.
+        return False  # Primes are derivatives, minutes or feet, and the worker ignores them.
     (gold_time, gold_half), (answer_time, answer_half) = map(
         numerals.time_of_day, (gold, answer)
     )
@@ -377,7 +349,7 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
     form = _known_form(gold, answer)
     if form is not None:
         return form
-    # `5 m` beside \text{m}: the one side says that the letter is a unit.
+    # `5 m` against `5\text{ m}`: the second shows that m is a unit.
     for unit in filter(None, (gold_unit, answer_unit)):
         gold, answer = (_without_bare(text, unit) for text in (gold, answer))
     a, b = parsing.number(gold), parsing.number(answer)
@@ -394,50 +366,51 @@ def _known(gold: str, answer: str, percent: bool) -> bool | None:
 
 
 def _known_form(gold: str, answer: str) -> bool | None:
-    """Whether they are equal, where one is a numeral with a base or a ratio; else None."""
-    a, b = numerals.numeral(gold), numerals.numeral(answer)
-    if a or b:
-        ten_a, ten_b = (
+    """Whether two scalars are equal, if one is a numeral with a base or a ratio; else None."""
+    left, right = numerals.numeral(gold), numerals.numeral(answer)
+    if left or right:
+        ten_left, ten_right = (
             parsing.number(n.digits if n and n.base == 10 else text)
-            for n, text in ((a, gold), (b, answer))
+            for n, text in ((left, gold), (right, answer))
         )
-        return a == b or (ten_a is not None and ten_a == ten_b)
+        return left == right or (ten_left is not None and ten_left == ten_right)
     a, b = numerals.ratio(gold), numerals.ratio(answer)
     if not (a or b) or (word_answers.words(gold) and word_answers.words(answer)):
         return None
     if len(a) != len(b):
         return False
-    x, y = ([parsing.number(term) for term in terms] for terms in (a, b))
-    if None in x or None in y:
+    x, y = ([n.value for t in terms if (n := parsing.number(t))] for terms in (a, b))
+    if len(x) < len(a) or len(y) < len(b):
         return (
             None
             if len(a) == 2
             else all(_known(*pair, False) for pair in zip(a, b, strict=True))
         )
     if numerals.is_clock(gold) or numerals.is_clock(answer):
-        return [n.value for n in x] == [n.value for n in y]
-    return numerals.proportional([n.value for n in x], [n.value for n in y])
+        return x == y
+    return numerals.proportional(x, y)
 
 
 def _without_bare(text: str, unit: str) -> str:
+    """The number of `5 m` without the letter, where it is the other side's unit."""
     rest = text.removesuffix(unit).rstrip(" ")
     return rest if rest != text and parsing.number(rest) is not None else text
 
 
 def _ask(pairs: list[tuple[str, str]]) -> list[bool]:
-    """The worker's word on pairs of formulas."""
-    ready = [tuple(_formula(text) for text in _values(*pair)) for pair in pairs]
-    answer = POOL.ask({"pairs": ready})
-    found = []
+    """Whether each pair of formulas is equal, by a worker."""
+    formulas = [tuple(_formula(text) for text in _values(*pair)) for pair in pairs]
+    answer = POOL.ask({"pairs": formulas})
+    equal = []
     for (gold, _), outcome in zip(pairs, answer["outcomes"], strict=True):
         if outcome == "gold unreadable" and word_answers.words(gold) is None:
-            raise _Unreadable("the gold answer is no formula that the checker can read")
-        found.append(outcome == "equal")
-    return found
+            raise _Unreadable("the gold answer is not a formula that the checker can read")
+        equal.append(outcome == "equal")
+    return equal
 
 
 def _formula(text: str) -> str:
-    """What the worker reads: without percent sign and unit, but with their value."""
+    """The formula for the worker: without the unit, and with % as a division by 100."""
     value, is_percent = parsing.take_percent(text)
     value, _ = parsing.take_unit(value)
     return rf"\frac{{{value}}}{{100}}" if is_percent else value

@@ -1,4 +1,4 @@
-"""Mathematical answers in one spelling: LaTeX commands, Unicode signs, blanks, brackets.
+"""One spelling of mathematical answers: LaTeX commands, Unicode signs, blanks, brackets.
 
 Pure functions on strings.
 """
@@ -10,7 +10,7 @@ import re
 from mopd_jax.verifiers.mathematics import numerals
 
 _TEXT = numerals.TEXT
-# One sign each for what Unicode offers beside LaTeX.
+# Unicode signs in LaTeX.
 _SIGNS = {
     "\u2212": "-",
     "\u2013": "-",
@@ -54,16 +54,16 @@ _NOISE = re.compile(
     r"|\\(?:boldsymbol|bold|bm|underline|emph|bf|rm|large|Large|normalsize|hfill|therefore)(?![A-Za-z])"
     r"|\\(?:text)?color ?\{[a-zA-Z]*\}|\\hspace ?\{[^{}]*\}|\\mathbf(?= ?\{ ?[-0-9\\])"
     r"|\\text ?\{ ?(?:Final )?[Aa]nswer: ?\}|\\(?:checkmark|square|blacksquare) *$"
-    r"|^\*\*|\*\*$|(?<!\\)\\$"  # The last is what is left of `\ ` at the end.
+    r"|^\*\*|\*\*$|(?<!\\)\\$"  # The last is the rest of a `\ ` at the end.
 )
-# A thin space or a braced comma between digits sets off thousands.
+# Thin spaces and braced commas that separate thousands.
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\!|\\[,;:]|~)(?=[0-9]{3}(?![0-9]))")
 # Digits with commas in front of letters or a command: 1,000\pi.
 _THOUSANDS_OF = re.compile(
     r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+"
     r"(?= ?(?:\\(?!\}|rbrace|rangle)|(?!(?:and|or)\b)[A-Za-z]))"
 )
-# Runs of blanks are one, else much below would be slow on them.
+# Runs of blanks become one blank, because patterns below would be slow on runs.
 _SPACE = re.compile(r"(?:(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s)+")
 _SYNONYMS = (
     (re.compile(r"^ *\\approx(?![A-Za-z])"), ""),
@@ -74,7 +74,7 @@ _SYNONYMS = (
         re.compile(
             r"\\(?:operatorname\*?|mathrm|text) ?\{ ?(?:(arcsin|arccos|arctan|sinh|cosh|tanh"
             r"|sin|cos|tan|cot|csc|ln|log|exp|gcd|lcm) ?\}"
-            # Seconds, unless an argument follows.
+            # \text{sec} is seconds, unless an argument follows.
             r"|(sec) ?\}(?= ?(?:\^ ?\{?-?[0-9]\}? ?)?[(\\A-Za-z]))"
         ),
         lambda match: rf"\{match[1] or match[2]} ",
@@ -120,7 +120,7 @@ WRAPPED = re.compile(rf"{_TEXT} ?\{{([^{{}}]*)\}}")
 
 
 def clean(text: str) -> str:
-    """An answer in one spelling: LaTeX signs, no delimiters, single spaces.
+    """The answer with LaTeX signs, without delimiters and decoration, with single spaces.
 
     Blanks between digits stay, because `1 1/2` is not `11/2`.
     """
@@ -145,19 +145,19 @@ def clean(text: str) -> str:
 
 
 def _without_commas(text: str) -> str:
-    """`1000\\pi` of `1,000\\pi`: one number with commas, and in no bracket."""
-    found = list(_THOUSANDS_OF.finditer(text))
-    if len(found) != 1 or found[0][0].count(",") != text.count(","):
+    """`1,000\\pi` as `1000\\pi`, if no other comma is in the text and no bracket is open."""
+    numbers = list(_THOUSANDS_OF.finditer(text))
+    if len(numbers) != 1 or numbers[0][0].count(",") != text.count(","):
         return text
-    head, tail = text[: found[0].start()], text[found[0].end() :]
+    head, tail = text[: numbers[0].start()], text[numbers[0].end() :]
     is_open = sum(map(head.count, "([")) > sum(map(head.count, ")]"))
     if is_open or r"\{" in head or r"\langle" in head or r"\lbrace" in head:
         return text
-    return head + found[0][0].replace(",", "") + tail
+    return head + numbers[0][0].replace(",", "") + tail
 
 
 def _grouped(text: str, command: str) -> str:
-    """`sqrt(...)` and `^(...)` with braces round the parentheses, which LaTeX wants there."""
+    """`\\sqrt(...)` and `^(...)` with braces round the parentheses, which LaTeX requires."""
     pieces, start = [], 0
     while (at := text.find(command, start)) >= 0:
         opening = at + len(command)
@@ -169,7 +169,7 @@ def _grouped(text: str, command: str) -> str:
             start = opening
         else:
             pieces.append(text[start:opening] + "{(")
-            # What stands inside may hold the command again.
+            # The part in parentheses may hold the command again.
             inner = text[opening + 1 : close]
             text = inner + ")}" + text[close + 1 :]
             start = 0
@@ -177,7 +177,7 @@ def _grouped(text: str, command: str) -> str:
 
 
 def closing(text: str, opening: int) -> int | None:
-    """Where the bracket at `opening` closes; any kind closes any, as in `[0, 1)`."""
+    """Where the bracket at `opening` closes, or None. Any kind closes any, as in `[0, 1)`."""
     depth = 0
     for i in range(opening, len(text)):
         c = text[i]
@@ -191,6 +191,6 @@ def closing(text: str, opening: int) -> int | None:
 
 
 def squash(text: str) -> str:
-    """Without the spaces that separate nothing, for comparison as text."""
+    """The text without spaces that separate nothing, for comparison as text."""
     text = re.sub(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", "", text)
     return re.sub(r"([_^])\{([A-Za-z0-9])\}", r"\1\2", text)

@@ -1,4 +1,7 @@
-r"""Words that may be a unit behind a number, as in `5\text{ cm}`. Pure functions on strings."""
+r"""Which words behind a number are its unit, as in `5\text{ cm}`, and which units are the same.
+
+Pure functions on strings.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ def _set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Symbols count in their case, words in any. Single letters are units only in wrapped text.
+# The case of symbols counts, that of words does not. Single letters are units only in \text{}.
 _SYMBOLS = _set(
     """m s g h A K N C J W V F T H L l S u kN kJ MJ kW MW kV mV mA kA Pa kPa MPa Hz kHz MHz
     GHz mol mmol eV keV MeV GeV nm pm fm mm cm dm km mg kg ml mL dL cl cL kL ms us ns ps
@@ -26,7 +29,7 @@ _WORDS = _set(
     ampere amp coulomb farad tesla pascal hertz mole calorie kilocalorie byte bit square
     cubic sq cu per point percent pct nautical light"""
 )
-# Words that change what the number says, so that they are no unit of it.
+# Words that change the number, so that they are not its unit.
 _NO_NOUNS = _set(
     """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy
@@ -43,7 +46,7 @@ _NO_NOUNS = _set(
     mn bn mil doubled tripled halved nope
     remainder infinity pi ago later too also even odd"""
 )
-# Spellings of one name, after a plural s is gone.
+# Other spellings, without a plural s, and the name under which they are compared.
 NAMES = {
     "dollar": "$",
     "degree": "deg",
@@ -58,7 +61,7 @@ NAMES = {
     "hr": "hour",
     "min": "minute",
 }
-# Symbols of names, to compare two units that were both written as such.
+# Symbols of names, to compare a unit that is written out with one that is not.
 _SYMBOL_OF = {
     "gram": "g",
     "meter": "m",
@@ -95,10 +98,10 @@ _POWER = re.compile(r"\^ ?-?[0-9]")
 
 
 def is_unit(text: str) -> bool:
-    """Whether words, unwrapped and without braces, can be a unit and leave its number alone.
+    """Whether words, without commands and braces, can be a unit behind a number.
 
-    They are listed units, or one plain noun that is no number word, multiplier or connective;
-    such a noun may stand beside "per" and listed units, and has no exponent.
+    They are listed units, or one plain noun: not a number word, multiplier or connective, and
+    without exponent. With "per", listed units may stand beside the noun.
     """
     bare = _POWER.sub(" ", text.replace("\\cdot", " ").replace("\\times", " "))
     if not _CONTENT.fullmatch(bare) or any(c.isdigit() for c in bare):
@@ -113,11 +116,12 @@ def is_unit(text: str) -> bool:
 
 
 def same(a: str, b: str) -> bool:
-    """Whether two names of units are one: kilogram is kg, meterpersecond is m/s."""
+    """Whether two names mean one unit: kilogram is kg, meterpersecond is m/s."""
     return a == b or _symbols(a) == _symbols(b)
 
 
 def _symbols(name: str) -> str:
+    """The unit in symbols, as far as they are known."""
     name = name.replace("metre", "meter").replace("degcelsiu", "degC")
     name = _FULL_NAME.sub(lambda match: _PREFIX_OF[match[1]] + _SYMBOL_OF[match[2]], name)
     name = name.replace("per", "/").replace("ml", "mL")

@@ -1,14 +1,14 @@
-"""The program of a worker process: says whether two formulas are equal, by math-verify.
+"""The program of a worker process: decides by math-verify whether two formulas are equal.
 
-Run as a file, never as part of the package, so that it imports neither JAX nor anything else of
-ours. It reads one JSON object a line, `{"pairs": [[gold, answer], ...], "seconds": 5.0}`, and
-answers `{"outcomes": [...]}`, or `{"broken": why}`. `math_pool.py` is the other end.
+It is run as a file, not imported, so that it loads neither JAX nor the rest of the package. It
+reads one JSON object a line, `{"pairs": [[gold, answer], ...], "seconds": 5.0}`, and answers
+`{"outcomes": [...]}` or `{"broken": why}`. `pool.py` is the other end.
 
-What holds a formula's text back: it is parsed by a LaTeX grammar. The grammar's numbers alone
-would reach Python's `eval`, by way of sympy's reader of strings, which is replaced by one that
-knows numbers only. Behind that, a hook refuses to compile text, to write, to start processes
-and to open sockets, and limits of the kernel bound CPU time, memory and file size. That is no
-jail: a fault in the interpreter's own C code would run with the rights of the user.
+Model text must not run as Python. It is parsed by a LaTeX grammar, of which only numbers would
+reach Python's `eval`, through sympy's reader of strings; that reader is replaced by one that
+accepts numbers only. Besides, an audit hook refuses to compile text, write files, start
+processes and open sockets, and the kernel limits CPU time, memory and file size. This is not a
+sandbox: an exploited fault in the interpreter's C code would have the user's rights.
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ import re
 import resource
 import signal
 import sys
+from typing import Any
 
 MEMORY = 2 << 30  # Bytes of address space.
+# What sympy and math-verify give and take; they are imported late, after the limits are set.
+Formula = Any
+# Audit events, or their beginnings, that no formula needs.
 _REFUSED = (
     "os.system",
     "os.exec",
@@ -50,12 +54,12 @@ _REFUSED = (
     "urllib.",
     "smtplib.",
 )
-# sympy compiles its own arithmetic of monomials, of text made of variable counts alone.
+# sympy compiles its arithmetic of monomials, from text made of numbers of variables only.
 _OWN_CODE = b"def monomial_"
 _NUMBER = re.compile(r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 # `\log` without a base.
 _LOG = re.compile(r"\\log(?![A-Za-z])(?!\s*_)")
-# Numbers side by side, which the grammar would read as a sum (5 1) or a product (5.5.1).
+# Numbers side by side, which the grammar would take for a sum (5 1) or a product (5.5.1).
 _TWO_NUMBERS = re.compile(r"[0-9] +[0-9]|\.[0-9]*\.")
 _TRIG = r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])"
 # A number may follow the scripts of these: \log_2 3, \int_0^1 2x, \sin^2 10.
@@ -68,13 +72,14 @@ _DEGREE = re.compile(r" ?\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})")
 # What a degree sign belongs to: 20, 2x, x, 2\theta.
 _ANGLE = re.compile(r"(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+) ?)?(?:\\[A-Za-z]+|[A-Za-z])?$")
 _UNREADABLE = ("gold unreadable", "answer unreadable")
+# Largest relative difference of equal numbers, without and with decimals in a formula.
 _CLOSE = {"exact": 1e-12, "decimal": 1e-6}
 
 
-def _refuse(event: str, args: tuple) -> None:
-    """An audit hook; what it raises stops the refused act."""
+def _refuse(event: str, args: tuple[Any, ...]) -> None:
+    """The audit hook: raises PermissionError, which prevents the act."""
     if event == "compile" and args[0] is not None:
-        # Modules that sympy imports late are compiled from files, text from "<...>".
+        # Modules that sympy imports late are compiled from files, text under a name in "<>".
         text = not isinstance(args[1], str) or args[1].startswith("<")
         own = isinstance(args[0], bytes) and args[0].startswith(_OWN_CODE)
         refused = text and not own
@@ -88,6 +93,7 @@ def _refuse(event: str, args: tuple) -> None:
 
 
 def _limit() -> None:
+    """Limits address space, file size and core dumps of this process."""
     for name, value in (
         (resource.RLIMIT_AS, MEMORY),
         (resource.RLIMIT_FSIZE, 0),
@@ -96,12 +102,16 @@ def _limit() -> None:
         try:
             resource.setrlimit(name, (value, value))
         except (ValueError, OSError):
-            # Some systems refuse a limit on address space; CPU time is bounded all the same.
+            # Some systems refuse a limit on address space; CPU time is limited all the same.
             continue
 
 
-def _read_number(text: str, *args, **kwargs):
-    """In place of `sympy.parsing.sympy_parser.parse_expr`, which evaluates text as Python."""
+def _read_number(text: str, *args: object, **kwargs: object) -> Formula:
+    """Replaces `sympy.parsing.sympy_parser.parse_expr`, which evaluates text as Python.
+
+    Raises:
+        ValueError: the text is not a number.
+    """
     import sympy
 
     del args, kwargs
@@ -111,7 +121,7 @@ def _read_number(text: str, *args, **kwargs):
 
 
 def _angles(text: str) -> str:
-    r"""With `20^\circ` as a number of radians, where the text has a function of angles."""
+    r"""The text with `20^\circ` in radians, if it has a function of angles."""
     if not _HAS_TRIG.search(text):
         return text
     while match := _DEGREE.search(text):
@@ -119,13 +129,13 @@ def _angles(text: str) -> str:
         start = _angle_start(head)
         if start is None:
             raise ValueError("a degree sign behind nothing")
-        # In parentheses, so that a function takes all of it and no more.
+        # In parentheses, so that a function takes exactly this as its argument.
         text = rf"{head[:start]}({head[start:]}\cdot\frac{{\pi}}{{180}}){tail}"
     return text
 
 
 def _angle_start(head: str) -> int | None:
-    """Where the angle at the end of the text begins."""
+    """Where the angle at the end of the text begins; None where there is none."""
     if head[-1:] not in (")", "}"):
         match = _ANGLE.search(head)
         return match.start() if match and match[0] else None
@@ -133,7 +143,7 @@ def _angle_start(head: str) -> int | None:
     for i in range(len(head) - 1, -1, -1):
         depth += (head[i] in ")}") - (head[i] in "({")
         if depth == 0:
-            # The numerator and the command belong to it.
+            # The numerator and the command belong to the angle.
             if head[i] == "{" and head[:i].endswith("}"):
                 return _angle_start(head[:i])
             command = re.search(r"\\(?:frac|sqrt) ?$", head[:i])
@@ -141,23 +151,27 @@ def _angle_start(head: str) -> int | None:
     return None
 
 
-def _parse(text: str, real: bool | None):
-    """A sympy object of LaTeX text. Raises whatever the parser raises."""
+def _parse(text: str, real: bool | None) -> Formula:
+    """The sympy object of LaTeX text. Raises whatever the parser raises.
+
+    Args:
+        real: whether variables are real numbers; None: they may be complex.
+    """
     import sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 
     if _TWO_NUMBERS.search(_SCRIPTS.sub(" ", text)):
         raise ValueError("two numbers side by side")
-    # Units are taken off before (by our rules, not by a list that holds single letters), and
-    # the text is one formula: nothing is searched for in it.
+    # `rules.py` has removed units already (math-verify's list of units has single letters). The
+    # text is one formula, so there is no box or formula to search for.
     normal = normalize_latex(
         _angles(text),
         NormalizationConfig(
             basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none"
         ),
     )
-    # r and R are two variables.
+    # r and R must stay two variables.
     parsed = latex2sympy(
         normal,
         is_real=real,
@@ -169,22 +183,26 @@ def _parse(text: str, real: bool | None):
         parsed = parsed.subs(sympy.Symbol("i"), sympy.I)
     if not isinstance(parsed, (sympy.Basic, sympy.MatrixBase)):
         raise ValueError("not one formula")
-    # The exponents of 2^{1.5} and e^{0.1t} are exact.
+    # Exponents such as those of 2^{1.5} and e^{0.1t} are exact.
     return parsed.replace(
         lambda e: isinstance(e, (sympy.Pow, sympy.exp)) and e.exp.has(sympy.Float),
         lambda e: e.func(*e.args[:-1], _exact(e.args[-1])),
     )
 
 
-def _exact(expression):
-    """With fractions for decimals."""
+def _exact(expression: Formula) -> Formula:
+    """The expression with fractions for decimals."""
     import sympy
 
     return expression.replace(lambda e: e.is_Float, lambda e: sympy.Rational(str(e)))
 
 
-def _same(gold, answer) -> bool:
-    """math-verify's word, and ours where it is too kind: equations, and very small numbers."""
+def _same(gold: Formula, answer: Formula) -> bool:
+    """Whether two formulas are equal.
+
+    math-verify decides, but accepts too much of equations and of very small numbers, which are
+    therefore checked here.
+    """
     import sympy
     from math_verify import verify
 
@@ -192,7 +210,7 @@ def _same(gold, answer) -> bool:
         sides = (*gold.args, *answer.args)
         if all(isinstance(side, sympy.Expr) for side in sides):
             return _same_equation(gold, answer)
-    # No time limit of theirs: it is a signal, and ours is the kernel's.
+    # math-verify's own time limit is a signal handler; here the kernel limits CPU time.
     if not verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True):
         return False
     if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
@@ -200,8 +218,8 @@ def _same(gold, answer) -> bool:
     return True
 
 
-def _same_equation(gold, answer) -> bool:
-    """Equal up to a factor that is a number and not 0."""
+def _same_equation(gold: Formula, answer: Formula) -> bool:
+    """Whether two equations are equal up to a factor that is a number other than 0."""
     import sympy
 
     left, right = gold.lhs - gold.rhs, answer.lhs - answer.rhs
@@ -209,15 +227,18 @@ def _same_equation(gold, answer) -> bool:
     return bool(ratio.is_number and ratio.is_finite and ratio.is_zero is False)
 
 
-def _close(gold, answer) -> bool:
-    """Numbers that round to the same decimals may differ by a factor, as 1e-7 and 2e-7."""
+def _close(gold: Formula, answer: Formula) -> bool:
+    """Whether two numbers that math-verify calls equal are close; True of other formulas.
+
+    math-verify rounds to decimals, after which 1e-7 and 2e-7 are the same.
+    """
     import sympy
 
     if gold.free_symbols or answer.free_symbols:
         return True
     exact = [x.doit() for x in (gold, answer)]
     if all(x.is_Rational for x in exact):
-        return bool(exact[0] == exact[1])  # However close they are.
+        return bool(exact[0] == exact[1])
     a, b = (sympy.N(x, 30) for x in exact)
     if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
         return True
@@ -232,11 +253,11 @@ def judge(gold: str, answer: str) -> str:
 
     readings = [(gold, answer)]
     if _LOG.search(gold + " " + answer):
-        # School reads base 10, everyone else base e; both sides are read alike.
-        readings.append(tuple(_LOG.sub(r"\\ln", text) for text in (gold, answer)))
+        # Base 10 in schools, base e elsewhere; both sides are read in the same base.
+        readings.append((_LOG.sub(r"\\ln", gold), _LOG.sub(r"\\ln", answer)))
     outcome = "different"
     for pair in readings:
-        # An assumption on one side alone would make its variables others than the gold's.
+        # One assumption for both sides: sympy's real x and complex x are different variables.
         real = None if any(map(should_treat_as_complex, pair)) else True
         parsed = []
         for text, unreadable in zip(pair, _UNREADABLE, strict=True):
@@ -251,13 +272,13 @@ def judge(gold: str, answer: str) -> str:
                 return "equal"
         except MemoryError:
             raise
-        except Exception:  # Two kinds of objects that cannot be compared are not equal.
+        except Exception:  # Objects of two kinds, which cannot be compared, are not equal.
             outcome = "different"
     return outcome
 
 
 def _warm() -> None:
-    """Loads what sympy loads late, then takes its reader of strings away."""
+    """Makes sympy load all that it loads late, then replaces its reader of strings."""
     import sympy.core.cache
     import sympy.parsing.sympy_parser
 
@@ -277,7 +298,7 @@ def _warm() -> None:
     ):
         judge(gold, answer)
     sympy.core.cache.clear_cache()
-    # Not before: sympy reads texts of its own as it loads.
+    # Only now, because sympy reads texts of its own while it loads.
     sympy.parsing.sympy_parser.parse_expr = _read_number
 
 
@@ -287,11 +308,11 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nothing, 1)
     logging.disable(logging.CRITICAL)
-    # Whatever this process inherited: the timer below must be able to end it.
+    # The timer below must be able to end this process, whatever signal settings it inherited.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
 
-    def say(message: dict) -> None:
+    def say(message: dict[str, Any]) -> None:
         channel.write(json.dumps(message) + "\n")
         channel.flush()
 
@@ -307,8 +328,8 @@ def main() -> None:
 
     for line in sys.stdin:
         request = json.loads(line)
-        # CPU time, so that a busy machine changes no verdict. The signal's default action ends
-        # the process wherever it is, in C code too.
+        # CPU time, so that verdicts do not depend on the load. The signal's default action ends
+        # the process even inside C code.
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
         try:
             outcomes = [judge(gold, answer) for gold, answer in request["pairs"]]
@@ -318,7 +339,7 @@ def main() -> None:
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
         say({"outcomes": outcomes})
-        # What came before must not decide how long the next one takes.
+        # The time of a request must not depend on those before it.
         sympy.core.cache.clear_cache()
 
 
