@@ -38,8 +38,7 @@ def run_program(job: dict) -> NoReturn:
     own teardown would do the same, but takes most of a small program's time.
     """
     leave, endings = os._exit, atexit._run_exitfuncs
-    # Private, so mypy does not know it; Python 3.9 and later have it.
-    threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined]
+    threads = threading._shutdown  # type: ignore[attr-defined]  # Python does not export it.
     atexit._clear()
     streams = wrap_streams()
     sys.argv = [_FILE]

@@ -311,8 +311,7 @@ def _builder(name: str, splits: Mapping[str, Sequence[Problem]], data_dir: pathl
     tfds = _tfds()
     base: Any = tfds.core.GeneratorBasedBuilder
 
-    # mypy cannot see the keyword in a base class that is imported on use.
-    class Problems(base, skip_registration=True):  # type: ignore[call-arg]
+    class Problems(base, skip_registration=True):  # type: ignore[call-arg]  # TFDS is untyped.
         """Verifiable problems."""
 
         def _info(self) -> Any:
