@@ -10,7 +10,8 @@ def loss_of(states: jax.Array, head: jax.Array) -> jax.Array:
     """The mean divergence of a student from itself, f32[]."""
     targets = jnp.zeros(states.shape[:-1], jnp.int32)
     mask = jnp.ones(states.shape[:-1], bool)
-    loss, _ = distill_loss(Hidden(states, head), Hidden(states, head), targets, mask)
+    model = Hidden(states, head)
+    loss, _ = distill_loss(model, model, targets, mask)
     return loss
 
 
