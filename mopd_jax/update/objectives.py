@@ -157,7 +157,7 @@ def _distill(
     batch, cfg = rows.batch, inputs.cfg
     student = student_output(params, batch, inputs.models.student)
     teacher = _teacher_output(params, batch, inputs) if rows.stored is None else rows.stored
-    # Without a base the student is its own: what is left of both ratios is that to the sampler.
+    # Without base log-probs the first ratio is 1, and the one cap is that of the second.
     base_logp, cap, weights = batch.sampled_logp, cfg.loss.rollout_cap, rows.weights
     if rows.base_logp is not None:
         base_logp, cap = rows.base_logp, cfg.loss.importance_cap
