@@ -197,7 +197,9 @@ def _type(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join("None" if arg is type(None) else _type(arg) for arg in args)
+        # The first is what a setting can be; others, such as an array, are for callers in code.
+        first = next(arg for arg in args if arg is not type(None))
+        return f"{_type(first)} or None" if type(None) in args else _type(first)
     if origin is tuple:
         return f"list of {_type(args[0])}"
     return "mapping" if origin is dict else str(hint.__name__)

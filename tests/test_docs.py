@@ -4,7 +4,9 @@ import dataclasses
 import importlib.util
 import pathlib
 import sys
+from typing import Any, Literal
 
+import jax
 import pytest
 
 from mopd_jax.config import Config, EvalConfig, LossConfig, RolloutConfig, SandboxConfig
@@ -121,6 +123,20 @@ def test_meanings_are_read_from_docstrings():
         "three": "of both.",
         "four": "deeper, and on.",
     }
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "int"),
+        (float | jax.Array | None, "float or None"),
+        (tuple[int, ...], "list of int"),
+        (dict[str, Any], "mapping"),
+        (Literal["a", "b"] | None, "`a`, `b` or None"),
+    ],
+)
+def test_types_in_words(hint, words):
+    assert generate._type(hint) == words
 
 
 def test_what_has_no_words_is_named(monkeypatch):

@@ -454,9 +454,9 @@ def test_a_teacher_that_reads_the_students_prompt(opened, first, fails, monkeypa
 
 def test_an_empty_context_shows_no_gold_either(opened, first):
     run, sampled = opened[0], first[0]
-    rows = rollouts.few(run, sampled)
+    rows = rollouts.spread_rows(run, sampled)
     for given in (run, with_context(run, gold="answer")):
-        read = rollouts.plain(given, rows)
+        read = rollouts.with_plain_prompts(given, rows)
         assert (read.prompt[:, -6:] == rows.prompt).all()
         assert read.prompt_mask.sum() == rows.prompt_mask.sum()
 
@@ -511,7 +511,7 @@ def test_a_sampler_that_disagrees(opened, first, fails, monkeypatch, cause):
 
 def test_limits_depend_on_the_dtype_and_the_temperature(fails):
     cfg = Config()
-    rows = rollouts.Rows([], None, None, None, np.ones((1, 4), bool), np.zeros((1, 4)))
+    rows = rollouts.ScoredRows([], None, None, None, np.ones((1, 4), bool), np.zeros((1, 4)))
     near = np.full((1, 4), 0.05)
     assert "0.05 nats a token" in fails("sampler", rollouts.sampler, rows, near, cfg)
     half = dataclasses.replace(
@@ -587,7 +587,7 @@ def put(name, index, value):
         ),
         (put("mask", (1, 1, 3), False), "ends before a stop token", "rollout 1 of problem 'b'"),
         (put("stopped", (1, 0), True), "'stopped' is not what", "rollout 0 of problem 'b'"),
-        (put("response", (0, 1, 2), 9), "stands behind the mask", "rollout 1 of problem 'a'"),
+        (put("response", (0, 1, 2), 9), "follows the mask", "rollout 1 of problem 'a'"),
         (put("prompt_mask", (0, 2), False), "does not end where", "2 of 4 rows"),
         (put("prompt_mask", (1, 1), False), "does not end where", "rollout 0 of problem 'b'"),
         (put("response", (0, 0, 0), 9), "another response is trained on", "1 of 4 rows"),
@@ -604,7 +604,7 @@ def test_masks_that_are_wrong(fails, changes, cause, row):
 
 def test_log_probs_behind_the_mask(fails):
     loud = np.full(SAMPLED["mask"].shape, -0.5)
-    assert "stands behind the mask" in fails("mask", completed, sampled_logp=loud)
+    assert "follows the mask" in fails("mask", completed, sampled_logp=loud)
 
 
 def test_positions_that_do_not_go_on(fails, monkeypatch):

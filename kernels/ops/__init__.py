@@ -20,14 +20,15 @@ from mopd_jax.kernels.linear_divergence import (
     pallas_tpu,
     reference,
     statistics,
+    token_losses,
     topk,
 )
-from mopd_jax.kernels.linear_divergence.chunked import TokenLoss
 from mopd_jax.kernels.linear_divergence.divergence import Divergence, DivergenceKind, Support
 from mopd_jax.kernels.linear_divergence.options import HeadSharding
 from mopd_jax.kernels.linear_divergence.outputs import Hidden, Logits, Stored
 from mopd_jax.kernels.linear_divergence.pallas_gpu import RowKernels
-from mopd_jax.kernels.linear_divergence.statistics import TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.records import TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.token_losses import TokenLoss
 from mopd_jax.kernels.linear_divergence.tuning import Blocks
 
 __all__ = [
@@ -219,7 +220,7 @@ def linear_divergence_loss(
         )
     else:
         stats = _statistics(call, name, settings)
-        loss = chunked.weighted_sum(token_loss, stats, call.operands.mask, weights, aux)
+        loss = token_losses.weighted_sum(token_loss, stats, call.operands.mask, weights, aux)
     return loss, jax.lax.stop_gradient(stats)
 
 

@@ -28,27 +28,32 @@ ROW_POLICIES = ("targets", "no_success", "all_success", "control")
 class PeerConfig:
     """Which rollouts of the same prompt the teacher is shown (method of arXiv 2605.12652).
 
-    successes, failures: the most of each kind that a context shows in full.
-    slots: the most full peers in all; successes take their places first. None: no joint limit.
-    rule: which of the candidates are taken. `uniform` draws by (seed, step, prompt, rollout);
-        the others order them by index, by response length in tokens, or by the likeness of
-        their text to the target's (`peers.similarity`).
-    summaries, summary_source: the most further peers that are shown by their summary only, and
-        of which outcome; a peer that is shown in full is not summarised as well.
+    successes: the most successful peers that a context shows in full.
+    failures: the most failed peers that a context shows in full.
+    slots: the most peers of both kinds in full; successes take their places first. None: no
+        joint limit.
+    rule: which candidates are taken. `uniform` draws by (seed, step, prompt, rollout); the
+        others order them by index, by response length in tokens, or by the likeness of their
+        text to the target's (`peers.similarity`).
+    failure_rule: the rule for failures. None: as `rule`.
+    summaries: the most further peers that are shown by their summary only; a peer in full is
+        not summarised as well.
+    summary_source: the outcome of the peers that may be summarised.
     truncated: a response cut at T is no peer (`exclude`), or is shown under the heading of its
         verified outcome like any other (`outcome`).
-    exclude: what of the target's own no context of its row may hold, in a run and in its
-        controls alike: its `rollout`, or also every peer whose `text`, as it is shown, is the
-        target's, which the teacher could copy.
-    failure_rule: the rule for failures, where it is another; None: the same.
+    exclude: what no context of a row may show, in a run and in its controls: the target itself
+        (`rollout`), or also every peer with the `text` that the target shows, which the teacher
+        could copy.
     threshold: a reward of at least this is a success.
-    targets: which rows are distilled at all: of `all` targets, or of `failed` ones only.
-    no_success, all_success: what becomes of groups where no rollout succeeded, or all did:
-        trained with the peers there are, not trained (`mask`), or held to the teacher on the
-        plain prompt (`plain_prompt`). With both at `mask`, only groups of both outcomes train.
-    control: the same run with one thing taken away (`controls.py`).
+    targets: which rows are distilled: all, or those whose target failed.
+    no_success: what becomes of a group without a success: it trains with its `failures` as
+        peers, is not trained (`mask`), or is held to the teacher on the plain prompt
+        (`plain_prompt`).
+    all_success: what becomes of a group of successes only, in the same way. With both at
+        `mask`, only groups of both outcomes train.
+    control: the same run with one thing taken away (`contexts/controls.py`).
     control_match: a control has as many blocks as the run it controls (`block`), and also as
-        many tokens, to 2 % where its candidates allow that (`token`).
+        many tokens, within 2 % where its candidates allow that (`token`).
     """
 
     successes: int = 2
@@ -116,24 +121,29 @@ class ContextConfig:
     feedback, closing line, joined by `separator`; earlier turns stay. `{text}` in a template is
     the text of the block. The headings of summaries and of feedback, and the mark where tokens
     were cut, are constants of `contexts/render.py`.
-    teacher_prompt_length: Q in tokens, the assistant header included. None is
-        `rollout.prompt_length`, and all there is to fit where no context is shown.
+
+    teacher_prompt_length: Q in tokens, the assistant header included. None:
+        `rollout.prompt_length`, which is enough where no context is shown.
     peer_tokens: budget of one peer; a longer one loses its middle, never its head or tail.
-    success, another_success, failure: headings of a peer in full, by its verified outcome; the
-        second is for all successes but the first.
-    neutral: heading of a peer whose outcome is hidden (control `random`).
-    separator: the text between the blocks.
-    closing: the last line wherever a block is shown; "" for none.
+        None: no limit of its own.
+    success: template of the first successful peer in full.
+    another_success: template of every later one.
+    failure: template of a failed peer in full.
+    neutral: template of a peer whose outcome is hidden (control `random`).
+    closing: the last line of every context with a block; "" for none.
+    separator: the text between blocks.
     strip_thinking: remove `<think>` spans, unclosed ones included, from every peer.
-    summary_tag, summary_chars: a summary is the first closed span of this tag, else the first
-        characters of the response; how often it was the latter is counted.
-    feedback: whether the teacher reads the verifier's feedback on the target itself, where that
-        failed: `off`, where no success is shown in full (`no_success`, as SDPO), or `always`.
-    feedback_tokens: budget of the feedback.
-    gold, gold_block: shows the teacher the problem's gold `answer`, or its worked `solution`,
-        before all peers (OPSD, arXiv 2601.18734). The student never sees either.
-    feedback_with_gold: also show feedback that its verifier declares to contain gold answers
-        or hidden tests; else such feedback is withheld, and counted.
+    summary_tag: a peer's summary is the first closed span of this tag in its response.
+    summary_chars: without such a span the summary is so many of its first characters; this is
+        counted.
+    feedback: whether the teacher reads the verifier's feedback on the target, where that
+        failed: never (`off`), if no success is shown in full (`no_success`, as SDPO), `always`.
+    feedback_tokens: budget of the feedback. None: no limit of its own.
+    feedback_with_gold: also show feedback that its verifier declares to contain gold answers or
+        hidden tests; else such feedback is withheld and counted.
+    gold: show the teacher the problem's gold `answer`, or its worked `solution`, before all
+        peers (OPSD, arXiv 2601.18734); the student never sees either.
+    gold_block: template of the gold.
     """
 
     teacher_prompt_length: int | None = 10240
@@ -202,6 +212,7 @@ def check_contexts(
         "'off', so every context is empty and every row masked: nothing would be trained. For "
         "OPD without peers set teacher.no_context='plain_prompt'",
     )
+    read: list[tuple[str, PeerConfig | ContextConfig, str]]
     read = [("peers", peers, name) for name in (*ROW_POLICIES, "summaries")]
     read += [("context", context, name) for name in ("gold", "feedback")]
     changed = [

@@ -1,8 +1,7 @@
-"""Divergence, alpha, direction and denominators, on a loss whose answer is known.
+"""Checks the loss and its token weights on a small case, against float64 definitions.
 
-A few tokens of three words, computed from the definitions in float64 NumPy, beside the one call
-of the loss itself. Slopes are differences of values: they share nothing with the code they are
-held against.
+The case has four tokens of a vocabulary of three words. Its slopes are differences of values of
+the definitions, so they share no code with the gradient that they are compared with.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mopd_jax import losses
 from mopd_jax.config import Config, LossConfig
@@ -21,40 +21,40 @@ from mopd_jax.records import Batch
 from mopd_jax.selfcheck.result import Result, fail
 from mopd_jax.update import objectives, preferences, train_step
 
-# Rows of three, of one and of no token: every aggregation weighs them in another way.
+# Rows of three, one and no tokens, which every aggregation weighs differently.
 MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
-# Of each token the student, the teacher, the target, and how much likelier the target is now
-# than when it was sampled. No two words are equally likely, so that every top-k is settled.
+# Of each token: the student's and the teacher's probabilities, the target, and the ratio of its
+# probability now to that when it was sampled. No two words tie, so every top-k is unique.
 STUDENT = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3], [0.25, 0.35, 0.4]])
 TEACHER = np.array([[0.5, 0.3, 0.2], [0.5, 0.4, 0.1], [0.15, 0.1, 0.75], [0.6, 0.3, 0.1]])
 TARGET = np.array([0, 1, 2, 0])
 RATIO = np.array([1.0, 0.5, 8.0, 2.5])
 # Steps of the responses, for the aggregation that reads them.
 STEPS = np.array([[0, 0, 1], [0, 0, 0], [0, 0, 0]], np.int32)
-# Float32 against float64 on a loss of order 1.
+# Rounding of float32 on a loss of order 1.
 LIMIT = 1e-5
 
 
 class Compared(NamedTuple):
-    """What the code gives and what the definition says."""
+    """A value of the code beside that of its definition."""
 
     what: str
-    got: np.ndarray
-    want: np.ndarray
+    got: ArrayLike
+    want: ArrayLike
 
     @property
     def error(self) -> float:
-        """The largest difference; nan where something is not finite."""
-        return float(np.max(np.abs(np.float64(self.got) - self.want)))
+        """The largest difference; NaN if a value is not finite."""
+        return float(np.max(np.abs(np.asarray(self.got, np.float64) - np.asarray(self.want))))
 
 
 def check(cfg: Config) -> Result:
-    """The settings of a run mean what they say, on the known case.
+    """Checks that the loss of a run's settings has the values of its definition.
 
     Raises:
-        SelfCheckError: naming what is off.
+        SelfCheckError: with which of weights, loss and slopes is wrong, and by how much.
     """
-    numbers = {}
+    numbers: dict[str, float] = {}
     causes = {
         "weights": f"aggregation {cfg.loss.aggregation!r} does not divide by what it should",
         "loss": "alpha or the direction of the divergence is not what the settings say",
@@ -75,10 +75,10 @@ def check(cfg: Config) -> Result:
 
 
 def compare(cfg: Config) -> list[Compared]:
-    """The weights of tokens, the loss and its slopes, as an update of this run makes them.
+    """Token weights, loss and slopes, made as in an update, beside their definitions.
 
-    A method without a divergence has its own direction compared. What has no definition here,
-    such as another aggregation, is left out.
+    For a method without a divergence the direction of its gradient is compared. Settings
+    without a definition here, such as another aggregation, are left out.
     """
     pairwise = cfg.loss.method in ("dpo", "simpo")
     found = []
@@ -96,7 +96,7 @@ def compare(cfg: Config) -> list[Compared]:
 
 
 def weights(mask: np.ndarray, aggregation: str, *, every_row: bool) -> np.ndarray | None:
-    """Weights f64[3, 3] of `losses.token_weights`, None for an aggregation without a case."""
+    """Weights f64[3, 3] due from `losses.token_weights`; None for an unknown aggregation."""
     k = mask.astype(np.float64)
     tokens = k.sum(axis=1, keepdims=True)
     rows = len(mask) if every_row else np.count_nonzero(tokens)
@@ -134,14 +134,16 @@ def divergence(
     return float(np.sum(terms if clip is None else np.minimum(terms, clip)))
 
 
-def _terms(a, b):
-    """Of KL(a || b); no probability is 0."""
+def _terms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The terms of KL(a || b); no probability may be 0."""
     return a * np.log(a / b)
 
 
 def token_loss(logits: np.ndarray, n: int, of: Divergence) -> float:
-    """Loss of token n when its student's logits are f64[3]; what is constant under
-    differentiation stays that of `STUDENT`."""
+    """Loss of token n at the student's logits f64[3].
+
+    Factors that are constant under differentiation are those of `STUDENT`.
+    """
     p, q, target = np.exp(logits) / np.exp(logits).sum(), TEACHER[n], TARGET[n]
     if of.support == "sampled":
         return np.log(STUDENT[n, target] / q[target]) * np.log(p[target])
@@ -153,8 +155,8 @@ def token_loss(logits: np.ndarray, n: int, of: Divergence) -> float:
     return divergence(p, q, of.kind, alpha=of.alpha, clip=of.clip)
 
 
-def _outcomes(p, kept, tail):
-    """The kept words, and the rest as one more outcome or not at all."""
+def _outcomes(p: np.ndarray, kept: list[int], tail: bool) -> np.ndarray:
+    """The probabilities of the kept words, with the rest as one outcome, or renormalised."""
     inside = p[kept]
     if not tail:
         return inside / inside.sum()
@@ -162,43 +164,44 @@ def _outcomes(p, kept, tail):
 
 
 def _batch(cfg: LossConfig) -> Batch:
-    """A batch of which `MASK` is the mask; `STEPS` are read where the settings ask for them."""
-    zeros = np.zeros(MASK.shape)
+    """A batch with the mask `MASK`, and `STEPS` if the settings read them."""
+    zeros, mask = jnp.zeros(MASK.shape), jnp.asarray(MASK)
     return Batch(
         prompt=zeros,
-        prompt_mask=MASK,
+        prompt_mask=mask,
         response=zeros,
-        mask=MASK,
+        mask=mask,
         sampled_logp=zeros,
         teacher_prompt=zeros,
-        teacher_prompt_mask=MASK,
-        advantage=np.zeros(len(MASK)),
-        steps=STEPS if cfg.aggregation == "seq-mean-step-mean" else None,
+        teacher_prompt_mask=mask,
+        advantage=jnp.zeros(len(MASK)),
+        steps=jnp.asarray(STEPS) if cfg.aggregation == "seq-mean-step-mean" else None,
     )
 
 
-def _distilled(cfg) -> list[Compared]:
-    # The three words have no hundred largest.
+def _distilled(cfg: Config) -> list[Compared]:
+    """The distillation's loss and slopes beside their definitions."""
+    # A vocabulary of three words has at most two to choose.
     small = dataclasses.replace(
         cfg.loss.divergence, top_k=min(cfg.loss.divergence.chosen or 2, 2)
     )
     temperature, cap = cfg.rollout.temperature, cfg.loss.importance_cap
     logp = np.log(STUDENT[np.arange(len(TARGET)), TARGET])
 
-    def spread(values, elsewhere):
+    def spread(values: np.ndarray, elsewhere: float) -> np.ndarray:
         """[3, 3, ...] with the tokens where MASK is true, row by row."""
         whole = np.full((*MASK.shape, *np.shape(values)[1:]), elsewhere, np.float32)
         whole[MASK] = values
         return whole
 
-    # What is masked must not be read, so there it is not a number.
+    # NaN where the mask is false: a masked value must not be read.
     student = spread(np.log(STUDENT) * temperature, np.nan)
     teacher = spread(np.log(TEACHER) * temperature, np.nan)
     targets = spread(TARGET, 0).astype(np.int32)
     behaviour = None if cap is None else spread(logp - np.log(RATIO), np.nan)
     weigh = np.asarray(objectives.token_weights(_batch(cfg.loss), cfg.loss))
 
-    def loss(hidden):
+    def loss(hidden: jax.Array) -> jax.Array:
         head = jnp.eye(3)
         made, _ = losses.distill_loss(
             Hidden(hidden, head),
@@ -237,37 +240,41 @@ def _by_definition(
     return value, slopes
 
 
-def _reinforced(cfg) -> Compared:
-    """Likelier where the advantage is positive; the tokens are as yet inside the clipping."""
+def _reinforced(cfg: Config) -> Compared:
+    """GRPO's slopes, inside of every clip: up where the advantage is positive."""
     advantage = np.array([1.0, -0.5, 0.0], np.float32)
     weigh = np.asarray(objectives.token_weights(_batch(cfg.loss), cfg.loss))
     before = np.where(MASK, np.float32(-1.0), 0.0)
-    step = min(0.01, 0.5 * np.log(cfg.loss.dual_clip))  # Inside of every clip.
+    step = min(0.01, 0.5 * np.log(cfg.loss.dual_clip))
     now = before - step * np.sign(advantage)[:, None] * MASK
     clips = {name: getattr(cfg.loss, name) for name in ("clip_low", "clip_high", "dual_clip")}
 
-    def loss(logp):
-        return losses.grpo_loss(logp, before, advantage, weigh, **clips)[0]
+    def loss(logp: jax.Array) -> jax.Array:
+        constants = (jnp.asarray(x) for x in (before, advantage, weigh))
+        return losses.grpo_loss(logp, *constants, **clips)[0]
 
     slopes = jax.device_get(jax.jit(jax.grad(loss))(now))
     return Compared("slopes", slopes, -weigh * advantage[:, None] * np.exp(now - before))
 
 
-def _preferred(cfg) -> Compared:
-    """The better row of the one pair goes up, the worse one down; equal ones are no pair."""
+def _preferred(cfg: Config) -> Compared:
+    """The slopes of DPO or SimPO: of the one pair the better row up, the worse one down.
+
+    The other two rows are equal and so no pair.
+    """
     quality, group = jnp.array([1.0, 0.0, 0.5, 0.5]), 2
     dpo = cfg.loss.method == "dpo"
     beta, margin = train_step.preference_options(cfg.loss)
     smoothing = cfg.loss.label_smoothing
 
-    def loss(score):
+    def loss(score: jax.Array) -> jax.Array:
         better = preferences.pairs(quality, jnp.ones(4, bool), group=group)
         return preferences.preference_loss(
             score, better, beta=beta, margin=margin, smoothing=smoothing
         )
 
     slopes = jax.device_get(jax.jit(jax.grad(loss))(jnp.zeros(4)))
-    # The defaults of the two methods, written out again.
+    # The defaults of the two methods, stated a second time on purpose.
     b = (0.1 if dpo else 2.0) if cfg.loss.beta is None else cfg.loss.beta
     m = (0.0 if dpo else 1.0) if cfg.loss.margin is None else cfg.loss.margin
     wins = 1 / (1 + np.exp(m))  # sigmoid(u) at equal scores, u = -margin.

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from mopd_jax.kernels.linear_divergence import sharded
 from mopd_jax.kernels.linear_divergence.options import Spec
 from mopd_jax.kernels.linear_divergence.outputs import Hidden, Output, Stored, Teacher
-from mopd_jax.kernels.linear_divergence.statistics import Part
+from mopd_jax.kernels.linear_divergence.records import (
+    Part,
+)
 
 
 class Side(NamedTuple):

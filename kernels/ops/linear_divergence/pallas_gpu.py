@@ -24,10 +24,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mopd_jax.kernels.linear_divergence import pallas_gpu_kernels
-from mopd_jax.kernels.linear_divergence.chunked import is_floating
 from mopd_jax.kernels.linear_divergence.options import Spec
 from mopd_jax.kernels.linear_divergence.outputs import Stored
-from mopd_jax.kernels.linear_divergence.statistics import (
+from mopd_jax.kernels.linear_divergence.records import (
     WHOLE,
     Part,
     Pull,
@@ -37,6 +36,7 @@ from mopd_jax.kernels.linear_divergence.statistics import (
     Weighted,
     without_targets,
 )
+from mopd_jax.kernels.linear_divergence.token_losses import is_floating
 
 
 @dataclasses.dataclass(frozen=True)

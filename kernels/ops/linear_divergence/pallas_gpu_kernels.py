@@ -25,12 +25,14 @@ from jax.experimental.pallas import triton as plgpu
 from mopd_jax.kernels.linear_divergence import formulas, statistics
 from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.options import Spec
-from mopd_jax.kernels.linear_divergence.statistics import (
-    Moments,
+from mopd_jax.kernels.linear_divergence.records import (
     Stats,
     TokenLogprob,
     TokenStats,
     Weighted,
+)
+from mopd_jax.kernels.linear_divergence.statistics import (
+    Moments,
 )
 
 # A logit of a column that is not there, and the maximum of no logits; finite, because

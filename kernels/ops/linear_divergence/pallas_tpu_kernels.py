@@ -25,7 +25,9 @@ from jax.experimental import pallas as pl
 from mopd_jax.kernels.linear_divergence import formulas, statistics
 from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.options import Spec
-from mopd_jax.kernels.linear_divergence.statistics import Moments
+from mopd_jax.kernels.linear_divergence.statistics import (
+    Moments,
+)
 
 EMPTY = -1e30  # A logit that is not there: finite, because inf - inf is NaN.
 

@@ -18,7 +18,11 @@ from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.logits import product
 from mopd_jax.kernels.linear_divergence.options import Spec
 from mopd_jax.kernels.linear_divergence.outputs import Hidden, Logits, Output, Stored
-from mopd_jax.kernels.linear_divergence.statistics import Stats, TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.records import (
+    Stats,
+    TokenLogprob,
+    TokenStats,
+)
 
 
 def token_statistics(spec: Spec, student: Output, operands: Operands) -> Stats:

@@ -16,7 +16,9 @@ from jax.sharding import PartitionSpec
 
 from mopd_jax.kernels.linear_divergence.options import HeadSharding, Spec
 from mopd_jax.kernels.linear_divergence.outputs import Hidden, Logits, Teacher
-from mopd_jax.kernels.linear_divergence.statistics import Part
+from mopd_jax.kernels.linear_divergence.records import (
+    Part,
+)
 
 
 def specs(sharding: HeadSharding) -> tuple[PartitionSpec, PartitionSpec]:

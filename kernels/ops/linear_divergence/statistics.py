@@ -14,9 +14,9 @@ the gradient to logit j of c_D D + c_y lp_y + c_H H is
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -25,110 +25,22 @@ from mopd_jax.kernels.linear_divergence import formulas
 from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.options import Spec
 from mopd_jax.kernels.linear_divergence.outputs import Stored
+from mopd_jax.kernels.linear_divergence.records import (
+    WHOLE,
+    Part,
+    Pull,
+    Stats,
+    TokenLogprob,
+    TokenStats,
+)
 
 # The least mass of the tail, as in the reference code: log-probs that sum to 1 up to rounding
 # would give a tail of noise. At the bound the tail has no gradient.
 _TAIL_BOUND = -1e-7
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TokenStats:
-    """Per-token statistics, both models at one temperature; exactly 0 outside the mask.
-
-    Without targets `logp` and `teacher_logp` are None.
-    """
-
-    divergence: jax.Array  # f32[...] nats
-    logp: jax.Array | None  # f32[...] nats, the student's, of the target token
-    teacher_logp: jax.Array | None  # f32[...] nats, the teacher's, of the target token
-    entropy: jax.Array  # f32[...] nats, of the student
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TokenLogprob:
-    """Per-token statistics of one model at one temperature; exactly 0 outside the mask."""
-
-    logp: jax.Array  # f32[...] nats, of the target token
-    entropy: jax.Array  # f32[...] nats, of the distribution
-
-
-Stats = TokenStats | TokenLogprob
-
-
-def without_targets(stats: Stats) -> Stats:
-    """What is left of the statistics where there are no targets."""
-    if isinstance(stats, TokenLogprob):
-        raise TypeError("log-probs of targets are asked for, and there are no targets")
-    return dataclasses.replace(stats, logp=None, teacher_logp=None)
-
-
-class Part(NamedTuple):
-    """Which columns of the vocabulary the logits are: all, or a device's share."""
-
-    axis: str | None = None  # Mesh axis that the vocabulary is split over.
-    start: jax.Array | int = 0  # Id of the first column.
-    padded: bool = False  # Columns from the size of the vocabulary on are there, and not real.
-
-    def ids(self, shape: tuple[int, ...]) -> jax.Array:
-        """i32[C, V], of each column."""
-        return self.start + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-
-    def real(self, shape: tuple[int, ...], vocab_size: int) -> jax.Array | None:
-        """bool[C, V], which columns exist; None for all."""
-        return self.ids(shape) < vocab_size if self.padded else None
-
-
-WHOLE = Part()
-
-# Cotangents of (divergence, logp, entropy), each f32[C]; None where there is no such statistic
-# -> gradient to the logits [C, V].
-Pull = Callable[[jax.Array | None, jax.Array | None, jax.Array], jax.Array]
-# (statistics f32[R], aux of the same tokens, weights f32[R]) -> losses f32[R] and the gradients
-# of their weighted sum: to the statistics, a record, and to the floating leaves of aux, a list.
-Weighted = Callable[[Stats, Any, jax.Array], tuple[jax.Array, Any, list[jax.Array]]]
-
-
-class RowStatistics(Protocol):
-    """Statistics of C tokens from their logits, and the way back: `token_statistics` is one.
-
-    What stands between the matrix products of a chunk, for which there may be kernels.
-    """
-
-    def __call__(
-        self,
-        logits: jax.Array,
-        teacher: jax.Array | Stored | None,
-        targets: jax.Array | None,
-        *,
-        spec: Spec,
-        part: Part,
-    ) -> tuple[Stats, Pull]: ...
-
-
-@runtime_checkable
-class FusedRowStatistics(RowStatistics, Protocol):
-    """A `RowStatistics` that can take the loss of a token in as well."""
-
-    def fuses(self, aux: Any) -> bool:
-        """Whether `losses` serves an aux of C tokens."""
-
-    def losses(
-        self,
-        weighted: Weighted,
-        logits: jax.Array,
-        teacher: jax.Array | Stored | None,
-        targets: jax.Array | None,
-        weights: jax.Array,
-        aux: Any,
-        valid: jax.Array,
-        *,
-        spec: Spec,
-        part: Part,
-        dtype: jnp.dtype,
-    ) -> tuple[Stats, jax.Array, list[jax.Array], jax.Array]:
-        """Statistics and losses f32[C], gradients to floating aux [C] and logits [C, V]."""
+# Logits f32[C, V] -> log-probs, and the derivative of their scores, which broadcasts.
+_LogProbs = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def token_statistics(
@@ -169,64 +81,84 @@ def token_statistics(
     p, finite = _with_products(logp)
     of_target = at_targets(logp)
     entropy = -total(p * finite, axis)
-    full = divergence is not None and divergence.support == "full"
-    stats: Stats
-    other = chosen = None
+    way = _Way(spec, part, logits, student, entropy, hit)
     if divergence is None:
-        stats = TokenLogprob(_required(of_target), entropy)
-    elif isinstance(teacher, Stored):
+        return TokenLogprob(_required(of_target), entropy), functools.partial(_pull, way)
+    if isinstance(teacher, Stored):
         value, chosen = _chosen(logp, None, teacher, spec, part)
         at_teacher = None if targets is None else stored_logp(teacher, targets, spec)
+        way = way._replace(chosen=chosen)
         stats = TokenStats(value, of_target, at_teacher, entropy)
+        return stats, functools.partial(_pull, way)
+    teacher = _required(teacher)
+    other = _side(teacher, spec.teacher_cap, spec, real, axis)
+    teacher_logp, _ = other(teacher)
+    at_teacher = at_targets(teacher_logp)
+    if divergence.support == "full":
+        value = total(formulas.terms(logp, teacher_logp, divergence).value, axis)
+        way = way._replace(teacher_logits=teacher, teacher=other)
+    elif divergence.support == "sampled":
+        # Its gradient has the reverse KL's as expectation over targets drawn from p.
+        mine = _required(of_target)
+        ratio = mine - _required(at_teacher)
+        value = ratio * mine
+        way = way._replace(chosen=(_required(targets)[:, None], ratio[:, None]))
     else:
-        teacher = _required(teacher)
-        other = _side(teacher, spec.teacher_cap, spec, real, axis)
-        teacher_logp, _ = other(teacher)
-        at_teacher = at_targets(teacher_logp)
-        if full:
-            value = total(formulas.terms(logp, teacher_logp, divergence).value, axis)
-        elif divergence.support == "sampled":
-            # Its gradient has the reverse KL's as expectation over targets drawn from p.
-            mine = _required(of_target)
-            ratio = mine - _required(at_teacher)
-            value, chosen = ratio * mine, (_required(targets)[:, None], ratio[:, None])
-        else:
-            value, chosen = _chosen(logp, teacher_logp, None, spec, part)
-        stats = TokenStats(value, of_target, at_teacher, entropy)
+        value, chosen = _chosen(logp, teacher_logp, None, spec, part)
+        way = way._replace(chosen=chosen)
+    stats = TokenStats(value, of_target, at_teacher, entropy)
+    return stats, functools.partial(_pull, way)
 
-    def pull(
-        to_divergence: jax.Array | None, to_logp: jax.Array | None, to_entropy: jax.Array
-    ) -> jax.Array:
-        # What has the logits' size is made again. Kept, it would be two or three more arrays;
-        # and where a jsd's slopes are summed beside its values, XLA writes four.
-        slope_sum = None
-        if full and divergence is not None and other is not None:
-            mine, theirs = _apart((logits, teacher))
-            each = formulas.terms(student(mine)[0], other(theirs)[0], divergence)
-            slope_sum = total(each.to_student, axis)
-        again, teacher_again, slope_sum = _apart((logits, teacher, slope_sum))
-        logp, slope = student(again)
-        p, finite = _with_products(logp)
-        c_h = to_entropy[:, None]
-        if to_logp is None or hit is None:
-            grad = -p * (c_h * (finite + entropy[:, None]))
-        else:
-            c_y = to_logp[:, None]
-            grad = jnp.where(hit, c_y, 0) - p * (c_y + c_h * (finite + entropy[:, None]))
-        if divergence is None:
-            return grad * slope
-        by = _required(to_divergence)[:, None]
-        if other is not None and slope_sum is not None:
-            slopes = formulas.terms(logp, other(teacher_again)[0], divergence).to_student
-            grad = grad + by * (slopes - p * slope_sum[:, None])
-        else:
-            where, slopes = _required(chosen)
-            slopes = by * slopes
-            grad = grad - p * jnp.sum(slopes, axis=-1, keepdims=True)
-            grad = _scatter(grad, where, slopes, part)
+
+class _Way(NamedTuple):
+    """What the way back reads."""
+
+    spec: Spec
+    part: Part
+    logits: jax.Array
+    student: _LogProbs
+    entropy: jax.Array
+    hit: jax.Array | None  # bool[C, V], where the targets are
+    # Over the full vocabulary: of the teacher.
+    teacher_logits: jax.Array | None = None
+    teacher: _LogProbs | None = None
+    # Over some tokens: their ids, and the slopes of the divergence in their log-probs.
+    chosen: tuple[jax.Array, jax.Array] | None = None
+
+
+def _pull(
+    way: _Way, to_divergence: jax.Array | None, to_logp: jax.Array | None, to_entropy: jax.Array
+) -> jax.Array:
+    """Gradient to the logits; a `Pull`, once it has its way."""
+    divergence, axis = way.spec.divergence, way.part.axis
+    # What has the logits' size is made again. Kept, it would be two or three more arrays; and
+    # where a jsd's slopes are summed beside its values, XLA writes four.
+    slope_sum = None
+    if way.teacher is not None and divergence is not None:
+        mine, theirs = _apart((way.logits, way.teacher_logits))
+        each = formulas.terms(way.student(mine)[0], way.teacher(theirs)[0], divergence)
+        slope_sum = total(each.to_student, axis)
+    again, teacher_again, slope_sum = _apart((way.logits, way.teacher_logits, slope_sum))
+    logp, slope = way.student(again)
+    p, finite = _with_products(logp)
+    c_h, entropy = to_entropy[:, None], way.entropy[:, None]
+    if to_logp is None or way.hit is None:
+        grad = -p * (c_h * (finite + entropy))
+    else:
+        c_y = to_logp[:, None]
+        grad = jnp.where(way.hit, c_y, 0) - p * (c_y + c_h * (finite + entropy))
+    if divergence is None:
         return grad * slope
-
-    return stats, pull
+    by = _required(to_divergence)[:, None]
+    if way.teacher is not None and slope_sum is not None:
+        slopes = formulas.terms(logp, way.teacher(teacher_again)[0], divergence).to_student
+        grad = grad + by * (slopes - p * slope_sum[:, None])
+    else:
+        where, slopes = _required(way.chosen)
+        slopes = by * slopes
+        grad = grad - p * jnp.sum(slopes, axis=-1, keepdims=True)
+        grad = _scatter(grad, where, slopes, way.part)
+    return grad * slope
 
 
 _Given = TypeVar("_Given")
@@ -237,10 +169,6 @@ def _required(value: _Given | None) -> _Given:
     if value is None:
         raise TypeError("an operand is missing that the checks of a call ask for")
     return value
-
-
-# Logits f32[C, V] -> log-probs, and the derivative of their scores, which broadcasts.
-_LogProbs = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def _side(
