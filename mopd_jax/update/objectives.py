@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from mopd_jax.kernels import (
     Hidden,
     Stored,
     TokenLogprob,
-    TokenStats,
     linear_divergence_loss,
     linear_logprob,
     linear_topk,
@@ -142,9 +141,9 @@ def stored_teacher(params: Params, batch: Batch, inputs: UpdateInputs) -> Stored
     """The teacher's `top_k` likeliest tokens at each response token, after its context."""
     cfg = inputs.cfg
     output = _teacher_output(params, batch, inputs)
-    k = cfg.loss.divergence.chosen
-    assert k is not None  # `teacher.cache` needs a support of the teacher's tokens.
-    return linear_topk(output, batch.mask, k, **head_options(cfg))
+    # `teacher.cache` is refused with a support that chooses no tokens.
+    top_k = cast(int, cfg.loss.divergence.chosen)
+    return linear_topk(output, batch.mask, top_k, **head_options(cfg))
 
 
 def _teacher_output(params: Params, batch: Batch, inputs: UpdateInputs) -> Hidden:
@@ -159,7 +158,7 @@ def _distill(
     batch, cfg = rows.batch, inputs.cfg
     student = student_output(params, batch, inputs.models.student)
     teacher = _teacher_output(params, batch, inputs) if rows.stored is None else rows.stored
-    # Without a base the student is its own: what is left of both ratios is that to the sampler.
+    # Without base log-probs the first ratio is 1, and the one cap is that of the second.
     base_logp, cap, weights = batch.sampled_logp, cfg.loss.rollout_cap, rows.weights
     if rows.base_logp is not None:
         base_logp, cap = rows.base_logp, cfg.loss.importance_cap
@@ -176,8 +175,10 @@ def _distill(
         divergence=cfg.loss.divergence,
         **head_options(cfg),
     )
-    logp, teacher_logp = _known(stats.logp), _known(stats.teacher_logp)
-    logged = _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(logp, rows, cfg)
+    # None without targets only.
+    logp, teacher_logp = cast(jax.Array, stats.logp), cast(jax.Array, stats.teacher_logp)
+    logged = _common_metrics(loss, logp, stats.entropy, rows, cfg)
+    logged |= _ratio_metrics(logp, rows, cfg)
     divergence = stats.divergence
     if cfg.loss.divergence.support == "sampled":
         # Its own value means nothing; this is the KL on average.
@@ -212,7 +213,8 @@ def _grpo(params: Params, rows: UpdateRows, inputs: UpdateInputs) -> tuple[jax.A
         each = losses.k3_kl(stats.logp, reference.logp)
         loss = loss + cfg.loss.kl_coef * jnp.sum(rows.weights * each)
         logged["reference_kl"] = means.masked(each, batch.mask)
-    logged |= _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats.logp, rows, cfg)
+    logged |= _common_metrics(loss, stats.logp, stats.entropy, rows, cfg)
+    logged |= _ratio_metrics(stats.logp, rows, cfg)
     logged["ratio_clipped"] = means.masked(clipped, batch.mask)
     return loss, logged
 
@@ -232,18 +234,13 @@ def _likelihood(
         sign * rows.weights,
         **head_options(cfg),
     )
-    return loss, _common_metrics(loss, stats, rows, cfg)
+    logp = cast(jax.Array, stats.logp)  # None without targets only.
+    return loss, _common_metrics(loss, logp, stats.entropy, rows, cfg)
 
 
-def _logp(stats: TokenStats | TokenLogprob, aux: None) -> jax.Array:
+def _logp(stats: TokenLogprob, aux: None) -> jax.Array:
     del aux
-    return _known(stats.logp)
-
-
-def _known(logp: jax.Array | None) -> jax.Array:
-    """A statistic that is there because the operator was given targets."""
-    assert logp is not None
-    return logp
+    return stats.logp
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -271,17 +268,17 @@ def _ratio_metrics(logp: jax.Array, rows: UpdateRows, cfg: Config) -> Metrics:
 
 
 def _common_metrics(
-    loss: jax.Array, stats: TokenStats | TokenLogprob, rows: UpdateRows, cfg: Config
+    loss: jax.Array, logp: jax.Array, entropy: jax.Array, rows: UpdateRows, cfg: Config
 ) -> Metrics:
     batch = rows.batch
     logged = {
         # The weights already normalise the loss: parts of it add up, and `train_step.apply`
         # counts the sum as one.
         "loss": Ratio(loss, jnp.zeros(())),
-        "entropy": means.masked(stats.entropy, batch.mask),
+        "entropy": means.masked(entropy, batch.mask),
     }
     # Of the student before the step's first update, where its log-probs are known.
-    before = stats.logp if cfg.optimizer.updates == 1 else rows.base_logp
+    before = logp if cfg.optimizer.updates == 1 else rows.base_logp
     if before is not None and (cfg.optimizer.updates == 1 or cfg.loss.ratio_base == "trainer"):
         gap = jnp.abs(before - batch.sampled_logp)
         logged[SAMPLED_LOGP_GAP] = means.masked(gap, batch.mask)
