@@ -18,6 +18,7 @@ a batch but tokens and mask. N rows, S prompt tokens, T answer tokens, width D, 
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,13 @@ from mopd_jax import Divergence, Hidden, distill_loss, token_weights
 
 N, T, V, PARTS = 16, 6, 32, 4
 PAD, EOS = 0, 1  # Words of prompts are 2, 3, ...
-SIZES = {"num_layers": 1, "vocab_size": V, "embed_dim": 32, "hidden_dim": 64, "head_dim": 16}
+SIZES: dict[str, float] = {
+    "num_layers": 1,
+    "vocab_size": V,
+    "embed_dim": 32,
+    "hidden_dim": 64,
+    "head_dim": 16,
+}
 SIZES |= {"num_heads": 2, "num_kv_heads": 1, "rope_theta": 10_000, "norm_eps": 1e-6}
 
 
@@ -57,7 +64,8 @@ def states(model: qwen3.Qwen3, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """
     places, visible = utils.build_positions_from_mask(mask), utils.make_causal_attn_mask(mask)
     model(tokens, places, None, visible, output_hidden_states=True)
-    return nnx.pop(model, nnx.Intermediate)["all_hidden_states"][-1]
+    layers: Any = nnx.pop(model, nnx.Intermediate)["all_hidden_states"]
+    return layers[-1]
 
 
 def output(model: qwen3.Qwen3, prompt, answer, answer_mask) -> Hidden:
@@ -164,7 +172,8 @@ def accumulation_errors(seed: int = 0) -> tuple[float, float]:
         own.append(part | {"weights": weights})
     want = update(micro_batches(batch, 1))
     size = jnp.linalg.norm(want)
-    return tuple(float(jnp.linalg.norm(update(p) - want) / size) for p in (once, own))
+    first, second = (float(jnp.linalg.norm(update(p) - want) / size) for p in (once, own))
+    return first, second
 
 
 def main() -> None:

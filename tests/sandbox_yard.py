@@ -42,7 +42,7 @@ def config(level: Level, **changes: Any) -> SandboxConfig:
     return SandboxConfig(level=level, **(LIMITS | {"workers": 1} | changes))
 
 
-def open_or_skip(level, **changes):
+def open_or_skip(level: Level, **changes: Any) -> Sandbox:
     """A sandbox; a machine without bubblewrap or namespaces is no failure of this package."""
     if platform.system() != "Linux":
         pytest.skip(wants.reason("Linux"))

@@ -102,7 +102,7 @@ def test_an_unknown_key_names_the_nearest(dotted, nearest):
         ({"sed": 1}, "config.sed does not exist; did you mean seed"),
         ({"peers": {"rulle": "first"}}, "config.peers.rulle does not exist; did you mean rule"),
         ({"peers": {"rule": "shortst"}}, "config.peers.rule='shortst'.*did you mean shortest"),
-        ({"loss": {"divergence": "reverse"}}, "did you mean reverse_kl"),
+        ({"loss": {"divergence": {"kind": "reverse"}}}, "did you mean reverse_kl"),
         ({"model": {"compute_dtype": "fp8"}}, "known: bfloat16, float32"),
     ],
 )

@@ -432,9 +432,9 @@ def test_other_kinds_of_teachers_start_as_the_student(opened, first, kind, tmp_p
     run, state, _ = opened
     cfg = dataclasses.replace(run.cfg, teacher=TeacherConfig(kind=kind))
     run = dataclasses.replace(run, cfg=cfg, folder=tmp_path)
-    beside = {} if kind == "student" else state.teacher
+    teacher_params = {} if kind == "student" else state.teacher
     with jax.set_mesh(run.mesh):
-        given = dataclasses.replace(state, teacher=beside)
+        given = dataclasses.replace(state, teacher=teacher_params)
         found = selfcheck.before_update(run, given, *first, [])
     assert {r.name: r.skipped for r in found}["teacher"] == ""
 
@@ -443,8 +443,8 @@ def test_a_teacher_that_reads_the_students_prompt(opened, first, fails, monkeypa
     run, state, _ = opened
     real = teacher.teacher_output
 
-    def wrong(beside, student, batch, **options):
-        return real(beside, student, batch, **options | {"plain": True})
+    def wrong(teacher_params, student, batch, **options):
+        return real(teacher_params, student, batch, **options | {"plain": True})
 
     monkeypatch.setattr(teacher, "teacher_output", wrong)
     with jax.set_mesh(run.mesh):

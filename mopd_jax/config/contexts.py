@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from mopd_jax.errors import at_least, require
 
@@ -212,7 +212,9 @@ def check_contexts(
         "'off', so every context is empty and every row masked: nothing would be trained. For "
         "OPD without peers set teacher.no_context='plain_prompt'",
     )
-    read = [("peers", peers, name) for name in (*ROW_POLICIES, "summaries")]
+    read: list[tuple[str, Any, str]] = [
+        ("peers", peers, name) for name in (*ROW_POLICIES, "summaries")
+    ]
     read += [("context", context, name) for name in ("gold", "feedback")]
     changed = [
         f"{section}.{name}={getattr(cfg, name)!r}"

@@ -123,7 +123,7 @@ class LossConfig:
     label_smoothing: float = 0.0
     sft_rows: SftRows = "success"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         at_least(self, 0, "margin", "kl_coef")
         for name in ("importance_cap", "rollout_cap", "beta"):
             value = getattr(self, name)
@@ -149,7 +149,7 @@ class LossConfig:
         )
         self._check_method()
 
-    def _check_method(self):
+    def _check_method(self) -> None:
         for name, methods in READ_BY.items():
             value, default = getattr(self, name), getattr(LossConfig, name)
             remedy = f"set loss.{name}={default!r}"

@@ -152,7 +152,9 @@ def token_loss(logits: np.ndarray, n: int, of: Divergence) -> float:
         largest = [np.argsort(-x)[: of.chosen] for x in best[of.support]]
         kept = sorted(set(np.concatenate(largest).tolist()))
         p, q = _outcomes(p, kept, of.tail), _outcomes(q, kept, of.tail)
-    return divergence(p, q, of.kind, alpha=of.alpha, clip=of.clip)
+    return divergence(
+        p, q, of.kind, alpha=None if of.alpha is None else float(of.alpha), clip=of.clip
+    )
 
 
 def _outcomes(p: np.ndarray, kept: list[int], tail: bool) -> np.ndarray:
@@ -198,18 +200,18 @@ def _distilled(cfg: Config) -> list[Compared]:
     student = spread(np.log(STUDENT) * temperature, np.nan)
     teacher = spread(np.log(TEACHER) * temperature, np.nan)
     targets = spread(TARGET, 0).astype(np.int32)
-    behaviour = None if cap is None else spread(logp - np.log(RATIO), np.nan)
+    sampled = None if cap is None else spread(logp - np.log(RATIO), np.nan)
     weigh = np.asarray(objectives.token_weights(_batch(cfg.loss), cfg.loss))
 
     def loss(hidden: jax.Array) -> jax.Array:
         head = jnp.eye(3)
         made, _ = losses.distill_loss(
             Hidden(hidden, head),
-            Hidden(teacher, head),
-            targets,
-            MASK,
-            weights=weigh,
-            sampled_logp=behaviour,
+            Hidden(jnp.asarray(teacher), head),
+            jnp.asarray(targets),
+            jnp.asarray(MASK),
+            weights=jnp.asarray(weigh),
+            sampled_logp=None if sampled is None else jnp.asarray(sampled),
             importance_cap=cap,
             divergence=small,
             temperature=temperature,

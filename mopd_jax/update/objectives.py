@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from mopd_jax.kernels import (
     Hidden,
     Stored,
     TokenLogprob,
-    TokenStats,
     linear_divergence_loss,
     linear_logprob,
     linear_topk,
@@ -142,7 +141,9 @@ def stored_teacher(params: Params, batch: Batch, inputs: UpdateInputs) -> Stored
     """The teacher's `top_k` likeliest tokens at each response token, after its context."""
     cfg = inputs.cfg
     output = _teacher_output(params, batch, inputs)
-    return linear_topk(output, batch.mask, cfg.loss.divergence.chosen, **head_options(cfg))
+    # `teacher.cache` is refused with a support that chooses no tokens.
+    top_k = cast(int, cfg.loss.divergence.chosen)
+    return linear_topk(output, batch.mask, top_k, **head_options(cfg))
 
 
 def _teacher_output(params: Params, batch: Batch, inputs: UpdateInputs) -> Hidden:
@@ -157,7 +158,7 @@ def _distill(
     batch, cfg = rows.batch, inputs.cfg
     student = student_output(params, batch, inputs.models.student)
     teacher = _teacher_output(params, batch, inputs) if rows.stored is None else rows.stored
-    # Without a base the student is its own: what is left of both ratios is that to the sampler.
+    # Without base log-probs the first ratio is 1, and the one cap is that of the second.
     base_logp, cap, weights = batch.sampled_logp, cfg.loss.rollout_cap, rows.weights
     if rows.base_logp is not None:
         base_logp, cap = rows.base_logp, cfg.loss.importance_cap
@@ -174,15 +175,18 @@ def _distill(
         divergence=cfg.loss.divergence,
         **head_options(cfg),
     )
-    logged = _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
+    # None without targets only.
+    logp, teacher_logp = cast(jax.Array, stats.logp), cast(jax.Array, stats.teacher_logp)
+    logged = _common_metrics(loss, logp, stats.entropy, rows, cfg)
+    logged |= _ratio_metrics(logp, rows, cfg)
     divergence = stats.divergence
     if cfg.loss.divergence.support == "sampled":
         # Its own value means nothing; this is the KL on average.
-        divergence = stats.logp - stats.teacher_logp
+        divergence = logp - teacher_logp
     logged["divergence"] = means.masked(divergence, batch.mask)
     # A stored teacher has the log-prob of the target only where it is among the stored tokens.
-    known = batch.mask & ~jnp.isnan(stats.teacher_logp)
-    logged["teacher_minus_student_logp"] = means.masked(stats.teacher_logp - stats.logp, known)
+    known = batch.mask & ~jnp.isnan(teacher_logp)
+    logged["teacher_minus_student_logp"] = means.masked(teacher_logp - logp, known)
     return loss, logged
 
 
@@ -209,7 +213,8 @@ def _grpo(params: Params, rows: UpdateRows, inputs: UpdateInputs) -> tuple[jax.A
         each = losses.k3_kl(stats.logp, reference.logp)
         loss = loss + cfg.loss.kl_coef * jnp.sum(rows.weights * each)
         logged["reference_kl"] = means.masked(each, batch.mask)
-    logged |= _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
+    logged |= _common_metrics(loss, stats.logp, stats.entropy, rows, cfg)
+    logged |= _ratio_metrics(stats.logp, rows, cfg)
     logged["ratio_clipped"] = means.masked(clipped, batch.mask)
     return loss, logged
 
@@ -229,10 +234,11 @@ def _likelihood(
         sign * rows.weights,
         **head_options(cfg),
     )
-    return loss, _common_metrics(loss, stats, rows, cfg)
+    logp = cast(jax.Array, stats.logp)  # None without targets only.
+    return loss, _common_metrics(loss, logp, stats.entropy, rows, cfg)
 
 
-def _logp(stats: TokenStats | TokenLogprob, aux: None) -> jax.Array:
+def _logp(stats: TokenLogprob, aux: None) -> jax.Array:
     del aux
     return stats.logp
 
@@ -246,33 +252,33 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def _ratio_metrics(stats: TokenStats | TokenLogprob, rows: UpdateRows, cfg: Config) -> Metrics:
+def _ratio_metrics(logp: jax.Array, rows: UpdateRows, cfg: Config) -> Metrics:
     """How often each cap was active, as a share of the trained tokens."""
     batch = rows.batch
     logged: Metrics = {}
-    base_logp = stats.logp if rows.base_logp is None else rows.base_logp
+    base_logp = logp if rows.base_logp is None else rows.base_logp
     if cfg.loss.rollout_cap is not None:
         ratio = losses.importance_ratio(base_logp, batch.sampled_logp)
         logged["rollout_capped"] = means.masked(ratio > cfg.loss.rollout_cap, batch.mask)
     if rows.base_logp is not None and cfg.loss.importance_cap is not None:
-        ratio = losses.importance_ratio(stats.logp, base_logp)
+        ratio = losses.importance_ratio(logp, base_logp)
         capped = ratio > cfg.loss.importance_cap
         logged["importance_capped"] = means.masked(capped, batch.mask)
     return logged
 
 
 def _common_metrics(
-    loss: jax.Array, stats: TokenStats | TokenLogprob, rows: UpdateRows, cfg: Config
+    loss: jax.Array, logp: jax.Array, entropy: jax.Array, rows: UpdateRows, cfg: Config
 ) -> Metrics:
     batch = rows.batch
     logged = {
         # The weights already normalise the loss: parts of it add up, and `train_step.apply`
         # counts the sum as one.
         "loss": Ratio(loss, jnp.zeros(())),
-        "entropy": means.masked(stats.entropy, batch.mask),
+        "entropy": means.masked(entropy, batch.mask),
     }
     # Of the student before the step's first update, where its log-probs are known.
-    before = stats.logp if cfg.optimizer.updates == 1 else rows.base_logp
+    before = logp if cfg.optimizer.updates == 1 else rows.base_logp
     if before is not None and (cfg.optimizer.updates == 1 or cfg.loss.ratio_base == "trainer"):
         gap = jnp.abs(before - batch.sampled_logp)
         logged[SAMPLED_LOGP_GAP] = means.masked(gap, batch.mask)
