@@ -372,7 +372,10 @@ STORED = Stored(np.zeros((N, T, 2), np.int32), np.zeros((N, T, 2), np.float32))
         ({"weights": np.ones((N, T), np.int32)}, "weights: expected a floating dtype"),
         ({"divergence": None}, "divergence=None with teacher=Hidden"),
         ({"teacher": None}, "divergence=Divergence.* with teacher=NoneType"),
-        ({"teacher": np.ones(3)}, "teacher: expected Hidden.*, Logits.* or Stored.*got Array"),
+        (
+            {"teacher": np.ones(3)},
+            "teacher: expected Hidden.*, Logits.* or Stored.*got an array",
+        ),
         ({"student": np.ones(3)}, "student: expected Hidden.* or Logits.*one argument"),
         ({"divergence": "jsd"}, r"divergence='jsd' is a str; give a Divergence\(kind="),
         ({"temperature": "1"}, "temperature='1' is a str; give a Python float, or a JAX"),

@@ -244,7 +244,7 @@ def _merged(swept: jax.Array, part: Part, spec: Spec) -> jax.Array:
     lses = []
     for top, rest in sides:
         rows[top] = jnp.max(parts[:, top], axis=0)
-        lses.append(parts[:, top] - rows[top] + parts[:, rest])
+        lses.append(parts[:, top] - rows[top][None] + parts[:, rest])
         rows[rest] = jnp.log(jnp.sum(jnp.exp(lses[-1]), axis=0))
     kind = None if spec.divergence is None else spec.divergence.kind
     online: dict[str, jax.Array] = {}
