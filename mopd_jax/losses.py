@@ -273,7 +273,8 @@ def _mask(student: Any, targets: Any, mask: Any) -> jax.Array:
 
 def _without_ignored(weights: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
     """Weights that are NaN where a label says "ignore" and the mask says "count"."""
-    checks.check_by_token(mask, targets=targets, weights=weights)
+    checks.check_by_token(mask, targets=targets)
+    checks.check_weights(weights, None, mask)
     ignored = mask & (targets < 0)
     if not isinstance(ignored, jax.core.Tracer) and (count := int(jnp.sum(ignored))):
         raise ValueError(

@@ -483,9 +483,10 @@ def test_a_teachers_logits_are_read_a_chunk_at_a_time():
     def loss(student, teacher):
         return distill_loss(student, teacher, chunk_tokens=16)[0]
 
-    text = jax.jit(jax.grad(loss)).lower(student, teacher).compile().as_text()
-    assert f"bf16[{tokens},{vocab}]" in text
-    assert f"f32[{tokens},{vocab}]" not in text
+    # As traced: a CPU's compiler may widen bfloat16 as it likes.
+    text = jax.jit(jax.grad(loss)).lower(student, teacher).as_text()
+    assert f"tensor<{tokens}x{vocab}xbf16>" in text
+    assert f"tensor<{tokens}x{vocab}xf32>" not in text
 
 
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
@@ -608,29 +609,39 @@ def test_a_student_may_be_its_logits():
     np.testing.assert_allclose(to_states, grads.states, atol=1e-6)
 
 
-@pytest.mark.parametrize("order", ["forward over reverse", "reverse over reverse"])
-def test_a_second_derivative_agrees_with_the_reference(order):
+def second_derivative(loss, order, student, direction):
+    """The Hessian times `direction`, by one of two orders of differentiation."""
+    if order == "forward over reverse":
+        return jax.jvp(jax.grad(loss), (student,), (direction,))[1]
+
+    def along(student):
+        products = jax.tree.map(jnp.vdot, jax.grad(loss)(student), direction)
+        return sum(jax.tree.leaves(products))
+
+    return jax.grad(along)(student)
+
+
+@pytest.mark.parametrize(
+    ("order", "jitted"),
+    [
+        ("forward over reverse", True),
+        ("forward over reverse", False),
+        ("reverse over reverse", False),
+    ],
+)
+def test_a_second_derivative_agrees_with_the_reference(order, jitted):
     student, teacher, targets, mask = make()
-    direction = jax.tree.map(lambda x: jnp.asarray(np.sin(np.arange(x.size))), student)
-    direction = jax.tree.map(lambda x, y: x.reshape(y.shape), direction, student)
+    direction = jax.tree.map(
+        lambda x: np.sin(np.arange(x.size, dtype=np.float32)).reshape(x.shape), student
+    )
 
     def product(implementation):
         def loss(student):
             options = {"implementation": implementation, "chunk_tokens": 4}
             return distill_loss(student, teacher, targets, mask, **options)[0]
 
-        if order == "forward over reverse":
-            return jax.jvp(jax.grad(loss), (student,), (direction,))[1]
-
-        def along(student):
-            pairs = zip(
-                jax.tree.leaves(jax.grad(loss)(student)),
-                jax.tree.leaves(direction),
-                strict=True,
-            )
-            return sum(jnp.vdot(a, b) for a, b in pairs)
-
-        return jax.grad(along)(student)
+        run = functools.partial(second_derivative, loss, order)
+        return (jax.jit(run) if jitted else run)(student, direction)
 
     got, want = product("chunked"), product("reference")
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):

@@ -116,13 +116,13 @@ def _check_kinds(
     """That each argument is a record or an array as it should be, before anything is read."""
     if not isinstance(student, Output):
         raise ValueError(
-            f"{name}: expected Hidden(states, head) or Logits(values), got"
-            f" {type(student).__name__}; a model's output is one argument"
+            f"{name}: expected Hidden(states, head) or Logits(values), got {_kind(student)};"
+            " a model's output is one argument"
         )
     if teacher is not None and not isinstance(teacher, Hidden | Logits | Stored):
         raise ValueError(
             "teacher: expected Hidden(states, head), Logits(values) or Stored(ids, logp), got"
-            f" {type(teacher).__name__}"
+            f" {_kind(teacher)}"
         )
     if divergence is not None and not isinstance(divergence, Divergence):
         raise ValueError(
@@ -136,7 +136,13 @@ def _check_kinds(
         )
     for what, value in {"targets": targets, "mask": mask}.items():
         if isinstance(value, Hidden | Logits | Stored) or (what == "mask" and value is None):
-            raise ValueError(f"{what}: expected an array, got {type(value).__name__}")
+            raise ValueError(f"{what}: expected an array, got {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    """What was given, traced or not."""
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"an array of shape {shape}"
 
 
 def _check_arrays(

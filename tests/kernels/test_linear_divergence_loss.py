@@ -133,7 +133,10 @@ def test_equals_the_reference(seed, kind_alpha, support, share, padding, soft_ca
     teacher = Hidden(teacher.states, jnp.where(real, teacher.head, jnp.inf), theirs)
     arrays = (hidden, jnp.where(real, head, jnp.nan), teacher, targets, *rest)
     want = value_and_grads(crooked, arrays, mine, implementation="reference", **options)
-    assert_close(value_and_grads(crooked, arrays, mine, **options), want)
+    # Where a tail is at its floor a divergence is tens of nats, which cancel in the loss: the
+    # rounding is that of the terms.
+    rtol = 2e-6 * max(1.0, float(np.max(np.abs(want[0][1].divergence))))
+    assert_close(value_and_grads(crooked, arrays, mine, **options), want, rtol)
 
     def later(hidden, head):
         *_, mask, weights, aux = arrays
@@ -142,7 +145,7 @@ def test_equals_the_reference(seed, kind_alpha, support, share, padding, soft_ca
         return jnp.sum(weights * jnp.where(mask, crooked(stats, aux), 0)), stats
 
     got = jax.jit(jax.value_and_grad(later, (0, 1), has_aux=True))(*arrays[:2])
-    assert_close(got, (want[0], want[1][:2]))
+    assert_close(got, (want[0], want[1][:2]), rtol)
     assert np.all(np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(got)])))
 
 
@@ -372,7 +375,10 @@ STORED = Stored(np.zeros((N, T, 2), np.int32), np.zeros((N, T, 2), np.float32))
         ({"weights": np.ones((N, T), np.int32)}, "weights: expected a floating dtype"),
         ({"divergence": None}, "divergence=None with teacher=Hidden"),
         ({"teacher": None}, "divergence=Divergence.* with teacher=NoneType"),
-        ({"teacher": np.ones(3)}, "teacher: expected Hidden.*, Logits.* or Stored.*got Array"),
+        (
+            {"teacher": np.ones(3)},
+            "teacher: expected Hidden.*, Logits.* or Stored.*an array",
+        ),
         ({"student": np.ones(3)}, "student: expected Hidden.* or Logits.*one argument"),
         ({"divergence": "jsd"}, r"divergence='jsd' is a str; give a Divergence\(kind="),
         ({"temperature": "1"}, "temperature='1' is a str; give a Python float, or a JAX"),

@@ -166,7 +166,7 @@ def replaced(**changes):
         ({"targets": np.ones((2, 4), np.int32)}, r"targets: T=4 in \(2, 4\)"),
         ({"states": np.ones((2, 3, 4), np.int32)}, "model.states: expected a floating dtype"),
         ({"states": np.ones((2, 3, 4), np.float16)}, "model.states: float16 ends at 6e-8"),
-        ({"model": np.ones((2, 3, 4))}, "model: expected Hidden.* or Logits.*, got Array"),
+        ({"model": np.ones((2, 3, 4))}, "model: expected Hidden.* or Logits.*, got an array"),
         ({"targets": None}, "a log-prob is that of a token; give targets"),
         ({"targets": np.ones((2, 3), np.float32)}, "targets: expected an integer dtype"),
         ({"mask": np.ones((2, 3), np.float32)}, "mask: expected bool, got float32"),

@@ -14,8 +14,8 @@ Products take the dtype of their operands and give float32: logits in bfloat16 a
 at 16, which ruins the gradient of a small divergence. Only the gradient of the logits is
 rounded, once, to the dtype of the operands. The head's gradient is summed in float32.
 
-Both are themselves written in differentiable operations, so that a derivative of a gradient
-exists; it is exact, and takes the memory that automatic differentiation of the loop takes.
+Both are written in differentiable operations, so that a gradient can be differentiated: forward
+over reverse always, in reverse only where the number of live chunks is no tracer.
 """
 
 from __future__ import annotations
