@@ -107,8 +107,11 @@ GOOD = '{"prompt": "q", "answer": "a"}'
         ('{"prompt": "q", "answer": "a", "verifier": "maths"}', "'maths'.*math"),
         ('{"prompt": "q", "answer": "a", "id": null}', "'id' is None"),
         ('{"prompt": "q", "answer": "a", "id": true}', "'id' is True"),
-        ('{"prompt": "q", "answer": "AB", "verifier": "choice"}', "'AB' is no letter"),
-        ('{"prompt": "q", "answer": "{", "verifier": "tools"}', "gold answer is no JSON"),
+        (
+            '{"prompt": "q", "answer": "AB", "verifier": "choice"}',
+            "'AB' is not one letter from A to Z",
+        ),
+        ('{"prompt": "q", "answer": "{", "verifier": "tools"}', "gold answer is not JSON"),
         ('{"prompt": "q", "verifier": "code"}', "has no tests"),
         ('{"prompt": "q", "answer": null, "verifier": "code"}', "no 'answer'"),
         ('{"prompt": "q", "messages": [], "answer": "a"}', "both 'prompt' and 'messages'"),

@@ -617,7 +617,7 @@ def test_bad_rows_stop_it_or_are_listed(tmp_path, capsys):
     err = capsys.readouterr().err
     assert "3 of 5 rows cannot be used" in err
     assert f"{tmp_path / 'train.jsonl'}, row 2: no 'answer'" in err
-    assert f"{tmp_path / 'train.jsonl'}, row 4: the gold answer 'AB' is no letter" in err
+    assert f"{tmp_path / 'train.jsonl'}, row 4: the gold answer 'AB' is not one letter" in err
     assert not (tmp_path / "out").exists()
     mopd("prepare", "jsonl", *flags, "--bad-rows=exclude")
     manifest = store.read_manifest(tmp_path / "out", "mine")
@@ -867,7 +867,9 @@ def test_a_gold_formula_that_cannot_be_read_stops_it(tmp_path, capsys):
     mopd("prepare", "jsonl", *flags, status=2)
     err = capsys.readouterr().err
     assert "1 of 8 rows cannot be used" in err
-    assert "train.jsonl, row 7: the gold answer is no formula that the checker can read" in err
+    assert (
+        "train.jsonl, row 7: the gold answer is not a formula that the checker can read" in err
+    )
 
 
 @needs_tfds
