@@ -60,7 +60,7 @@ class Rollouts:
 
 @record
 class TeacherInputs:
-    """What the teacher reads before the response that it scores, on the host."""
+    """What the teacher reads before it scores the target, on the host."""
 
     prompt: np.ndarray  # i32[N, Q], left-padded
     prompt_mask: np.ndarray  # bool[N, Q]
