@@ -18,7 +18,7 @@ import numpy as np
 
 from mopd_jax.config import ContextConfig, PeerConfig
 from mopd_jax.config.contexts import Control, Match, Rule
-from mopd_jax.contexts import controls, peers, render
+from mopd_jax.contexts import blocks, controls, peers, render
 from mopd_jax.models import tokenizer
 from mopd_jax.records import Problem
 
@@ -64,28 +64,29 @@ def measure(prompts, group, length, *, ragged=False, seed=0, **options):
     limit = 3 * length - length // 4
     cfg = ContextConfig(teacher_prompt_length=limit, peer_tokens=length - length // 16)
     chooser = PeerConfig(**options)
-    words = Timed(tokenizer.load("builtin:codebook"))
+    timed = Timed(tokenizer.load("builtin:codebook"))
     keys = {"seed": seed, "step": 1, "cfg": chooser}
 
     begun = time.process_time()
-    texts = render.shown_texts(texts, words, cfg)
-    given = (success, np.ones_like(success), texts, lengths, range(prompts))
+    texts = blocks.shown_texts(texts, timed, cfg)
+    everyone = np.ones_like(success)
+    candidates = peers.Candidates(success, everyone, texts, lengths, range(prompts))
     if chooser.control == "off":
-        plan = peers.choose(*given, **keys)
+        plan = peers.choose(candidates, **keys)
     else:
-        asked = [str(problem.messages) for problem in problems]
-        tokens = render.block_tokens(texts, words, cfg)
-        plan, _ = controls.choose(*given, **keys, tokens=tokens, questions=asked)
-    inputs, records, _ = render.teacher_inputs(problems, texts, plan, words, cfg=cfg)
+        questions = [str(problem.messages) for problem in problems]
+        tokens = blocks.block_tokens(texts, timed, cfg)
+        plan, _ = controls.choose(candidates, **keys, tokens=tokens, questions=questions)
+    inputs, records, _ = render.teacher_inputs(problems, texts, plan, timed, cfg=cfg)
     total = time.process_time() - begun
     return {
         "rows": prompts * group,
         "response_tokens": int(lengths.max()),
         "teacher_prompt_tokens": int(inputs.prompt_mask.sum(axis=1).mean()),
-        "tokens_cut": sum(sum(record.cut) for record in records),
-        "peers_per_row": float(np.mean([len(record.shown) for record in records])),
-        "contexts": total - words.seconds,
-        "tokenizer": words.seconds,
+        "tokens_cut": sum(record.peer_tokens_cut for record in records),
+        "peers_per_row": float(np.mean([len(record.peers) for record in records])),
+        "contexts": total - timed.seconds,
+        "tokenizer": timed.seconds,
     }
 
 

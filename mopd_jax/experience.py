@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from mopd_jax import verifiers
 from mopd_jax.config import Config, ContextConfig
-from mopd_jax.contexts import controls, peers, render
+from mopd_jax.contexts import blocks, controls, peers, render
 from mopd_jax.data.sources import ProblemStream
 from mopd_jax.models import sharding
 from mopd_jax.overlap import Background
@@ -203,7 +203,7 @@ def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, step: int) -> C
     """Who sees whom. Labels are the verifier's; truncation decides who may be shown at all."""
     cfg = run.cfg
     usage = peers.usage(outcomes, cfg.peers)
-    texts = render.shown_texts(sampled.texts, run.tokenizer, cfg.context)
+    texts = blocks.shown_texts(sampled.texts, run.tokenizer, cfg.context)
     readable = np.array([[text != "" for text in row] for row in texts])
     eligible = outcomes.valid & (sampled.stopped | (cfg.peers.truncated == "outcome"))
     without_text = int((eligible & ~readable).sum())
@@ -224,7 +224,7 @@ def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, step: int) -> C
         step=step,
         cfg=cfg.peers,
         rows=rows,
-        tokens=render.block_tokens(texts, run.tokenizer, cfg.context),
+        tokens=blocks.block_tokens(texts, run.tokenizer, cfg.context),
         questions=[str(problem.messages) for problem in sampled.problems],
     )
     return Chosen(plan, usage, match, texts, without_text)

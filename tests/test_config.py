@@ -123,7 +123,7 @@ def test_an_unknown_key_or_choice_in_a_mapping(tree, message):
         ("peers.failures_when", "no_success", "config.peers.slots"),
         ("peers.control_topup", "False", "control_topped_up counts"),
         *[
-            (f"context.{name}", "{text} {n}", "a constant of mopd_jax/contexts/render.py")
+            (f"context.{name}", "{text} {n}", "a constant in mopd_jax/contexts")
             for name in ("cut_mark", "summary_success", "summary_failure", "feedback_block")
         ],
     ],

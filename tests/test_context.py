@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mopd_jax.config import ContextConfig, PeerConfig
-from mopd_jax.contexts import peers, render
+from mopd_jax.contexts import blocks, peers, render
 from mopd_jax.contexts.peers import Entry, PeerPlan
 from mopd_jax.records import Problem
+from mopd_jax.thinking import without_thinking
 
 CFG = ContextConfig(
     teacher_prompt_length=200,
@@ -36,9 +37,11 @@ PROBLEM = Problem("p", ({"role": "user", "content": "what is it"},), "GOLD", "ex
 def texts_as_shipped():
     """Replaces the constant texts by SHORT ones, and gives those that the package ships."""
     with pytest.MonkeyPatch.context() as patch:
-        shipped = {name: getattr(render, name) for name in SHORT}
+        shipped = {}
         for name, text in SHORT.items():
-            patch.setattr(render, name, text)
+            module = blocks if name == "CUT_MARK" else render
+            shipped[name] = getattr(module, name)
+            patch.setattr(module, name, text)
         yield shipped
 
 
@@ -84,7 +87,7 @@ def show(texts, shown, problem=PROBLEM, **changes):
     plan = planned(row, group=len(texts))
     words = Words()
     inputs, records, chats = render.teacher_inputs(
-        [problem], render.shown_texts([texts], words, cfg), plan, words, cfg=cfg
+        [problem], blocks.shown_texts([texts], words, cfg), plan, words, cfg=cfg
     )
     assert inputs.prompt.shape == (len(texts), cfg.teacher_prompt_length)
     assert inputs.informed.tolist() == [bool(record.peers) for record in records]
@@ -296,7 +299,7 @@ def test_thinking_is_removed(text, left):
     ],
 )
 def test_spans_of_thinking(text, left):
-    assert render.without_thinking(text) == left
+    assert without_thinking(text) == left
 
 
 PIECES = ["<think>", "</think>", "<th", "ink>", "</", "think>", " ", "a", "b\n", "c"]
@@ -314,7 +317,7 @@ def test_no_thought_and_no_tag_is_left(text):
             hidden[opened.pop() if opened else 0 : tag.end()] = True
     if opened:
         hidden[opened[0] :] = True
-    got = render.without_thinking(text)
+    got = without_thinking(text)
     assert "<think>" not in got
     assert "</think>" not in got
     outside = "".join(c for c, inside in zip(text, hidden, strict=True) if not inside)
@@ -324,7 +327,7 @@ def test_no_thought_and_no_tag_is_left(text):
 def test_spans_are_found_in_linear_time():
     """A million characters: seconds at most, of which a quadratic scan would take hours."""
     for text in ("<think>" * 140_000, "</think>" * 120_000, "<think>a</think>b" * 60_000):
-        got = render.without_thinking(text)
+        got = without_thinking(text)
         assert got == "b" * got.count("b")
 
 
@@ -439,18 +442,18 @@ def test_a_special_token_built_from_parts_is_removed_too():
 
 def test_texts_as_they_are_shown():
     texts = [["<think>a</think> 42 ", "42<|end|>", "<think>a"], ["<|end|>", " \n", ""]]
-    got = render.shown_texts(texts, Words(), CFG)
+    got = blocks.shown_texts(texts, Words(), CFG)
     assert got == [["42", "42", ""], ["", "", ""]]
     kept = ContextConfig(strip_thinking=False)
-    got = render.shown_texts(texts, Words(), kept)
+    got = blocks.shown_texts(texts, Words(), kept)
     assert got == [["<think>a</think> 42 ", "42", "<think>a"], ["", "", ""]]
 
 
 @given(st.lists(st.sampled_from([*PIECES, "<|end|>", "<|e", "nd|>"]), max_size=25))
 def test_what_is_shown_has_no_tag_and_no_special_token(pieces):
-    [[got]] = render.shown_texts([["".join(pieces)]], Words(), CFG)
+    [[got]] = blocks.shown_texts([["".join(pieces)]], Words(), CFG)
     assert not any(mark in got for mark in ("<think>", "</think>", "<|end|>"))
-    assert render.shown_texts([[got]], Words(), CFG) == [[got]]
+    assert blocks.shown_texts([[got]], Words(), CFG) == [[got]]
     assert got == got.strip()
 
 
@@ -487,7 +490,7 @@ def teach(
     cfg = ContextConfig(**{**CFG.__dict__, **changes})
     inputs, records, _ = render.teacher_inputs(
         [problem],
-        render.shown_texts([texts], tokenizer, cfg),
+        blocks.shown_texts([texts], tokenizer, cfg),
         plan,
         tokenizer,
         cfg=cfg,
@@ -515,7 +518,7 @@ def test_golden_text_of_the_worked_example():
     )
     problem = Problem("p", ({"role": "user", "content": question},), "24", "exact")
     cfg = ContextConfig(teacher_prompt_length=400)
-    shown = render.shown_texts([texts], Words(), cfg)
+    shown = blocks.shown_texts([texts], Words(), cfg)
     _, records, chats = render.teacher_inputs([problem], shown, plan, Words(), cfg=cfg)
     assert chats[1] == [
         {
@@ -722,7 +725,7 @@ def test_the_constant_texts(texts_as_shipped):
         "SUMMARY_SUCCESS": "Summary of another correct solution: {text}",
         "SUMMARY_FAILURE": "Summary of another failed attempt: {text}",
     }
-    assert set(SHORT) == {name for name in vars(render) if name.isupper()}
+    assert set(SHORT) == {name for m in (blocks, render) for name in vars(m) if name.isupper()}
 
 
 # Gold, by explicit name.

@@ -12,7 +12,7 @@ import pytest
 
 from mopd_jax import experience
 from mopd_jax.config import Config, ContextConfig, DataConfig, MeshConfig, RolloutConfig
-from mopd_jax.contexts import controls, peers, render
+from mopd_jax.contexts import blocks, controls, peers, render
 from mopd_jax.contexts.peers import Entry, PeerPlan
 from mopd_jax.data import sources
 from mopd_jax.errors import ConfigError
@@ -118,7 +118,7 @@ def contexts(cfg):
     advice, withheld = experience.own_feedback(
         verdicts, np.zeros((1, 5), bool), np.ones((1, 5), bool), cfg.context
     )
-    texts = render.shown_texts(texts, words, cfg.context)
+    texts = blocks.shown_texts(texts, words, cfg.context)
     inputs, records, chats = render.teacher_inputs(
         [problem], texts, shown, words, cfg=cfg.context, feedback=advice
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from mopd_jax.errors import at_least, require
 
@@ -121,7 +121,7 @@ class ContextConfig:
     The last user message becomes question, gold, success blocks, summaries, failure blocks,
     feedback, closing line, joined by `separator`; earlier turns stay. `{text}` in a template is
     the text of the block. The headings of summaries and of feedback, and the mark where tokens
-    were cut, are constants of `contexts/render.py`.
+    were cut, are constants in `mopd_jax/contexts`.
     teacher_prompt_length: Q in tokens, the assistant header included. None is
         `rollout.prompt_length`, which suffices where no context is shown.
     peer_tokens: the most tokens of one peer; a longer one loses its middle, never its head or
@@ -212,13 +212,14 @@ def check_contexts(
         "'off', so every context is empty and every row masked: nothing would be trained. For "
         "OPD without peers set teacher.no_context='plain_prompt'",
     )
-    read: list[tuple[str, Any, str]] = [
-        ("peers", peers, name) for name in (*ROW_POLICIES, "summaries")
+    sections: list[tuple[str, PeerConfig | ContextConfig, tuple[str, ...]]] = [
+        ("peers", peers, (*ROW_POLICIES, "summaries")),
+        ("context", context, ("gold", "feedback")),
     ]
-    read += [("context", context, name) for name in ("gold", "feedback")]
     changed = [
         f"{section}.{name}={getattr(cfg, name)!r}"
-        for section, cfg, name in read
+        for section, cfg, names in sections
+        for name in names
         if getattr(cfg, name) != getattr(type(cfg), name)
     ]
     require(

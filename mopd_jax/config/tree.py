@@ -43,8 +43,7 @@ RETIRED = {
     "peers.control_topup": "'success_only' always fills up with successes of other prompts, "
     "and control_topped_up counts them",
     **{
-        f"context.{name}": "its text is the same for every run, a constant of "
-        "mopd_jax/contexts/render.py"
+        f"context.{name}": "its text is the same for every run, a constant in mopd_jax/contexts"
         for name in ("cut_mark", "summary_success", "summary_failure", "feedback_block")
     },
 }

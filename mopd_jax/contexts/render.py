@@ -11,27 +11,20 @@ explicit name, gold.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from mopd_jax.config import ContextConfig
-from mopd_jax.contexts.peers import Entry, Kind, PeerPlan
+from mopd_jax.contexts.blocks import Block, BlockKind, Blocks, cut_middle
+from mopd_jax.contexts.peers import Kind, PeerPlan
 from mopd_jax.errors import InputError
 from mopd_jax.records import Message, Problem, TeacherInputs, Tokenizer
-from mopd_jax.thinking import without_thinking
 
-# The mark in the place of tokens that were cut; {n} is their number.
-CUT_MARK = " [... {n} tokens left out ...] "
 # Headings that no setting varies; the others are settings of `context`.
 SUMMARY_SUCCESS = "Summary of another correct solution: {text}"
 SUMMARY_FAILURE = "Summary of another failed attempt: {text}"
 FEEDBACK = "Feedback on your own earlier attempt, which failed:\n\n{text}"
-
-# What a block shows: a peer under one of its headings, or a text that is no response.
-BlockKind = Kind | Literal["feedback", "gold"]
 
 
 class PromptTooLong(InputError):
@@ -40,24 +33,6 @@ class PromptTooLong(InputError):
 
 class NoGold(InputError):
     """A context is to show gold that a problem does not have; the message names both."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Block:
-    """A text as it may be shown: cleaned, with its own token ids.
-
-    kind: decides the heading.
-    entry: the peer; None for feedback and gold.
-    budget: the most of its tokens that are shown.
-    fell_back: a summary that is the head of the response, which had none.
-    """
-
-    kind: BlockKind
-    entry: Entry | None
-    text: str
-    ids: list[int]
-    budget: int
-    fell_back: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,27 +110,6 @@ def student_prompts(
     return left_pad(rows, length, tokenizer.pad_id)
 
 
-def shown_texts(
-    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, cfg: ContextConfig
-) -> list[list[str]]:
-    """[P][G] decoded responses as a full block shows them, before any cut: without special
-    tokens and, by `cfg.strip_thinking`, without thoughts; "" where nothing else is left.
-
-    Peers are chosen, compared, counted and rendered by this text.
-    """
-
-    def shown(text: str) -> str:
-        while True:
-            text = _clean(text, tokenizer)
-            left = without_thinking(text) if cfg.strip_thinking else text
-            # The texts before and after a span may be the parts of a special token.
-            if left == text:
-                return text
-            text = left
-
-    return [[shown(text) for text in row] for row in texts]
-
-
 def teacher_inputs(
     problems: Sequence[Problem],
     texts: Sequence[Sequence[str]],
@@ -170,7 +124,7 @@ def teacher_inputs(
 
     Args:
         problems: P problems.
-        texts: [P][G] of `shown_texts`; only their middles are cut here.
+        texts: [P][G] of `blocks.shown_texts`; only their middles are cut here.
         plan: from `peers.choose` or `controls.choose`.
         feedback: [P][G] what the verifier says of the row's own failed attempt, "" for none;
             `cfg.feedback` decides which rows read it.
@@ -181,7 +135,7 @@ def teacher_inputs(
         NoGold: `cfg.gold` names a text that a problem does not have.
     """
     ids, records, chats = [], [], []
-    make = _Blocks(texts, tokenizer, cfg)
+    make = Blocks(texts, tokenizer, cfg)
     for p, problem in enumerate(problems):
         plain = _fit(problem, [], tokenizer, cfg)
         for g, entries in enumerate(plan.entries[p]):
@@ -228,21 +182,6 @@ def gold(problem: Problem, cfg: ContextConfig) -> str:
     return text
 
 
-def block_tokens(
-    texts: Sequence[Sequence[str]], tokenizer: Tokenizer, cfg: ContextConfig
-) -> np.ndarray:
-    """i64[P, G], tokens of each of the `shown_texts` as a full peer, before the whole prompt's
-    limit."""
-
-    blocks = _Blocks(texts, tokenizer, cfg)
-    return np.array(
-        [
-            [blocks.peer(Entry(p, g, True, "success")).budget for g in range(len(row))]
-            for p, row in enumerate(texts)
-        ]
-    )
-
-
 def render(
     problem: Problem,
     blocks: Sequence[tuple[BlockKind, str]],
@@ -280,7 +219,7 @@ def render(
 
 def _fit(
     problem: Problem,
-    wanted: Sequence[_Block],
+    wanted: Sequence[Block],
     tokenizer: Tokenizer,
     cfg: ContextConfig,
     *,
@@ -298,7 +237,7 @@ def _fit(
         reason = "no peer has text but its thoughts"
     budget = max((block.budget for block in kept), default=0)
     while True:
-        cuts = [_cut_middle(block, budget, tokenizer) for block in kept]
+        cuts = [cut_middle(block, budget, tokenizer) for block in kept]
         shown = [(block.kind, text) for block, (text, _) in zip(kept, cuts, strict=True)]
         chat = render(problem, shown, cfg, bare=bare)
         ids = tokenizer.chat(chat)
@@ -325,7 +264,7 @@ def _fit(
 
 
 def _record(
-    wanted: Sequence[_Block], kept: Sequence[_Block], cuts: Sequence[int], length: int
+    wanted: Sequence[Block], kept: Sequence[Block], cuts: Sequence[int], length: int
 ) -> ContextRecord:
     """The record of the blocks that were kept, each with the tokens cut from it."""
     peers = []
@@ -360,75 +299,6 @@ def _level(lengths: Sequence[int], total: int) -> int:
             return total // left
         total, left = total - length, left - 1
     return max(lengths)
-
-
-def _cut_middle(block: _Block, budget: int, tokenizer: Tokenizer) -> tuple[str, int]:
-    """Text of a block with at most `budget` of its tokens, head and tail; and how many are
-    left out."""
-    budget = min(budget, block.budget)
-    if len(block.ids) <= budget:
-        return block.text, 0
-    head, tail = (budget + 1) // 2, budget // 2
-    cut = len(block.ids) - budget
-    mark = CUT_MARK.replace("{n}", str(cut))
-    start, end = block.ids[:head], block.ids[len(block.ids) - tail :]
-    # A cut inside a character of several tokens would leave its halves as U+FFFD.
-    head_text = tokenizer.decode(start).rstrip("\ufffd")
-    return head_text + mark + tokenizer.decode(end).lstrip("\ufffd"), cut
-
-
-class _Blocks:
-    """Makes the blocks of a step; each rollout is tokenised once, in full and as a summary.
-
-    texts: [P][G] of `shown_texts`.
-    """
-
-    def __init__(
-        self, texts: Sequence[Sequence[str]], tokenizer: Tokenizer, cfg: ContextConfig
-    ) -> None:
-        self._texts, self._tokenizer, self._cfg = texts, tokenizer, cfg
-        self._made: dict[tuple[int, int, bool], _Block] = {}
-
-    def peer(self, entry: Entry) -> _Block:
-        """The block of a peer, in full or by its summary."""
-        brief = entry.kind.startswith("summary")
-        key = entry.prompt, entry.rollout, brief
-        if key not in self._made:
-            text = self._texts[entry.prompt][entry.rollout]
-            fell_back = False
-            if brief:
-                text, fell_back = _summary(text, self._cfg)
-            block = self._block(entry.kind, text, self._cfg.peer_tokens)
-            self._made[key] = dataclasses.replace(block, fell_back=fell_back)
-        return dataclasses.replace(self._made[key], entry=entry, kind=entry.kind)
-
-    def text(self, kind: BlockKind, text: str, budget: int | None) -> _Block:
-        """The block of a text that is no response; feedback may quote one."""
-        return self._block(kind, _clean(text, self._tokenizer), budget)
-
-    def _block(self, kind: BlockKind, text: str, budget: int | None) -> _Block:
-        """The block of a clean text, with at most `budget` tokens; None: no limit."""
-        ids = self._tokenizer.encode(text) if text else []
-        most = len(ids) if budget is None else min(len(ids), budget)
-        return _Block(kind, None, text, ids, most)
-
-
-def _summary(text: str, cfg: ContextConfig) -> tuple[str, bool]:
-    """The summary that a response holds, else its head; and whether it is the head."""
-    tag = re.escape(cfg.summary_tag)
-    span = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    summary = span.group(1).strip() if span else ""
-    return summary or text[: cfg.summary_chars].strip(), not summary
-
-
-def _clean(text: str, tokenizer: Tokenizer) -> str:
-    """Without special tokens, and "" where nothing but space is left."""
-    # A student that spells out a special token must not end the teacher's turn with it. Again
-    # until none is left: the texts before and after one may be the parts of another.
-    while any(special in text for special in tokenizer.specials):
-        for special in tokenizer.specials:
-            text = text.replace(special, "")
-    return text if text.strip() else ""
 
 
 def _limit(cfg: ContextConfig) -> int:
