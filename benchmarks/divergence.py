@@ -2,6 +2,7 @@
 
     python benchmarks/divergence.py                    # on the device that is there
     python benchmarks/divergence.py --memory v5e h100  # compiled for chips that are not there
+    python benchmarks/divergence.py --schedule         # the price of alpha as an array
 
 What is timed is value and gradients to hidden states and head of the mean loss over valid
 tokens. Contestants take turns within a round, in another order each round; a time ratio is of
@@ -30,9 +31,14 @@ import jaxlib
 import numpy as np
 from jax.experimental import topologies
 
-from mopd_jax.kernels import dispatch
+from mopd_jax.kernels import dispatch, model_shapes
 
-SHAPES, MEMORY_SHAPES = ((2048, 576, 49152), (1024, 1024, 151936)), ((65536, 2560, 151936),)
+# (tokens, width, vocabulary).
+SHAPES = (
+    (2048, *model_shapes.SHAPES["SmolLM2-135M"]),
+    (1024, *model_shapes.SHAPES["Qwen3-0.6B"]),
+)
+MEMORY_SHAPES = ((65536, *model_shapes.SHAPES["Qwen3-4B"]),)
 KINDS = ("jsd", "forward_kl", "reverse_kl", "cross_entropy")
 # Largest relative difference to naive; more is for those that round on purpose or are not ours.
 LIMITS, LOOSE_LIMIT = {"float32": 1e-4, "bfloat16": 2e-2}, 0.2
@@ -114,6 +120,46 @@ def measure(case, labels, repeat):
         memory, most = row["temporaries"], max(naive["temporaries"], 1)
         row["memory_ratio"] = None if memory is None else memory / most
     return list(rows.values())
+
+
+def schedule(case, repeat):
+    """How much longer a call takes whose alpha and temperature are arrays: a row for each
+    implementation that serves them. The two take turns, first one and then the other first."""
+    arrays, rows = case.arrays(), []
+    for name in ("chunked", "reference"):
+        calls = [contestants.scheduled(case, name, arrays, traced) for traced in (False, True)]
+        values = [float(call()[0]) for call, _ in calls]
+        if not abs(values[0] - values[1]) <= LIMITS[case.dtype] * abs(values[0]):
+            raise WrongResult(f"{name}: {values[1]} as arrays, {values[0]} as Python floats")
+        wall = [], []
+        for first in range(repeat):
+            for i in (first % 2, 1 - first % 2):
+                begun = time.perf_counter()
+                calls[i][0]()
+                wall[i].append(time.perf_counter() - begun)
+        rounds = sorted(y / x for x, y in zip(*wall, strict=True))
+        row = {"contestant": name, "wall_s": wall, "ratios": rounds}
+        row |= {"least": min(wall[1]) / min(wall[0]), "median": statistics.median(rounds)}
+        row["temporaries"] = [bytes_ for _, bytes_ in calls]
+        rows.append(row)
+    return rows
+
+
+def show_schedule(cases, repeat):
+    """The table of `schedule`, and its rows."""
+    show("N, D, V", "valid", "implementation", "static s: least", "array / static: least")
+    show(*["---"] * 5)
+    runs = []
+    for case in cases:
+        rows = schedule(case, repeat)
+        runs.append(dataclasses.asdict(case) | {"rows": rows})
+        for row in rows:
+            ratio = "{:.3f} (median {:.3f}, {:.3f} to {:.3f})".format(
+                row["least"], row["median"], row["ratios"][0], row["ratios"][-1]
+            )
+            start = ", ".join(map(str, case.shape)), f"{case.valid:g}", row["contestant"]
+            show(*start, f"{min(row['wall_s'][0]):.4g}", ratio)
+    return runs
 
 
 def one_line(error):
@@ -211,7 +257,7 @@ def machine():
 def labels_of(asked, case, chunks):
     """Labels of those that take part; a line is printed for each that is not here."""
     backend = jax.default_backend()
-    names = asked or ["naive", "chunked", "statistics_first"]
+    names = asked or ["naive", "chunked", "statistics"]
     if not asked and backend != "cpu":
         names += ["naive_rounded"] if case.dtype != "float32" else []
         names += [x for x in (f"pallas_{backend}", "products") if x in contestants.CONTESTANTS]
@@ -239,6 +285,7 @@ def parsed(words):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--memory", nargs="+", choices=[*TPUS, "h100"], help="compile for these, run nothing")
+    add("--schedule", action="store_true", help="alpha and temperature as arrays or floats")
     add("--shapes", nargs="+", type=shape_of, metavar="N,D,V", help="tokens, width, vocabulary")
     add("--valid", nargs="+", type=float, default=[1.0, 0.3], help="shares of valid tokens")
     add("--kind", nargs="+", choices=KINDS, help="default: jsd; on a GPU cross_entropy too")
@@ -262,6 +309,7 @@ def main(words=None):
     dtype = args.dtype or ("float32" if backend == "cpu" else "bfloat16")
     repeat = max(1, args.repeat or (5 if backend == "cpu" else 20))
     kinds = args.kind or ["jsd", "cross_entropy"][: 2 if backend == "gpu" else 1]
+    kinds = ["jsd"] if args.schedule else kinds
     print("    python benchmarks/divergence.py", *(sys.argv[1:] if words is None else words))
     print("\n" + "; ".join(f"{k} {v}" for k, v in about.items()) + f". Operands {dtype}.\n")
     plan = [
@@ -276,6 +324,10 @@ def main(words=None):
         print("Liger and tokamax are not run: no GPU here.\n")
     runs = []
     for cases in plan:
+        if args.schedule:
+            print(f"Value and gradients of a jsd at temperature 0.8, {repeat} rounds.\n")
+            runs += show_schedule(cases, repeat)
+            continue
         if args.memory:
             print(f"Value and gradients of {cases[0].kind}, compiled and not run.\n")
             runs += show_memory(args.memory, cases, args.chunk_tokens)

@@ -24,7 +24,7 @@ LIBRARIES = {
     "tokamax_xla": ("tokamax", "tokamax", "cross_entropy"),
     "tokamax_chunked_xla": ("tokamax", "tokamax", "cross_entropy"),
 }
-OURS = ("chunked", "statistics_first", "pallas_tpu", "pallas_gpu")
+OURS = ("chunked", "statistics", "pallas_tpu", "pallas_gpu")
 # naive_rounded has logits in the operands' dtype, as most code has them. Of bfloat16 operands
 # naive makes the gradients by float32 products, so that it alone would be no fair measure.
 CONTESTANTS = ("naive", "naive_rounded", *OURS, "products", *LIBRARIES)
@@ -100,28 +100,53 @@ def installed(module):
 def fused(case, name, chunk_tokens):
     """The loss by this project's operators."""
     options = {"chunk_tokens": chunk_tokens, "implementation": name}
-    options["implementation"] = "chunked" if name == "statistics_first" else name
+    options["implementation"] = "chunked" if name == "statistics" else name
     entropic = case.kind == "cross_entropy"
     if not entropic:
-        options |= {"kind": case.kind, "alpha": case.alpha}
+        options["divergence"] = kernels.Divergence(case.kind, case.alpha)
 
     def token_loss(stats, _):
         return -stats.logp if entropic else stats.divergence
 
     def loss(hidden, head, taught, teacher_head, targets, mask):
         weights = mask / jnp.sum(mask)
-        teacher = None if entropic else kernels.HiddenTeacher(taught, teacher_head)
+        student = kernels.Hidden(hidden, head)
+        teacher = None if entropic else kernels.Hidden(taught, teacher_head)
         if name in ("chunked", "pallas_gpu"):
-            arrays = (hidden, head, teacher, targets, mask, weights)
+            arrays = (student, teacher, targets, mask, weights)
             return kernels.linear_divergence_loss(token_loss, *arrays, **options)[0]
         if entropic:
-            stats = kernels.linear_logprob(hidden, head, targets, mask, **options)
+            stats = kernels.linear_logprob(student, targets, mask, **options)
         else:
-            arrays = (hidden, head, taught, teacher_head, targets, mask)
-            stats = kernels.linear_divergence(*arrays, **options)
+            stats = kernels.linear_divergence(student, teacher, targets, mask, **options)
         return jnp.sum(weights * token_loss(stats, None))
 
     return loss
+
+
+def scheduled(case, implementation, arrays, traced):
+    """A call of value and gradients at temperature 0.8, alpha and temperature compiled in or,
+    `traced`, given as arrays, as a schedule gives them; and bytes of temporaries."""
+    alpha, temperature = case.alpha, 0.8
+
+    def loss(student, teacher, targets, mask, alpha, temperature):
+        return kernels.linear_divergence_loss(
+            lambda stats, _: stats.divergence,
+            *(student, teacher, targets, mask, mask / jnp.sum(mask)),
+            divergence=kernels.Divergence("jsd", alpha),
+            temperature=temperature,
+            implementation=implementation,
+        )[0]
+
+    hidden, head, taught, teacher_head, targets, mask = arrays
+    operands = [kernels.Hidden(hidden, head), kernels.Hidden(taught, teacher_head)]
+    operands += [targets, mask, jnp.float32(alpha), jnp.float32(temperature)]
+    if not traced:
+        whole, operands = loss, operands[:4]
+        loss = functools.partial(whole, alpha=alpha, temperature=temperature)
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(*operands).compile()
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    return lambda: jax.block_until_ready(compiled(*operands)), temporaries
 
 
 def naive(case, rounded=False):

@@ -29,6 +29,5 @@ def get_config(variant: str = "mopd"):
     cfg.eval.every = 25
     recipes.finish(cfg, variant, variant)
     if cfg.loss.method == "distill" and variant not in ("reference_code", "opsd"):
-        cfg.loss.divergence = "reverse_kl"
-        cfg.loss.alpha = None
+        cfg.loss.divergence.update(kind="reverse_kl", alpha=None)
     return cfg

@@ -197,7 +197,9 @@ def _type(hint: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in args)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join("None" if arg is type(None) else _type(arg) for arg in args)
+        # The first is what a setting can be; others, such as an array, are for callers in code.
+        first = next(arg for arg in args if arg is not type(None))
+        return f"{_type(first)} or None" if type(None) in args else _type(first)
     if origin is tuple:
         return f"list of {_type(args[0])}"
     return "mapping" if origin is dict else str(hint.__name__)
@@ -274,8 +276,13 @@ class _Scope:
             for cls in self._types(node.value)
             if node.attr in {field.name for field in dataclasses.fields(cls)}
         }
+        config = self._known.get(scope.name) if isinstance(scope, ast.ClassDef) else None
         for node in nested:
             below = _Scope(self._known, self._names)
+            if config and isinstance(node, ast.FunctionDef):
+                if node.name.startswith("_"):
+                    continue  # A config's check of itself is no use of a value.
+                below._names["self"] = frozenset([config])
             if not isinstance(node, ast.ClassDef):
                 arguments = node.args
                 for arg in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):

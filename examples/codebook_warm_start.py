@@ -101,7 +101,9 @@ def peer_rows(rng, rows):
     prompt = np.full((rows, length), PAD)
     target = np.zeros((rows, codebook.RULES))
     for n in range(rows):
-        seen, good, bad = set(), [], []
+        seen: set[int] = set()
+        good: list[tuple[int, np.ndarray]] = []
+        bad: list[tuple[int, np.ndarray]] = []
         for attempt, ok, words in zip(attempts[n, : count[n]], right[n], made[n], strict=False):
             if attempt not in seen:
                 seen.add(attempt)

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from mopd_jax import distill_loss
+from mopd_jax import Divergence, Hidden, distill_loss
 
 N, T, D, V = 16, 6, 24, 32
 PAD, EOS = 0, 1  # Words of prompts are 2, 3, ...
@@ -74,23 +74,24 @@ def sample(model: Decoder, prompt, key) -> tuple[jax.Array, jax.Array]:
     return answer, ended_before == 0
 
 
-def answer_states(model: Decoder, prompt, answer, answer_mask) -> jax.Array:
-    """[N, T, D], of which state t predicts answer token t: the state one place before it."""
+def output(model: Decoder, prompt, answer, answer_mask) -> Hidden:
+    """States [N, T, D] and head [V, D] of a model at the answer.
+
+    State t predicts answer token t: it is the state one place before it.
+    """
     tokens = jnp.concatenate([prompt, answer], axis=1)
     mask = jnp.concatenate([prompt != PAD, answer_mask], axis=1)
-    return model.states(tokens, mask)[:, prompt.shape[1] - 1 : -1]
+    return Hidden(model.states(tokens, mask)[:, prompt.shape[1] - 1 : -1], model.head())
 
 
 def loss_fn(student: Decoder, teacher: Decoder, question, hinted, answer, answer_mask):
     """Mean divergence over the answer tokens f32[], and statistics per token."""
     return distill_loss(
-        answer_states(student, question, answer, answer_mask),
-        student.head(),
-        answer_states(teacher, hinted, answer, answer_mask),
-        teacher.head(),
+        output(student, question, answer, answer_mask),
+        output(teacher, hinted, answer, answer_mask),
         answer,
         answer_mask,
-        divergence="jsd",
+        divergence=Divergence("jsd", alpha=0.5),
     )
 
 

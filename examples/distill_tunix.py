@@ -18,6 +18,7 @@ a batch but tokens and mask. N rows, S prompt tokens, T answer tokens, width D, 
 """
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +29,17 @@ from jax.flatten_util import ravel_pytree
 from tunix.models.qwen3 import model as qwen3
 from tunix.sft import peft_trainer, utils
 
-from mopd_jax import distill_loss, token_weights
+from mopd_jax import Divergence, Hidden, distill_loss, token_weights
 
 N, T, V, PARTS = 16, 6, 32, 4
 PAD, EOS = 0, 1  # Words of prompts are 2, 3, ...
-SIZES = {"num_layers": 1, "vocab_size": V, "embed_dim": 32, "hidden_dim": 64, "head_dim": 16}
+SIZES: dict[str, float] = {
+    "num_layers": 1,
+    "vocab_size": V,
+    "embed_dim": 32,
+    "hidden_dim": 64,
+    "head_dim": 16,
+}
 SIZES |= {"num_heads": 2, "num_kv_heads": 1, "rope_theta": 10_000, "norm_eps": 1e-6}
 
 
@@ -57,28 +64,30 @@ def states(model: qwen3.Qwen3, tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """
     places, visible = utils.build_positions_from_mask(mask), utils.make_causal_attn_mask(mask)
     model(tokens, places, None, visible, output_hidden_states=True)
-    return nnx.pop(model, nnx.Intermediate)["all_hidden_states"][-1]
+    layers: Any = nnx.pop(model, nnx.Intermediate)["all_hidden_states"]
+    return layers[-1]
 
 
-def answer_states(model: qwen3.Qwen3, prompt, answer, answer_mask) -> jax.Array:
-    """[N, T, D], of which state t predicts answer token t: the state one place before it."""
+def output(model: qwen3.Qwen3, prompt, answer, answer_mask) -> Hidden:
+    """States [N, T, D] and head [V, D] of a model at the answer.
+
+    State t predicts answer token t: it is the state one place before it.
+    """
     tokens = jnp.concatenate([prompt, answer], axis=1)
     mask = jnp.concatenate([prompt != PAD, answer_mask], axis=1)
-    return states(model, tokens, mask)[:, prompt.shape[1] - 1 : -1]
+    return Hidden(states(model, tokens, mask)[:, prompt.shape[1] - 1 : -1], head(model))
 
 
-def loss_fn(student, prompt, answer, answer_mask, weights, teacher_hidden, teacher_head):
+def loss_fn(student, prompt, answer, answer_mask, weights, teacher_states, teacher_head):
     """What `with_loss_fn(..., has_aux=True)` asks for: model and batch in, (loss, any) out. The
     teacher's states come with the batch: a model that is closed over would be compiled in."""
     return distill_loss(
-        answer_states(student, prompt, answer, answer_mask),
-        head(student),
-        teacher_hidden,
-        teacher_head,
+        output(student, prompt, answer, answer_mask),
+        Hidden(teacher_states, teacher_head),
         answer,
         answer_mask,
         weights=weights,
-        divergence="jsd",
+        divergence=Divergence("jsd", alpha=0.5),
     )
 
 
@@ -115,12 +124,12 @@ def on_policy_batches(student, teacher, steps: int, seed: int) -> Iterator[dict]
     words = np.random.default_rng(seed).integers(2, V, (N, 8))
     words[np.arange(8) < np.arange(N)[:, None] % 4] = PAD
     question, hinted = jnp.asarray(words[:, :4]), jnp.asarray(words)
-    teacher_states = nnx.jit(answer_states)
+    teacher_output = nnx.jit(output)
     for key in jax.random.split(jax.random.key(seed), steps):
         answer, mask = sample(student, question, key)
         batch = {"prompt": question, "answer": answer, "answer_mask": mask}
-        batch["teacher_hidden"] = teacher_states(teacher, hinted, answer, mask)
-        yield batch | {"teacher_head": head(teacher)}
+        hinter = teacher_output(teacher, hinted, answer, mask)
+        yield batch | {"teacher_states": hinter.states, "teacher_head": hinter.head}
 
 
 def fit(student: qwen3.Qwen3, parts: Iterable[dict], tx, accumulate: int) -> np.ndarray:
@@ -163,7 +172,8 @@ def accumulation_errors(seed: int = 0) -> tuple[float, float]:
         own.append(part | {"weights": weights})
     want = update(micro_batches(batch, 1))
     size = jnp.linalg.norm(want)
-    return tuple(float(jnp.linalg.norm(update(p) - want) / size) for p in (once, own))
+    first, second = (float(jnp.linalg.norm(update(p) - want) / size) for p in (once, own))
+    return first, second
 
 
 def main() -> None:

@@ -82,9 +82,9 @@ def _train(args: Sequence[str]) -> int:
 
 
 def _rollout(args: Sequence[str]) -> int:
-    words = [_flag(word) for word in args]
-    tree, _ = _tree(words)
-    flags = _override(tree, words, ("out", "from"))
+    pairs = [_flag(word) for word in args]
+    tree, _ = _tree(pairs)
+    flags = _override(tree, pairs, ("out", "from"))
     if not flags.get("out"):
         raise ConfigError("give --out=FILE, the file to write the rollouts to")
     start = pathlib.Path(_not_empty("from", flags["from"])) if "from" in flags else None
@@ -169,9 +169,9 @@ def parse(args: Sequence[str]) -> tuple[Config, pathlib.Path]:
     Raises:
         ConfigError: an unknown flag, file, variant or setting; the message has the nearest.
     """
-    words = [_flag(word) for word in args]
-    tree, stem = _tree(words)
-    flags = _override(tree, words, ("workdir",))
+    pairs = [_flag(word) for word in args]
+    tree, stem = _tree(pairs)
+    flags = _override(tree, pairs, ("workdir",))
     cfg = configs.from_config_dict(Config, tree)
     if "workdir" in flags:
         return cfg, pathlib.Path(_not_empty("workdir", flags["workdir"]))
@@ -201,15 +201,15 @@ def parse_eval(args: Sequence[str]) -> EvalFlags:
     Raises:
         ConfigError: as `parse`; a run folder that cannot be read; --from beside --model.
     """
-    words = [_flag(word) for word in args]
-    names = dict(words)
+    pairs = [_flag(word) for word in args]
+    names = dict(pairs)
     source = pathlib.Path(_not_empty("from", names["from"])) if "from" in names else None
     own = None if source is None else saved_config.read(source)
     if own is not None and "config" not in names:
         tree = configs.to_config_dict(own)
     else:
-        tree, _ = _tree(words)
-    flags = _override(tree, words, ("from", "model", "out", "bleu", "budget"))
+        tree, _ = _tree(pairs)
+    flags = _override(tree, pairs, ("from", "model", "out", "bleu", "budget"))
     if "model" in flags:
         if own is not None:
             raise ConfigError("--from and --model name two sets of weights; give one of them")
@@ -230,9 +230,9 @@ def parse_eval(args: Sequence[str]) -> EvalFlags:
     return EvalFlags(cfg, out, source, differ, *_measures(flags))
 
 
-def _tree(words: Sequence[tuple[str, str]]) -> tuple[ConfigDict, str]:
+def _tree(pairs: Sequence[tuple[str, str]]) -> tuple[ConfigDict, str]:
     """The ConfigDict that --config names, and its file's stem."""
-    specs = [value for name, value in words if name == "config"]
+    specs = [value for name, value in pairs if name == "config"]
     if len(specs) != 1:
         raise ConfigError(f"give --config=NAME[:VARIANT] once, not {len(specs)} times")
     name, _, variant = specs[0].partition(":")
@@ -241,11 +241,11 @@ def _tree(words: Sequence[tuple[str, str]]) -> tuple[ConfigDict, str]:
 
 
 def _override(
-    tree: ConfigDict, words: Sequence[tuple[str, str]], known: Sequence[str]
+    tree: ConfigDict, pairs: Sequence[tuple[str, str]], known: Sequence[str]
 ) -> dict[str, str]:
     """Sets every --config.KEY in the tree, in order; the values of the `known` flags."""
     flags = {}
-    for name, value in words:
+    for name, value in pairs:
         if name.startswith("config."):
             configs.override(tree, name.removeprefix("config."), value)
         elif name in known:
@@ -328,7 +328,11 @@ def load(path: pathlib.Path, variant: str = "") -> ConfigDict:
         raise ConfigError(f"config file {path} has no get_config(variant)")
     if variant and not inspect.signature(make).parameters:
         raise ConfigError(f"config file {path} has no variants, so not {variant!r} either")
-    return make(variant) if variant else make()
+    try:
+        return make(variant) if variant else make()
+    except AttributeError as error:
+        configs.answer_locked(error)
+        raise
 
 
 def _joined(words: Sequence[str]) -> list[str]:

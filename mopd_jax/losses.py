@@ -8,27 +8,39 @@ devices cannot change the result.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
 
-from mopd_jax.config.update import Aggregation, Divergence
+from mopd_jax.choices import Aggregation
 from mopd_jax.kernels import (
     Blocks,
+    Divergence,
     HeadSharding,
-    HiddenTeacher,
+    Hidden,
     Implementation,
+    Logits,
     RowKernels,
-    StoredTeacher,
-    Support,
+    Stored,
     TokenStats,
+    checks,
     linear_divergence_loss,
+    old_calls,
 )
 from mopd_jax.shapes import check_shapes
 
 # exp() of a log-ratio is taken inside these bounds, so that it cannot overflow.
 _LOG_RATIO_BOUND = 20.0
+
+_BY_WEIGHTS = "weights=token_weights(mask, {}=...)"
+# Arguments of `distill_loss` before 0.1.
+_RENAMED = old_calls.RENAMED | {
+    "behaviour_logp": "sampled_logp=...",
+    "rollout_weights": "weights=token_weights(mask) * rollout_weights",
+    "context_mask": "mask=mask & context_mask[:, None]",
+    **{x: _BY_WEIGHTS.format(x) for x in ("aggregation", "totals", "scale", "steps")},
+}
 
 
 class Totals(NamedTuple):
@@ -38,45 +50,42 @@ class Totals(NamedTuple):
     sequences: jax.Array  # f32[], rows of the mean over sequences
 
 
-def batch_totals(
-    mask: jax.Array, *, context_mask: jax.Array | None = None, every_row: bool = False
-) -> Totals:
-    """Denominators of the batch with mask bool[N, T], to be made before any split.
+@old_calls.answered(
+    1, "batch_totals(mask)", {"context_mask": "batch_totals(mask & context_mask[:, None])"}
+)
+def batch_totals(mask: jax.Array, *, every_row: bool = False) -> Totals:
+    """Denominators of the batch with mask bool[..., T], to be made before any split.
 
-    `context_mask` bool[N] is that of `distill_loss`: rows it leaves out are not counted.
-    `every_row` counts rows without a token as sequences too: what a sum divided by the size of
-    the batch does.
+    A row is all that the last dimension holds; packed tokens [M] are one row. `every_row`
+    counts rows without a token as sequences too: what a sum divided by the size of the batch
+    does.
     """
-    mask = _both_masks(mask, context_mask)
-    rows = jnp.ones(len(mask), bool) if every_row else jnp.any(mask, axis=1)
+    mask = _bool(mask)
+    rows = jnp.ones(mask.shape[:-1], bool) if every_row else jnp.any(mask, axis=-1)
     return Totals(jnp.sum(mask, dtype=jnp.float32), jnp.sum(rows, dtype=jnp.float32))
 
 
-def _both_masks(mask, context_mask):
+def _bool(mask: Any) -> jax.Array:
     mask = jnp.asarray(mask)
-    check_shapes(mask=(mask, "N T"))
     if mask.dtype != jnp.bool_:
         raise ValueError(f"mask: expected bool, got {mask.dtype}; write mask != 0")
-    if context_mask is None:
-        return mask
-    context_mask = jnp.asarray(context_mask)
-    check_shapes(mask=(mask, "N T"), context_mask=(context_mask, "N"))
-    if context_mask.dtype != jnp.bool_:
-        raise ValueError(f"context_mask: expected bool, got {context_mask.dtype}")
-    return mask & context_mask[:, None]
+    if not mask.ndim:
+        raise ValueError("mask: expected one entry a token, got a scalar")
+    return mask
 
 
 def token_weights(
     mask: jax.Array,
     *,
-    aggregation: Aggregation,
+    aggregation: Aggregation = "token-mean",
     totals: Totals | None = None,
     scale: float | None = None,
     steps: jax.Array | None = None,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """Weights f32[N, T] that turn token losses into one number by a weighted sum.
+    """Weights f32[..., T] that turn token losses into one number by a weighted sum.
 
-    With k the mask bool[N, T], and the totals those of the whole batch:
+    With k the mask bool[..., T], and the totals those of the whole batch:
 
         token-mean                k / tokens
         seq-mean-token-mean       k / (sequences * sum_t k)
@@ -86,18 +95,48 @@ def token_weights(
 
     A mask without tokens gives weights of 0. The loss of a batch is the sum over its parts: a
     trainer that averages over K of them (`optax.MultiSteps`, `pmean`) needs K times these.
+    Packed tokens [M] are one row, of which "token-mean" alone means what it says.
 
     Args:
         totals: by default those of this mask. Of a part of a batch, `batch_totals` of the
             whole, so that the parts add up to the loss of the batch.
-        scale: of seq-mean-token-sum-norm only, by default T.
-        steps: i32[N, T] in [0, T), of seq-mean-step-mean only: which step of its response a
+        scale: of seq-mean-token-sum-norm only, by default T; to be given with totals, since a
+            part of a batch may be cut shorter.
+        steps: i32[..., T] in [0, T), of seq-mean-step-mean only: which step of its response a
             token belongs to (`steps.step_ids`). A long step weighs no more than a short one.
+        dtype: of the weights; float64 for a loss in float64.
+
+    Raises:
+        ValueError: an unknown aggregation, or an option that the aggregation does not read.
     """
-    mask = _both_masks(mask, None)
+    mask = _bool(mask)
+    _check_aggregation(aggregation, totals, scale, steps)
+    totals = batch_totals(mask) if totals is None else totals
+    k = mask.astype(dtype)
+    # Each maximum acts only where the numerator is 0 as well.
+    sequences = jnp.maximum(totals.sequences, 1.0).astype(dtype)
+    if aggregation == "token-mean":
+        return k / jnp.maximum(totals.tokens, 1.0).astype(dtype)
+    if aggregation == "seq-mean-token-mean":
+        return k / jnp.maximum(jnp.sum(k, axis=-1, keepdims=True), 1.0) / sequences
+    if aggregation == "seq-mean-token-sum":
+        return k / sequences
+    if aggregation == "seq-mean-step-mean":
+        return k / _step_sizes(k, steps) / sequences
+    return k / (mask.shape[-1] if scale is None else scale)
+
+
+def _check_aggregation(aggregation: Any, totals: Any, scale: Any, steps: Any) -> None:
     if aggregation not in get_args(Aggregation):
         raise ValueError(
             f"aggregation {aggregation!r} is none of {', '.join(get_args(Aggregation))}"
+        )
+    if totals is not None and not isinstance(totals, Totals):
+        raise ValueError(f"totals: expected `batch_totals(mask)`, got {type(totals).__name__}")
+    if totals is not None and aggregation == "seq-mean-token-sum-norm" and scale is None:
+        raise ValueError(
+            "seq-mean-token-sum-norm divides by scale, by default the length T of this mask;"
+            " with totals of a whole batch give its length too, scale=..."
         )
     if scale is not None and (aggregation != "seq-mean-token-sum-norm" or not scale > 0):
         raise ValueError(
@@ -109,192 +148,159 @@ def token_weights(
             f"steps={'given' if steps is not None else None} with aggregation={aggregation!r}: "
             "seq-mean-step-mean needs them, and no other reads them"
         )
-    totals = batch_totals(mask) if totals is None else totals
-    k = mask.astype(jnp.float32)
-    # Each maximum acts only where the numerator is 0 as well.
-    sequences = jnp.maximum(totals.sequences, 1.0)
-    if aggregation == "token-mean":
-        return k / jnp.maximum(totals.tokens, 1.0)
-    if aggregation == "seq-mean-token-mean":
-        return k / jnp.maximum(jnp.sum(k, axis=1, keepdims=True), 1.0) / sequences
-    if aggregation == "seq-mean-token-sum":
-        return k / sequences
-    if aggregation == "seq-mean-step-mean":
-        return k / _step_sizes(k, steps) / sequences
-    return k / (mask.shape[1] if scale is None else scale)
 
 
-def _step_sizes(k, steps):
-    """f32[N, T], at each token: steps of its row times tokens of its step, at least 1."""
+def _step_sizes(k: jax.Array, steps: Any) -> jax.Array:
+    """f32[..., T], at each token: steps of its row times tokens of its step, at least 1."""
     steps = jnp.asarray(steps)
-    check_shapes(mask=(k, "N T"), steps=(steps, "N T"))
+    checks.check_by_token(k, steps=steps)
 
-    def row(k, steps):
-        tokens = jnp.zeros(k.shape).at[steps].add(k)
+    def row(k: jax.Array, steps: jax.Array) -> jax.Array:
+        tokens = jnp.zeros(k.shape, k.dtype).at[steps].add(k)
         return jnp.maximum(tokens[steps] * jnp.sum(tokens > 0), 1.0)
 
-    return jax.vmap(row)(k, steps)
+    length = k.shape[-1]
+    sizes = jax.vmap(row)(k.reshape(-1, length), steps.reshape(-1, length))
+    return sizes.reshape(k.shape)
 
 
-def importance_ratio(logp: jax.Array, behaviour_logp: jax.Array) -> jax.Array:
-    """exp(logp - behaviour_logp), f32 of the same shape, the exponent held within +-20."""
-    difference = jnp.clip(logp - behaviour_logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
+def importance_ratio(logp: jax.Array, sampled_logp: jax.Array) -> jax.Array:
+    """exp(logp - sampled_logp), f32 of the same shape, the exponent held within +-20."""
+    difference = jnp.clip(logp - sampled_logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
     return jnp.exp(difference)
 
 
+@old_calls.answered(4, "distill_loss(student, teacher, targets, mask)", _RENAMED)
 def distill_loss(
-    student_hidden: jax.Array,
-    student_head: jax.Array,
-    teacher_hidden: jax.Array | StoredTeacher,
-    teacher_head: jax.Array | None,
-    targets: jax.Array,
-    mask: jax.Array,
+    student: Hidden | Logits,
+    teacher: Hidden | Logits | Stored,
+    targets: jax.Array | None = None,
+    mask: jax.Array | None = None,
     *,
-    context_mask: jax.Array | None = None,
     weights: jax.Array | None = None,
-    aggregation: Aggregation | None = None,
-    totals: Totals | None = None,
-    scale: float | None = None,
-    steps: jax.Array | None = None,
-    rollout_weights: jax.Array | None = None,
-    behaviour_logp: jax.Array | None = None,
+    sampled_logp: jax.Array | None = None,
     importance_cap: float | None = None,
-    divergence: Divergence = "jsd",
-    alpha: float | None = None,
-    continuous: bool = False,
-    clip: float | None = None,
-    support: Support = "full",
-    temperature: float = 1.0,
-    soft_cap: float | None | tuple[float | None, float | None] = None,
+    divergence: Divergence = Divergence(),  # noqa: B008  (frozen)
+    temperature: float | jax.Array = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
     implementation: Implementation | Blocks | RowKernels | None = None,
 ) -> tuple[jax.Array, TokenStats]:
-    """Distillation loss from hidden states and heads, exact and without [N, T, V] logits.
+    """Distillation loss from the outputs of two models, exact and without [N, T, V] logits.
 
-        loss = sum_nt weights * rollout_weights * min(p / p_behaviour, cap) * divergence
+        loss = sum_nt weights * min(p / p_sampled, cap) * divergence
 
-    Gradients flow to `student_hidden` and `student_head` only; ratio and weights are constants.
+    Gradients flow to the student's arrays only; ratio and weights are constants. The dimensions
+    of the tokens, written [N, T], may be any, [M] of packed tokens too.
 
     Args:
-        student_hidden, teacher_hidden: [N, T, D] and [N, T, E], the states that predict each
-            target. The teacher's may have read another prompt and have another width. In
-            place of its states a `kernels.StoredTeacher`, with head None and the support of
-            that.
-        student_head, teacher_head: [V, D] and [V, E]; logits are hidden @ head.T in float32.
-        targets: i32[N, T], the response tokens. One that is no token, such as -100, under a
-            true mask has the log-prob NaN, and with an importance cap the loss is NaN.
-        mask: bool[N, T]; elsewhere nothing is read, not even a NaN.
-        context_mask: bool[N], rows whose teacher had something to read; the others are masked.
-        weights: f32[N, T] with the whole normalisation in them. Instead of them:
-        aggregation: how token losses become one number, see `token_weights`; "token-mean" if
-            nothing is said.
-        totals: the denominators, by default of what both masks leave here; with gradient
-            accumulation or rows split over devices, `batch_totals` of the whole batch.
-        scale: the divisor of "seq-mean-token-sum-norm", by default T; to be given with totals,
-            since a part of a batch may be cut shorter.
-        steps: i32[N, T] of "seq-mean-step-mean", see `token_weights`.
-        rollout_weights: f32[N, T], constant factors, such as the truncated ratio of trainer to
-            sampler.
-        behaviour_logp: f32[N, T] nats of the targets when they were sampled; with
+        student: `Hidden(states, head)` of [N, T, D] and [V, D], at the positions that predict
+            each target; or `Logits` [N, T, V], at the price of them.
+        teacher: `Hidden` of [N, T, E] and [V, E], `Logits` [N, T, V], or `Stored` log-probs of
+            K tokens [N, T, K]. It may have read another prompt, have another width, and be
+            float16.
+        targets: i32[N, T], the response tokens; below 0 (-100, -1) where a position does not
+            count. None: no statistic of them is made, so that `logp` and `teacher_logp` are
+            None; a support of "sampled" and an importance cap need them.
+        mask: bool[N, T]; elsewhere nothing is read, not even a NaN. None is `targets >= 0`, and
+            without targets every position: then padding counts as tokens do. A label below 0
+            under a true mask is an error; inside `jit`, which cannot raise it, the loss is NaN.
+        weights: f32[N, T] with the whole normalisation in them, as `token_weights` makes them;
+            None is the mean over the tokens of the mask. For a part of a batch give
+            `token_weights(mask, totals=batch_totals(mask of the whole batch))`.
+        sampled_logp: f32[N, T] nats of the targets when they were sampled; with
             `importance_cap` it weighs tokens that have become more or less likely since.
-        divergence: "jsd" (alpha on the teacher, default 0.5), "forward_kl", "reverse_kl".
-        alpha, continuous, clip, support ... implementation: as in
-            `mopd_jax.kernels.linear_divergence`.
+        divergence: its kind, alpha and support; by default the jsd at 0.5 over the vocabulary.
+        temperature ... implementation: as in `mopd_jax.kernels.linear_divergence`.
 
     Returns:
-        loss f32[] and the per-token statistics (divergence, logp, teacher_logp, entropy), which
-        carry no gradient and are 0 outside both masks.
+        loss f32[] (f64 if an operand is) and the per-token statistics (divergence, logp,
+        teacher_logp, entropy), which carry no gradient and are 0 outside the mask.
 
     Raises:
+        TypeError: a call as it was spelled before 0.1, with the spelling of today.
         ValueError: shapes, dtypes or options that do not fit, naming the argument.
     """
-    if (importance_cap is None) != (behaviour_logp is None):
-        raise ValueError(
-            "importance_cap and behaviour_logp belong together: give both, or neither"
-        )
-    if importance_cap is not None and not importance_cap > 0:
-        raise ValueError(f"importance_cap must be positive, got {importance_cap}")
-    if weights is not None and not aggregation is totals is scale is steps is None:
-        raise ValueError(
-            "weights have the normalisation in them: give them, or aggregation, totals, scale,"
-            " steps"
-        )
-    per_token = {
-        "rollout_weights": rollout_weights,
-        "behaviour_logp": behaviour_logp,
-        "weights": weights,
-    }
-    per_token = {k: x if x is None else jnp.asarray(x) for k, x in per_token.items()}
-    rollout_weights, behaviour_logp, weights = per_token.values()
-    given = {name: (x, "N T") for name, x in per_token.items() if x is not None}
-    mask = _both_masks(mask, context_mask)
-    check_shapes(mask=(mask, "N T"), **given)
+    _check_importance(targets, sampled_logp, importance_cap)
+    mask = _mask(student, targets, mask)
+    if sampled_logp is not None:
+        sampled_logp = jnp.asarray(sampled_logp)
+        checks.check_by_token(mask, sampled_logp=sampled_logp)
     if weights is None:
-        weights = _part_weights(mask, aggregation or "token-mean", totals, scale, steps)
-    if rollout_weights is not None:
-        weights = weights * jnp.where(mask, rollout_weights, 0.0)
-    return linear_divergence_loss(
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(student))
+        weights = token_weights(mask, dtype=dtype)
+    weights = jnp.asarray(weights)
+    if targets is not None:
+        weights = _without_ignored(weights, jnp.asarray(targets), mask)
+    loss, stats = linear_divergence_loss(
         functools.partial(_capped_divergence, cap=importance_cap),
-        student_hidden,
-        student_head,
-        _teacher(teacher_hidden, teacher_head),
+        student,
+        teacher,
         targets,
         mask,
-        *jax.lax.stop_gradient((weights, behaviour_logp)),
-        kind=divergence,
-        alpha=alpha,
-        continuous=continuous,
-        clip=clip,
-        support=support,
+        *jax.lax.stop_gradient((weights, sampled_logp)),
+        divergence=divergence,
         temperature=temperature,
-        soft_cap=soft_cap,
         vocab_size=vocab_size,
         chunk_tokens=chunk_tokens,
         sharding=sharding,
         implementation=implementation,
     )
+    return loss, cast(TokenStats, stats)  # There is a teacher.
 
 
-def _part_weights(mask, aggregation, totals, scale, steps):
-    """`token_weights` of what may be a part of a batch."""
-    if totals is not None and not isinstance(totals, Totals):
-        raise ValueError(f"totals: expected `batch_totals(mask)`, got {type(totals).__name__}")
-    if totals is not None and aggregation == "seq-mean-token-sum-norm" and scale is None:
+def _check_importance(targets: Any, sampled_logp: Any, importance_cap: float | None) -> None:
+    if (importance_cap is None) != (sampled_logp is None):
         raise ValueError(
-            "seq-mean-token-sum-norm divides by scale, by default the length T of this part;"
-            " with totals of a whole batch give its length too, scale=..."
+            "importance_cap and sampled_logp belong together: give both, or neither"
         )
-    return token_weights(mask, aggregation=aggregation, totals=totals, scale=scale, steps=steps)
+    if importance_cap is not None and not importance_cap > 0:
+        raise ValueError(f"importance_cap must be positive, got {importance_cap}")
+    if importance_cap is not None and targets is None:
+        raise ValueError("targets: importance_cap weighs the sampled tokens; give targets")
 
 
-def _teacher(hidden, head):
-    stored = isinstance(hidden, StoredTeacher)
-    if stored != (head is None):
+def _mask(student: Any, targets: Any, mask: Any) -> jax.Array:
+    """The mask given, or what stands for one."""
+    if mask is not None:
+        return _bool(mask)
+    if targets is not None:
+        return jnp.asarray(targets) >= 0
+    first, *_ = jax.tree.leaves(student)
+    return jnp.ones(jnp.shape(first)[:-1], bool)
+
+
+def _without_ignored(weights: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+    """Weights that are NaN where a label says "ignore" and the mask says "count"."""
+    checks.check_by_token(mask, targets=targets, weights=weights)
+    ignored = mask & (targets < 0)
+    if not isinstance(ignored, jax.core.Tracer) and (count := int(jnp.sum(ignored))):
         raise ValueError(
-            f"teacher_hidden is a {type(hidden).__name__} and teacher_head "
-            f"{'None' if head is None else 'given'}: hidden states need a head, a "
-            "StoredTeacher has none"
+            f"targets: {count} of {int(jnp.sum(mask))} tokens of the mask have a label below 0,"
+            " which means that they do not count; leave mask out, or give"
+            " mask & (targets >= 0)"
         )
-    return hidden if stored else HiddenTeacher(hidden, head)
+    return jnp.where(ignored, jnp.nan, weights)
 
 
-def _capped_divergence(stats: TokenStats, behaviour_logp: jax.Array | None, *, cap):
-    if cap is None:
+def _capped_divergence(
+    stats: TokenStats, sampled_logp: jax.Array | None, *, cap: float | None
+) -> jax.Array:
+    if cap is None or stats.logp is None or sampled_logp is None:
         return stats.divergence
-    ratio = importance_ratio(jax.lax.stop_gradient(stats.logp), behaviour_logp)
+    ratio = importance_ratio(jax.lax.stop_gradient(stats.logp), sampled_logp)
     return stats.divergence * jnp.minimum(ratio, cap)
 
 
-def truncated_ratio(logp: jax.Array, behaviour_logp: jax.Array, cap: float | None) -> jax.Array:
-    """Constant min(p / p_behaviour, cap) of each token; 1 where the cap is None.
+def truncated_ratio(logp: jax.Array, sampled_logp: jax.Array, cap: float | None) -> jax.Array:
+    """Constant min(p / p_sampled, cap) of each token; 1 where the cap is None.
 
     Repairs, up to the cap, that what sampled a token is not quite what trains on it.
     """
     if cap is None:
-        return jnp.ones_like(behaviour_logp)
-    ratio = importance_ratio(jax.lax.stop_gradient(logp), behaviour_logp)
+        return jnp.ones_like(sampled_logp)
+    ratio = importance_ratio(jax.lax.stop_gradient(logp), sampled_logp)
     return jnp.minimum(ratio, cap)
 
 
@@ -310,7 +316,7 @@ def k3_kl(logp: jax.Array, reference_logp: jax.Array) -> jax.Array:
 
 def grpo_loss(
     logp: jax.Array,
-    behaviour_logp: jax.Array,
+    sampled_logp: jax.Array,
     advantage: jax.Array,
     weights: jax.Array,
     *,
@@ -322,11 +328,11 @@ def grpo_loss(
 
     Sources: GRPO arXiv 2402.03300, clip-higher arXiv 2503.14476, dual clip arXiv 1912.09729.
 
-    Per token, with r = p / p_behaviour: max(-A r, -A clip(r, 1 - low, 1 + high)), and where
+    Per token, with r = p / p_sampled: max(-A r, -A clip(r, 1 - low, 1 + high)), and where
     A < 0 at most -dual_clip * A.
 
     Args:
-        logp, behaviour_logp: f32[N, T] nats, 0 where masked; the second of the policy that
+        logp, sampled_logp: f32[N, T] nats, 0 where masked; the second of the policy that
             the ratio is relative to. Gradient flows to `logp`.
         advantage: f32[N].
         weights: f32[N, T] of `token_weights`.
@@ -336,14 +342,14 @@ def grpo_loss(
     """
     check_shapes(
         logp=(logp, "N T"),
-        behaviour_logp=(behaviour_logp, "N T"),
+        sampled_logp=(sampled_logp, "N T"),
         advantage=(advantage, "N"),
         weights=(weights, "N T"),
     )
     # A token without weight is masked: what stands there, NaN included, must not be read.
     used = weights != 0
     a = advantage[:, None]
-    ratio = importance_ratio(jnp.where(used, logp, 0.0), jnp.where(used, behaviour_logp, 0.0))
+    ratio = importance_ratio(jnp.where(used, logp, 0.0), jnp.where(used, sampled_logp, 0.0))
     free = -a * ratio
     clipped = -a * jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
     per_token = jnp.maximum(free, clipped)

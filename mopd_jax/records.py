@@ -60,11 +60,11 @@ class Rollouts:
 
 @record
 class TeacherInputs:
-    """What the teacher reads before it scores the student's own response tokens."""
+    """What the teacher reads before it scores the target, on the host."""
 
-    prompt: jax.Array  # i32[N, Q], left-padded
-    prompt_mask: jax.Array  # bool[N, Q]
-    informed: jax.Array  # bool[N], the row's context shows at least one block
+    prompt: np.ndarray  # i32[N, Q], left-padded
+    prompt_mask: np.ndarray  # bool[N, Q]
+    informed: np.ndarray  # bool[N], the row's context has something to read
 
 
 @record

@@ -47,7 +47,6 @@ SMOKE = {
     "test_config",
     "test_context",
     "test_controls",
-    "test_decoder",
     "test_evaluate",
     "test_experience",
     "test_groups",
@@ -58,7 +57,6 @@ SMOKE = {
     "test_rollout_file",
     "test_statistics",
     "test_tables",
-    "test_tokenizer",
     "test_verify_choice",
     "test_verify_tools",
 }

@@ -1,7 +1,6 @@
-"""Programs that want to pass without the right answer, as data: none may.
+"""Programs that try to pass without the right answer, as data: none may pass.
 
-Each is judged on problems whose right answers it cannot know: `FUNCTION` returns, or a script
-prints, what stands with the verifier only.
+Each is judged on problems whose right answers it cannot know, because only the verifier has them.
 """
 
 EQUAL = """

@@ -1,10 +1,11 @@
-"""Programs that attack the sandbox, each with what must hold, as data.
+"""Programs that attack the sandbox, as data, each with the ways in which it may end.
 
 A program prints BREACH if one of its attacks worked. The names in capitals are replaced: OUTSIDE
 is a folder that everyone may write, SECRET a file that everyone may read, PARENT and SIBLING are
 pids, PORT, UDP, LOCAL, ABSTRACT, MAILBOX and UNNAMED lead to servers that listen, OWNED is a file
-of the worker's user. After every program it is checked that nothing stands in OUTSIDE, OWNED is
-as it was, nobody called a server, the text of SECRET is in no output, parent and sibling live, no process is left, and an honest program passes.
+of the worker's user. After every program the tests check that OUTSIDE is empty, OWNED unchanged,
+no server was called, no output has the text of SECRET, parent and sibling live, no process is
+left, and an honest program passes.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Right programs that a verifier must not reject, as data: (source, input, output).
+"""Right programs that a verifier must accept, as data: (source, input, output).
 
 Many of them fail under harnesses that restrict builtins, imports or streams, or that split
 arguments at blanks.

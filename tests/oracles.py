@@ -85,7 +85,8 @@ def entropy_grad(logp):
 
 def linear_logp(hidden, head, temperature):
     """log softmax(hidden head^T / temperature): [N, T, D], [V, D] -> float64[N, T, V]."""
-    return log_softmax(np.float64(hidden) @ np.float64(head).T / temperature)
+    hidden, head = (np.asarray(x, np.float64) for x in (hidden, head))
+    return log_softmax(hidden @ head.T / temperature)
 
 
 def linear_grads(logits_grad, hidden, head, temperature):

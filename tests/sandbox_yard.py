@@ -1,4 +1,4 @@
-"""What stands around a sandbox in the tests: things to attack, and whether they were harmed.
+"""The surroundings of a sandbox in tests: things to attack, and checks that none is harmed.
 
 As a script it runs all hostile programs as another user and prints what went wrong:
 
@@ -16,16 +16,17 @@ import sys
 import tempfile
 import textwrap
 import time
+from typing import Any, cast
 
 import hostile_programs
 import pytest
 import wants
 
-from mopd_jax.config.sandbox import SandboxConfig
-from mopd_jax.sandbox import Program, Sandbox, SandboxError
+from mopd_jax.config.sandbox import Level, SandboxConfig
+from mopd_jax.sandbox import Outcome, Program, Sandbox, SandboxError
 
 SECRET = "the-text-of-the-secret"
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "cpu_seconds": 1.2,
     "idle_seconds": 0.6,
     "wall_seconds": 120.0,
@@ -36,11 +37,12 @@ LIMITS = {
 }
 
 
-def config(level, **changes):
+def config(level: Level, **changes: Any) -> SandboxConfig:
+    """Settings with limits small enough for tests, and one worker."""
     return SandboxConfig(level=level, **(LIMITS | {"workers": 1} | changes))
 
 
-def open_or_skip(level, **changes):
+def open_or_skip(level: Level, **changes: Any) -> Sandbox:
     """A sandbox; a machine without bubblewrap or namespaces is no failure of this package."""
     if platform.system() != "Linux":
         pytest.skip(wants.reason("Linux"))
@@ -57,9 +59,11 @@ def open_or_skip(level, **changes):
 class Yard:
     """Servers, a secret, an open folder and a sibling process of the workers' own user."""
 
-    def __init__(self, box):
+    def __init__(self, box: Sandbox) -> None:
         self.box = box
-        self.uid = box._free.queue[-1].uid
+        worker = box._free.queue[-1]
+        assert worker is not None
+        self.uid = worker.uid
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="yard-"))
         self.outside = self.folder / "outside"
         self.outside.mkdir()
@@ -71,7 +75,7 @@ class Yard:
             os.chown(self.owned, self.uid, self.uid)
         for path, mode in ((self.folder, 0o755), (self.outside, 0o777), (secret, 0o644)):
             path.chmod(mode)
-        self.servers = []
+        self.servers: list[socket.socket] = []
         tcp = self._listen(socket.socket(), ("127.0.0.1", 0))
         udp = self._listen(socket.socket(type=socket.SOCK_DGRAM), ("127.0.0.1", 0))
         local, abstract = str(self.folder / "local"), f"yard-{os.getpid()}"
@@ -82,7 +86,9 @@ class Yard:
         self._listen(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), mailbox)
         os.chmod(mailbox, 0o777)
         self._listen(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), f"\0un{abstract}")
-        user = {"user": self.uid, "group": self.uid} if os.getuid() == 0 else {}
+        user: dict[str, Any] = {}
+        if os.getuid() == 0:
+            user = {"user": self.uid, "group": self.uid}
         self.sibling = subprocess.Popen(["sleep", "1000"], cwd="/", **user)
         self.words = {
             "OUTSIDE": self.outside,
@@ -101,12 +107,12 @@ class Yard:
         self.processes = self.count()
         self.state = self.look()
 
-    def look(self):
-        """Of the file that the workers' user owns."""
+    def look(self) -> tuple[int, int, str]:
+        """Mode, time and text of the file that the workers' user owns."""
         info = self.owned.stat()
         return info.st_mode, info.st_mtime_ns, self.owned.read_text()
 
-    def _listen(self, server, address):
+    def _listen(self, server: socket.socket, address: Any) -> socket.socket:
         server.bind(address)
         if server.type == socket.SOCK_STREAM:
             server.listen()
@@ -114,17 +120,18 @@ class Yard:
         self.servers.append(server)
         return server
 
-    def count(self):
+    def count(self) -> int:
         """Processes of the workers' user, and zombies of this process."""
-        found = 0
+        total = 0
         for name in os.listdir("/proc"):
             try:
-                found += name.isdigit() and os.stat(f"/proc/{name}").st_uid == self.uid
+                total += name.isdigit() and os.stat(f"/proc/{name}").st_uid == self.uid
             except OSError:
                 continue
-        return found
+        return total
 
-    def source(self, hostile):
+    def source(self, hostile: hostile_programs.Hostile) -> str:
+        """The program's text with the names in capitals replaced."""
         text = hostile.source
         if hostile not in hostile_programs.RAW:
             text = hostile_programs.PRELUDE + textwrap.dedent(text)
@@ -132,37 +139,37 @@ class Yard:
             text = text.replace(word, str(value))
         return text
 
-    def problems(self, hostile, outcome):
-        """What a hostile program did that it must not, as a list of words."""
-        found = []
-        said = outcome.stdout + outcome.stderr
+    def problems(self, hostile: hostile_programs.Hostile, outcome: Outcome) -> list[str]:
+        """What a hostile program did that it must not do, as sentences."""
+        problems = []
+        output = outcome.stdout + outcome.stderr
         if b"BREACH" in outcome.stdout:
-            found.append(outcome.stdout[:500].decode(errors="replace"))
-        if SECRET.encode() in said:
-            found.append("the secret was told")
+            problems.append(outcome.stdout[:500].decode(errors="replace"))
+        if SECRET.encode() in output:
+            problems.append("the secret was told")
         if outcome.kind not in hostile.kinds:
-            found.append(f"{outcome.kind} {outcome.detail} {outcome.stderr[-200:]!r}")
+            problems.append(f"{outcome.kind} {outcome.detail} {outcome.stderr[-200:]!r}")
         if self.box.run(Program("print(input()[::-1])", stdin="abc")).stdout != b"cba\n":
-            found.append("an honest program fails afterwards")
-        found += [f"{name} was written" for name in os.listdir(self.outside)]
+            problems.append("an honest program fails afterwards")
+        problems += [f"{name} was written" for name in os.listdir(self.outside)]
         for server in self.servers:
             try:
                 server.accept() if server.type == socket.SOCK_STREAM else server.recv(1)
-                found.append(f"{server} was called")
+                problems.append(f"{server} was called")
             except BlockingIOError:
                 pass
         if self.look() != self.state:
-            found.append(f"the owned file is {self.look()}")
+            problems.append(f"the owned file is {self.look()}")
         if self.sibling.poll() is not None:
-            found.append("the sibling died")
+            problems.append("the sibling died")
         end = time.monotonic() + 5
         while (now := self.count()) > self.processes and time.monotonic() < end:
             time.sleep(0.05)
         if now > self.processes:
-            found.append(f"{now - self.processes} processes are left")
-        return found
+            problems.append(f"{now - self.processes} processes are left")
+        return problems
 
-    def close(self):
+    def close(self) -> None:
         self.sibling.kill()
         self.sibling.wait()
         for server in self.servers:
@@ -170,7 +177,7 @@ class Yard:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def main(uid, level):
+def main(uid: int, level: Level) -> None:
     os.environ["CANARY"] = "CANARY"
     os.setgroups([])
     os.setgid(uid)
@@ -188,4 +195,4 @@ def main(uid, level):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]), cast(Level, sys.argv[2]))

@@ -43,7 +43,7 @@ def test_script_reports_every_contestant(tmp_path):
     ]
     for run in found["runs"]:
         names = [row["contestant"] for row in run["rows"]]
-        assert names == ["naive", "chunked", "statistics_first"]
+        assert names == ["naive", "chunked", "statistics"]
         for row in run["rows"]:
             low, high = row["time_ratio_range"]
             assert len(row["wall_s"]) == len(row["cpu_s"]) == 2
@@ -56,10 +56,26 @@ def test_script_reports_every_contestant(tmp_path):
 def test_contestants_agree_for_every_loss(divergence, kind):
     alpha = 0.2 if kind == "jsd" else None
     case = divergence.contestants.Case((24, 8, 50), 0.5, kind, alpha, "float32")
-    labels = ["naive", "naive_rounded", "chunked(16)", "statistics_first(16)", "products"]
+    labels = [
+        "naive",
+        "naive_rounded",
+        "chunked(16)",
+        "statistics(16)",
+        "products",
+    ]
     for row in divergence.measure(case, labels, 1):
         assert "refused" not in row and len(row["wall_s"]) == 1
         assert ("differences" in row) == (row["contestant"] != "products")
+
+
+def test_the_price_of_a_schedule_is_measured_in_pairs(divergence, capsys, tmp_path):
+    file = tmp_path / "out.json"
+    divergence.main(["--schedule", *SMALL, "--valid", "0.5", "--json", str(file)])
+    (run,) = json.loads(file.read_text())["runs"]
+    assert [row["contestant"] for row in run["rows"]] == ["chunked", "reference"]
+    for row in run["rows"]:
+        assert [len(x) for x in row["wall_s"]] == [2, 2] and len(row["ratios"]) == 2
+    assert "| 64, 16, 200 | 0.5 | chunked |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [1.001, math.nan])
@@ -82,7 +98,14 @@ def test_other_libraries_are_named_where_they_are_missing(divergence, monkeypatc
     case = divergence.contestants.Case((24, 8, 50), 1.0, "jsd", 0.5, "bfloat16")
     labels = divergence.labels_of(None, case, None)
     assert labels == [
-        *("naive", "chunked", "statistics_first", "naive_rounded", "pallas_gpu", "products")
+        *(
+            "naive",
+            "chunked",
+            "statistics",
+            "naive_rounded",
+            "pallas_gpu",
+            "products",
+        )
     ]
     lines = capsys.readouterr().out.splitlines()
     assert "- liger_triton: not installed: pip install liger-kernel" in lines

@@ -33,6 +33,16 @@ def test_help(argv, capsys):
         (["config", FLAG, "--wrkdir=x"], "did you mean workdir"),
         (["config", f"--config={QUICKSTART[:-3]}s.py"], "did you mean"),
         (["config", "--config=nowhere/at/all.py"], "does not exist"),
+        (
+            ["config", "--config=quickstrat"],
+            "config 'quickstrat' does not exist; did you mean quick",
+        ),
+        (["config", "--config=quickstart:grp"], "did you mean grpo"),
+        (["config", "--config="], "config '' does not exist; known: livecodebench, math"),
+        (
+            ["config", "--config=no/math.py"],
+            "; --config=math is the one that the package ships",
+        ),
         (["config", f"{FLAG}:grp"], "did you mean grpo"),
         (["config", FLAG, "--config.peers.failure=1"], "did you mean failures"),
         (["config", FLAG, "--config.rollout.group=1"], "set rollout.group to 2 or more"),
@@ -128,3 +138,21 @@ def test_a_config_file_that_is_none(tmp_path, text, variant, words):
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         cli.load(path, variant)
+
+
+def test_a_shipped_config_has_a_name_in_every_folder(tmp_path, monkeypatch):
+    """A local file of the same name is meant only where it is spelled as a path."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "math.py").write_text(pathlib.Path(QUICKSTART).read_text())
+    shipped, folder = cli.parse(["--config=math:sdpo"])
+    assert (shipped.name, shipped.data.source) == ("sdpo", "tfds")
+    assert folder.name.startswith("math-sdpo-")
+    for path in ("math.py", "./math.py", f"{tmp_path}/math.py"):
+        assert cli.parse([f"--config={path}:sdpo"])[0].data.source == "codebook"
+    (tmp_path / "mine.py").write_text(pathlib.Path(QUICKSTART).read_text())
+    with pytest.raises(
+        ConfigError, match="'mine' does not exist.*file of this folder is .*mine.py"
+    ):
+        cli.parse(["--config=mine"])
+    assert cli.parse(["--config=sciknoweval:physics/grpo"])[0].name == "physics-grpo"
+    assert cli.parse(["--config=quickstart"])[0] == cli.parse([FLAG])[0]

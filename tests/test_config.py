@@ -14,6 +14,7 @@ from mopd_jax.config import Config, methods
 from mopd_jax.config.update import Method
 from mopd_jax.contexts import controls
 from mopd_jax.errors import ConfigError
+from mopd_jax.kernels import Divergence
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs").glob("*.py"))
@@ -40,13 +41,13 @@ def overridden(dotted, text):
     return value
 
 
-def leaves():
-    for field in dataclasses.fields(Config):
-        value = getattr(Config(), field.name)
+def leaves(record=Config(), path=()):  # noqa: B008  (frozen)
+    for field in dataclasses.fields(record):
+        value, name = getattr(record, field.name), (*path, field.name)
         if dataclasses.is_dataclass(value):
-            yield from ((field.name, f.name) for f in dataclasses.fields(value))
+            yield from leaves(value, name)
         else:
-            yield (field.name,)
+            yield name
 
 
 LEAVES = list(leaves())
@@ -101,7 +102,7 @@ def test_an_unknown_key_names_the_nearest(dotted, nearest):
         ({"sed": 1}, "config.sed does not exist; did you mean seed"),
         ({"peers": {"rulle": "first"}}, "config.peers.rulle does not exist; did you mean rule"),
         ({"peers": {"rule": "shortst"}}, "config.peers.rule='shortst'.*did you mean shortest"),
-        ({"loss": {"divergence": "reverse"}}, "did you mean reverse_kl"),
+        ({"loss": {"divergence": {"kind": "reverse"}}}, "did you mean reverse_kl"),
         ({"model": {"compute_dtype": "fp8"}}, "known: bfloat16, float32"),
     ],
 )
@@ -237,22 +238,25 @@ def test_an_old_setting_is_answered_with_what_holds_now(dotted, text, answer):
         ({"context__teacher_prompt_length": 2047}, "not even a plain prompt fits"),
         ({"teacher__rate": 0.0}, "teacher.kind='frozen'"),
         ({"teacher__rate": 1.1}, "lie in"),
-        ({"loss__alpha": -0.1}, "JSD needs 0 <= alpha <= 1"),
-        ({"loss__alpha": 1.1}, "JSD needs 0 <= alpha <= 1"),
+        (
+            {"loss__divergence__alpha": -0.1},
+            "config.loss.divergence: .*kind='jsd' needs 0 <= alpha <= 1",
+        ),
+        ({"loss__divergence__alpha": 1.1}, "needs 0 <= alpha <= 1"),
         ({"loss__importance_cap": 0.0}, "None is off"),
         ({"loss__rollout_cap": -1.0}, "None is off"),
-        ({"loss__pointwise_clip": 0.0}, "None is off"),
+        ({"loss__divergence__clip": 0.0}, "or None for off, got 0.0"),
         (
             {
-                "loss__pointwise_clip": 0.1,
-                "loss__support": "sampled",
-                "loss__divergence": "reverse_kl",
+                "loss__divergence__clip": 0.1,
+                "loss__divergence__support": "sampled",
+                "loss__divergence__kind": "reverse_kl",
             },
-            "set loss.pointwise_clip=None or another support",
+            "set clip=None, or use another support",
         ),
         ({"loss__step_separator": ""}, "name a text that ends a step"),
         ({"loss__step_separator": "x"}, "leave it as it is by default"),
-        ({"loss__tail": False}, "set loss.tail=True"),
+        ({"loss__divergence__tail": False}, "set tail=True"),
         ({"loss__method": "grpo", "teacher__no_context": "plain_prompt"}, "has no teacher"),
         ({"loss__kl_coef": 0.1}, "set loss.kl_coef=0.0"),
         *[
@@ -262,15 +266,21 @@ def test_an_old_setting_is_answered_with_what_holds_now(dotted, text, answer):
                 ("distill", "scale_by_std", True),
                 ("distill", "beta", 1.0),
                 ("grpo", "importance_cap", None),
-                ("grpo", "support", "student"),
                 ("grpo", "label_smoothing", 0.1),
                 ("dpo", "aggregation", "token-mean"),
                 ("dpo", "rollout_cap", None),
                 ("simpo", "every_row", True),
-                ("sft", "divergence", "forward_kl"),
                 ("sft", "ratio_base", "sampler"),
             ]
         ],
+        (
+            {"loss__method": "grpo", "loss__divergence__support": "student"},
+            "reads, and the method is 'grpo'; leave all of loss.divergence as it is by default",
+        ),
+        (
+            {"loss__method": "sft", "loss__divergence__kind": "forward_kl"},
+            "leave all of loss.divergence as it is by default",
+        ),
         (
             {"loss__every_row": True, "loss__aggregation": "token-mean"},
             "set loss.every_row=False",
@@ -295,7 +305,7 @@ def test_an_old_setting_is_answered_with_what_holds_now(dotted, text, answer):
             {"teacher__drift_every": 5, "loss__method": "sft"},
             "has no teacher, and the settings of teacher",
         ),
-        ({"teacher__cache": True}, "set loss.support='teacher', or teacher.cache=False"),
+        ({"teacher__cache": True}, "set loss.divergence.support='teacher'"),
         ({"rollout__policy": "teacher"}, "set loss.method='sft', or rollout.policy='student'"),
         (
             {"rollout__policy": "teacher", "loss__method": "sft"},
@@ -312,12 +322,11 @@ def test_an_old_setting_is_answered_with_what_holds_now(dotted, text, answer):
             {"context__gold": "answer", "peers__control": "random"},
             "set context.gold='off'",
         ),
-        ({"loss__support": "sampled"}, "set loss.divergence='reverse_kl' or another support"),
-        ({"loss__top_k": 0}, "at least 1"),
         (
-            {"loss__continuous": True, "loss__divergence": "reverse_kl"},
-            "set loss.continuous=False",
+            {"loss__divergence__support": "sampled"},
+            "use kind='reverse_kl', or another support",
         ),
+        ({"loss__divergence__top_k": 0}, "top_k must be at least 1"),
         ({"loss__beta": 0.0}, "of beta: the method's own"),
         ({"loss__margin": -1.0}, "at least 0"),
         ({"loss__label_smoothing": 0.5}, r"must lie in \[0, 0.5\)"),
@@ -334,7 +343,7 @@ def test_an_old_setting_is_answered_with_what_holds_now(dotted, text, answer):
         ({"steps": 0}, "at least 1"),
         ({"seed": -1}, "at least 0"),
         ({"peers__successes": 0, "peers__failures": 0}, "no_context='plain_prompt'"),
-        ({"loss__alpha": float("nan")}, "JSD needs"),
+        ({"loss__divergence__alpha": float("nan")}, "needs 0 <= alpha <= 1"),
         ({"optimizer__weight_decay": float("nan")}, "at least 0"),
     ],
 )
@@ -397,7 +406,7 @@ def test_grpo_needs_no_peers_and_opd_a_plain_prompt():
     ("dotted", "text", "want"),
     [
         ("rollout.group", "4", 4),
-        ("loss.alpha", "0.25", 0.25),
+        ("loss.divergence.alpha", "0.25", 0.25),
         ("optimizer.learning_rate", "1e-3", 1e-3),
         ("teacher.rate", "1", 1.0),
         ("loss.importance_cap", "None", None),
@@ -431,7 +440,8 @@ def test_override(dotted, text, want):
         ("seed", "None"),
         ("seed", "one"),
         ("seed", "[1]"),
-        ("loss.alpha", "half"),
+        ("loss.divergence.alpha", "half"),
+        ("loss.divergence.top_k", "2.5"),
         ("rollout.top_p", "True"),
         ("model.remat", "1"),
         ("name", "5"),
@@ -449,6 +459,40 @@ def test_override(dotted, text, want):
 def test_a_wrong_type_names_the_setting(dotted, text):
     with pytest.raises(ConfigError, match=re.escape(f"config.{dotted}")):
         overridden(dotted, text)
+
+
+@pytest.mark.parametrize(
+    ("old", "value", "new"),
+    [
+        ("loss.alpha", 0.3, "config.loss.divergence.alpha now"),
+        ("loss.pointwise_clip", 0.1, "config.loss.divergence.clip now"),
+        ("loss.support", "student", "config.loss.divergence.support now"),
+        ("loss.top_k", 7, "config.loss.divergence.top_k now"),
+        ("loss.tail", False, "config.loss.divergence.tail now"),
+        ("loss.divergence", "reverse_kl", "config.loss.divergence.kind now"),
+        ("loss.continuous", True, "does not exist any more: .*choose the KL itself"),
+    ],
+)
+def test_an_old_setting_is_answered_with_the_new_one(old, value, new):
+    with pytest.raises(ConfigError, match=f"config.{old} .*{new}"):
+        overridden(old, str(value))
+    tree = config.defaults()
+    section, name = old.split(".")
+    with tree.unlocked():
+        tree[section][name] = value
+    with pytest.raises(ConfigError, match=f"config.{old} .*{new}"):
+        config.from_config_dict(Config, tree)
+
+
+def test_an_old_setting_in_a_config_file_is_answered_too(tmp_path):
+    file = tmp_path / "old.py"
+    start = "from mopd_jax import config\ndef get_config():\n    cfg = config.defaults()\n"
+    file.write_text(start + "    cfg.loss.support = 'student'\n    return cfg\n")
+    with pytest.raises(ConfigError, match="config.loss.support is config.loss.divergence.supp"):
+        cli.load(file)
+    file.write_text(start + "    cfg.loss.nothing = 1\n    return cfg\n")
+    with pytest.raises(AttributeError, match="nothing"):
+        cli.load(file)
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=".".join)
@@ -552,7 +596,7 @@ def test_mathematics_has_the_divergence_of_the_paper():
     want = {"mopd": "reverse_kl", "paper": "reverse_kl", "reference_code": "jsd"}
     for variant, divergence in want.items():
         cfg = config.from_config_dict(Config, cli.load(ROOT / "configs/math.py", variant))
-        assert cfg.loss.divergence == divergence
+        assert cfg.loss.divergence.kind == divergence
         assert cfg.rollout.response_length == 8192
 
 
@@ -617,11 +661,7 @@ PUBLISHED = {
     "teacher.kind": "ema",
     "teacher.rate": 0.05,
     "teacher.no_context": "plain_prompt",
-    "loss.divergence": "jsd",
-    "loss.alpha": None,
-    "loss.support": "student",
-    "loss.tail": True,
-    "loss.pointwise_clip": None,
+    "loss.divergence": Divergence(support="student"),
     "loss.aggregation": "seq-mean-token-sum",
     "loss.every_row": True,
     "loss.row_weight": "equal",
@@ -654,7 +694,8 @@ def odd():
     cfg.context.update(gold="answer", feedback="always", strip_thinking=False)
     cfg.data.instruction = "<summary></summary>"
     cfg.teacher.update(no_context="plain_prompt", kind="frozen")
-    cfg.loss.update(row_weight="solve_variance", divergence="reverse_kl", top_k=7)
+    cfg.loss.update(row_weight="solve_variance")
+    cfg.loss.divergence.update(kind="reverse_kl", top_k=7)
     cfg.optimizer.update(epochs=3, mini_batches=2, warmup_steps=0)
     return cfg
 
@@ -671,7 +712,7 @@ def test_presets_set_the_method_whatever_the_base(base, variant, want):
     cfg = config.from_config_dict(Config, methods.apply(base(), variant))
     got = {name: getattr(getattr(cfg, name.split(".")[0]), name.split(".")[1]) for name in want}
     assert got == want
-    assert (cfg.loss.top_k, cfg.optimizer.learning_rate) == (100, 1e-5)
+    assert (cfg.loss.divergence.chosen, cfg.optimizer.learning_rate) == (100, 1e-5)
 
 
 @pytest.mark.parametrize("variant", methods.METHODS)

@@ -139,8 +139,14 @@ GOOD = '{"prompt": "q", "answer": "a"}'
             '{"messages": [{"role": "user", "content": "q", "n": "\\ud800"}], "answer": "a"}',
             "a message is not Unicode text",
         ),
-        ('{"prompt": "q", "answer": "a", "meta": {"k": [[NaN]]}}', "NaN is no number of JSON"),
-        ('{"prompt": "q", "answer": "a", "meta": {"k": -Infinity}}', "-Infinity is no number"),
+        (
+            '{"prompt": "q", "answer": "a", "meta": {"k": [[NaN]]}}',
+            "NaN is not a number in JSON",
+        ),
+        (
+            '{"prompt": "q", "answer": "a", "meta": {"k": -Infinity}}',
+            "-Infinity is not a number in JSON",
+        ),
         ('{"prompt": "q", "answer": "a", "meta": {"k": 1e999}}', "1e999 is out of range"),
         ('{"prompt": "q", "answer": "a", "answer": "b"}', "the key 'answer' is given twice"),
         (

@@ -77,7 +77,7 @@ def test_blank_lines_may_stand_between_options(between):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"answerKey": "E"}, "'answerKey' is 'E', it must be one of A, B, C, D"),
+        ({"answerKey": "E"}, "'answerKey' is 'E'; it must be one of A, B, C, D"),
         ({"answerKey": 2}, "'answerKey' is of type int; it must be text"),
         ({"answerKey": None}, "no 'answerKey'"),
         ({"question": " "}, "'question' is empty"),

@@ -4,7 +4,9 @@ import dataclasses
 import importlib.util
 import pathlib
 import sys
+from typing import Any, Literal
 
+import jax
 import pytest
 
 from mopd_jax.config import Config, EvalConfig, LossConfig, RolloutConfig, SandboxConfig
@@ -74,6 +76,15 @@ def by_annotation(sampling: RolloutConfig | EvalConfig, run, other):
     return sampling.top_k, run.cfg.seed, other.prompts
 
 
+class LossConfig:
+    @property
+    def shown(self):
+        return self.beta
+
+    def __post_init__(self):
+        assert self.margin
+
+
 class Box:
     def __init__(self, cfg: SandboxConfig):
         self._cfg = cfg
@@ -93,6 +104,7 @@ def test_readers_are_found_by_what_a_value_is():
         (RolloutConfig, "top_k"): {"a.b"},
         (EvalConfig, "top_k"): {"a.b"},
         (LossConfig, "kl_coef"): {"a.b"},
+        (LossConfig, "beta"): {"a.b"},
         (SandboxConfig, "memory_mb"): {"a.b"},
         (SandboxConfig, "file_mb"): {"a.b"},
     }
@@ -121,6 +133,20 @@ def test_meanings_are_read_from_docstrings():
         "three": "of both.",
         "four": "deeper, and on.",
     }
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "int"),
+        (float | jax.Array | None, "float or None"),
+        (tuple[int, ...], "list of int"),
+        (dict[str, Any], "mapping"),
+        (Literal["a", "b"] | None, "`a`, `b` or None"),
+    ],
+)
+def test_types_in_words(hint, words):
+    assert generate._type(hint) == words
 
 
 def test_what_has_no_words_is_named(monkeypatch):

@@ -149,8 +149,8 @@ def test_tunix_gradient():
     @nnx.jit
     def both(student, teacher):
         batch = {"prompt": question, "answer": answer, "answer_mask": mask}
-        batch["teacher_hidden"] = example.answer_states(teacher, hinted, answer, mask)
-        batch["teacher_head"] = example.head(teacher)
+        hinter = example.output(teacher, hinted, answer, mask)
+        batch |= {"teacher_states": hinter.states, "teacher_head": hinter.head}
 
         def accumulated(student):
             parts = example.micro_batches(batch, 2)

@@ -19,6 +19,7 @@ from mopd_jax.config import (
     OptimizerConfig,
     RolloutConfig,
 )
+from mopd_jax.kernels import Divergence
 from mopd_jax.models import decoder, sharding
 from mopd_jax.testing import random_batch, tiny_decoder
 from mopd_jax.update import train_step
@@ -29,7 +30,10 @@ PROMPTS, GROUP = 4, 4
 ROWS = PROMPTS * GROUP
 LOSSES = {
     "jsd": {},
-    "top-k": {"support": "student", "top_k": 5, "aggregation": "token-mean"},
+    "top-k": {
+        "divergence": Divergence(support="student", top_k=5),
+        "aggregation": "token-mean",
+    },
     "sum": {"divergence": "reverse_kl", "aggregation": "seq-mean-token-sum"},
     "norm": {"divergence": "forward_kl", "aggregation": "seq-mean-token-sum-norm"},
     "grpo": {"method": "grpo", "aggregation": "token-mean"},
@@ -150,7 +154,7 @@ def test_splits_do_not_matter(name, micro, axes):
     check_split(name, micro, axes)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "micro", "axes"), [case for case in GRID if case not in CHOSEN], ids=str
 )

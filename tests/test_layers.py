@@ -12,9 +12,10 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The order of the house, from the ground up: a room imports only from rows above its own here.
 # A room is a package of mopd_jax, or a module at its root; `kernels` is all of kernels/ops.
 ORDER = (
-    ("errors", "files", "overlap", "records", "shapes", "thinking"),
-    ("codebook", "config", "kernels"),
-    ("contexts", "losses", "models", "sandbox"),
+    ("choices", "errors", "files", "overlap", "records", "shapes", "thinking"),
+    ("codebook", "kernels"),
+    ("config", "losses"),
+    ("contexts", "models", "sandbox"),
     ("rollouts", "update", "verifiers"),
     ("data",),
     ("run",),

@@ -82,13 +82,13 @@ def test_text_is_replaced_at_once(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
     files.write_text(path, "old")
     seen = []
-    replace = logbook.os.replace
+    replace = files.os.replace
 
     def watch(source, target):
         seen.append((source.read_text(), target.read_text()))
         replace(source, target)
 
-    monkeypatch.setattr(logbook.os, "replace", watch)
+    monkeypatch.setattr(files.os, "replace", watch)
     files.write_text(path, "new")
     assert seen == [("new", "old")]
     assert path.read_text() == "new"

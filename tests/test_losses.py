@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 
-from mopd_jax import batch_totals, distill_loss, kernels, losses, token_weights
+from mopd_jax import (
+    Divergence,
+    Hidden,
+    Logits,
+    Stored,
+    batch_totals,
+    distill_loss,
+    kernels,
+    losses,
+    token_weights,
+)
 
 N, T, D, V = 4, 6, 5, 11
 # One row without a token, rows of different lengths.
@@ -25,8 +40,14 @@ AGGREGATIONS = [
 def make(seed=0):
     rng = np.random.default_rng(seed)
     shapes = ((N, T, D), (V, D), (N, T, D), (V, D))
-    models = [np.float32(rng.standard_normal(s)) for s in shapes]
-    return *models, np.int32(rng.integers(0, V, (N, T))), MASK
+    hidden, head, other, other_head = (np.float32(rng.standard_normal(s)) for s in shapes)
+    targets = np.int32(rng.integers(0, V, (N, T)))
+    return Hidden(hidden, head), Hidden(other, other_head), targets, MASK
+
+
+def scale_of(aggregation):
+    """What that aggregation needs beside the totals of a whole batch."""
+    return T if aggregation == "seq-mean-token-sum-norm" else None
 
 
 def by_hand(aggregation, every_row=False):
@@ -46,18 +67,18 @@ def by_hand(aggregation, every_row=False):
 @pytest.mark.parametrize("every_row", [False, True])
 def test_weights_are_the_definitions(aggregation, every_row):
     totals = batch_totals(MASK, every_row=every_row)
-    weights = token_weights(MASK, aggregation=aggregation, totals=totals)
+    scale = scale_of(aggregation)
+    weights = token_weights(MASK, aggregation=aggregation, totals=totals, scale=scale)
     want = by_hand(aggregation, every_row)
     np.testing.assert_allclose(np.sum(weights * VALUES), want, rtol=1e-6)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_parts_of_a_batch_add_up_with_its_totals(aggregation):
-    totals = batch_totals(MASK)
     whole = token_weights(MASK, aggregation=aggregation)
-    parts = [
-        token_weights(MASK[i : i + 1], aggregation=aggregation, totals=totals) for i in range(N)
-    ]
+    options = {"aggregation": aggregation, "scale": scale_of(aggregation)}
+    options["totals"] = batch_totals(MASK)
+    parts = [token_weights(MASK[i : i + 1], **options) for i in range(N)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
@@ -79,68 +100,63 @@ def test_a_scale_replaces_the_length():
 
 
 def test_the_loss_is_the_weighted_sum_of_its_factors():
-    """Importance, rollout weights and both masks, against float64."""
+    """Importance, constant factors and masked rows, against float64."""
     arrays = make()
     rng = np.random.default_rng(1)
     behaviour = np.float32(rng.standard_normal((N, T)) - 2)
     behaviour[0, 0] = -1000.0  # A ratio that would overflow is held, and capped.
     factors = np.float32(rng.random((N, T)))
     behaviour[~MASK] = factors[~MASK] = np.nan
-    context = np.array([True, True, False, True])
+    mask = MASK & np.array([True, True, False, True])[:, None]
+    weights = token_weights(mask, aggregation="seq-mean-token-sum")
+    *models, targets, _ = arrays
     loss, stats = distill_loss(
-        *arrays,
-        context_mask=context,
-        aggregation="seq-mean-token-sum",
-        rollout_weights=factors,
-        behaviour_logp=behaviour,
+        *(*models, targets, mask),
+        weights=weights * jnp.where(mask, factors, 0),
+        sampled_logp=behaviour,
         importance_cap=2.0,
-        divergence="reverse_kl",
+        divergence=Divergence("reverse_kl"),
         temperature=0.8,
     )
-    hidden, head, other, other_head, targets, _ = arrays
-    student, teacher = (
-        oracles.linear_logp(*x, 0.8) for x in ((hidden, head), (other, other_head))
-    )
+    student, teacher = (oracles.linear_logp(x.states, x.head, 0.8) for x in models)
     each = oracles.reverse_kl(student, teacher)
     logp = np.take_along_axis(student, targets[..., None], axis=-1)[..., 0]
-    mask = MASK & context[:, None]
     each = each * np.minimum(np.exp(np.clip(logp - behaviour, -20, 20)), 2.0) * factors
     np.testing.assert_allclose(loss, np.sum(each[mask]) / 2, rtol=1e-5)
     assert np.all(np.asarray(stats.logp)[~mask] == 0)
 
 
-def test_totals_know_the_context_mask_and_parts_may_be_shorter():
-    arrays = make()
-    context = np.array([True, False, True, False])
+def test_parts_of_a_batch_may_be_shorter():
+    student, teacher, targets, _ = make()
+    mask = MASK & np.array([True, False, True, False])[:, None]
     for aggregation in AGGREGATIONS:
-        scale = T if aggregation == "seq-mean-token-sum-norm" else None
-        options = {"aggregation": aggregation, "scale": scale}
-        whole, _ = distill_loss(*arrays, context_mask=context, **options)
-        totals = batch_totals(MASK, context_mask=context)
+        options = {"aggregation": aggregation, "scale": scale_of(aggregation)}
+        weights = token_weights(mask, **options)
+        whole, _ = distill_loss(student, teacher, targets, mask, weights=weights)
+        options["totals"] = batch_totals(mask)
         parts = 0.0
         for row, length in ((0, 6), (1, 1), (2, 2), (3, 4)):
-            hidden, head, other, other_head, targets, mask = arrays
-            cut = [x[row : row + 1, :length] for x in (hidden, other, targets, mask)]
-            arrays_of_part = (cut[0], head, cut[1], other_head, *cut[2:])
-            parts += distill_loss(
-                *arrays_of_part, context_mask=context[row : row + 1], totals=totals, **options
-            )[0]
+            at = np.s_[row : row + 1, :length]
+            models = (Hidden(x.states[at], x.head) for x in (student, teacher))
+            weights = token_weights(mask[at], **options)
+            parts += distill_loss(*models, targets[at], mask[at], weights=weights)[0]
         np.testing.assert_allclose(parts, whole, rtol=1e-6)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 @pytest.mark.parametrize("parts", [2, 4])
 def test_micro_batches_do_not_change_the_loss(aggregation, parts):
-    hidden, head, other, other_head, targets, mask = make()
-    totals = batch_totals(mask)
+    student, teacher, targets, mask = make()
+    hidden, head, other = student.states, student.head, teacher.states
+    options = {"aggregation": aggregation, "totals": batch_totals(mask)}
+    options["scale"] = scale_of(aggregation)
 
     @jax.jit
     def part(hidden, head, other, targets, mask):
         def loss(head):
-            arrays = (hidden, head, other, other_head, targets, mask)
-            scale = T if aggregation == "seq-mean-token-sum-norm" else None
-            options = {"aggregation": aggregation, "totals": totals, "scale": scale}
-            return distill_loss(*arrays, **options)[0]
+            models = Hidden(hidden, head), Hidden(other, teacher.head)
+            weights = token_weights(mask, **options)
+            return distill_loss(*models, targets, mask, weights=weights)[0]
 
         return jax.value_and_grad(loss)(head)
 
@@ -151,22 +167,25 @@ def test_micro_batches_do_not_change_the_loss(aggregation, parts):
     np.testing.assert_allclose(sum(x[1] for x in summed), whole[1], rtol=1e-5, atol=1e-7)
 
 
-def test_nothing_but_the_student_is_differentiated():
-    arrays = make()
-    factors, behaviour = np.ones((N, T), np.float32), np.zeros((N, T), np.float32)
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+def test_nothing_but_the_student_is_differentiated(implementation):
+    student, teacher, targets, mask = make()
 
-    def loss(other, other_head, weights, factors, behaviour):
+    def loss(teacher, weights, behaviour, alpha, temperature):
         return distill_loss(
-            *arrays[:2],
-            *(other, other_head, *arrays[4:]),
+            *(student, teacher, targets, mask),
             weights=weights,
-            rollout_weights=factors,
-            behaviour_logp=behaviour,
+            sampled_logp=behaviour,
             importance_cap=2.0,
+            divergence=Divergence(alpha=alpha),
+            temperature=temperature,
+            implementation=implementation,
         )[0]
 
-    constants = (*arrays[2:4], np.float32(MASK), factors, behaviour)
-    for grad in jax.grad(loss, (0, 1, 2, 3, 4))(*constants):
+    constants = (teacher, np.float32(MASK), np.zeros((N, T), np.float32))
+    dials = (jnp.float32(0.3), jnp.float32(0.7))
+    grads = jax.grad(loss, (0, 1, 2, 3, 4))(*constants, *dials)
+    for grad in jax.tree.leaves(grads):
         np.testing.assert_array_equal(grad, 0)
 
 
@@ -220,14 +239,14 @@ def test_importance_weighs_tokens_and_is_constant():
     mask = np.ones(shape, bool)
 
     def loss(h, **options):
-        return distill_loss(h, head, ht, head, ids, mask, **options)[0]
+        return distill_loss(Hidden(h, head), Hidden(ht, head), ids, mask, **options)[0]
 
-    stats = distill_loss(hs, head, ht, head, ids, mask)[1]
+    stats = distill_loss(Hidden(hs, head), Hidden(ht, head), ids, mask)[1]
     shift = np.array([[0.5, -0.5, 5.0], [0.0, -30.0, 30.0]])
     old = np.asarray(stats.logp) - shift
     ratio = np.minimum(np.exp(np.clip(shift, -20, 20)), 2.0)
     weights = np.full(shape, 1 / 6)
-    options = {"behaviour_logp": jnp.float32(old), "importance_cap": 2.0}
+    options = {"sampled_logp": jnp.float32(old), "importance_cap": 2.0}
     np.testing.assert_allclose(
         loss(hs, **options), (weights * ratio * stats.divergence).sum(), rtol=1e-5
     )
@@ -239,28 +258,43 @@ def test_importance_weighs_tokens_and_is_constant():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"importance_cap": 2.0}, "importance_cap and behaviour_logp belong together"),
-        ({"behaviour_logp": np.zeros((N, T))}, "belong together"),
-        ({"weights": np.ones((N, T)), "aggregation": "token-mean"}, "have the normalisation"),
-        ({"weights": np.ones((N, T)), "totals": batch_totals(MASK)}, "have the normalisation"),
-        ({"context_mask": np.ones(3, bool)}, r"context_mask: N=3"),
-        ({"context_mask": np.ones(N, np.float32)}, "context_mask: expected bool, got float32"),
+        ({"importance_cap": 2.0}, "importance_cap and sampled_logp belong together"),
+        ({"sampled_logp": np.zeros((N, T))}, "belong together"),
+        (
+            {"importance_cap": 2.0, "sampled_logp": np.zeros((N, T)), "targets": None},
+            "targets: importance_cap weighs the sampled tokens; give targets",
+        ),
         ({"mask": np.float32(MASK)}, "mask: expected bool, got float32; write mask != 0"),
+        ({"mask": np.ones((N, 2), bool)}, r"targets: T=6"),
+        ({"sampled_logp": np.ones((N, 2)), "importance_cap": 2.0}, r"sampled_logp: T=2"),
+        ({"weights": np.ones(N)}, r"weights: expected \[N T\]"),
+        ({"weights": np.ones((N, T), np.int32)}, "weights: expected a floating dtype"),
+        ({"importance_cap": 0.0, "sampled_logp": np.zeros((N, T))}, "must be positive"),
+        ({"divergence": "jsd"}, r"divergence='jsd' is a str; give a Divergence\(kind="),
+        ({"student": np.ones((N, T, D))}, r"student: expected Hidden\(states, head\) or"),
+        ({"teacher": np.ones((N, T, D))}, r"teacher: expected Hidden.*Stored\(ids, logp\)"),
+        ({"targets": np.full((N, T), -100)}, "11 of 11 tokens of the mask have a label below"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, message):
+    arrays = dict(zip(("student", "teacher", "targets", "mask"), make(), strict=True))
+    with pytest.raises(ValueError, match=message):
+        distill_loss(**(arrays | changes))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         ({"totals": 4.0}, r"totals: expected `batch_totals\(mask\)`, got float"),
         (
             {"totals": batch_totals(MASK), "aggregation": "seq-mean-token-sum-norm"},
             "give its length too, scale=",
         ),
-        ({"rollout_weights": np.ones((N, 2))}, r"rollout_weights: T=2"),
-        ({"weights": np.ones(N)}, r"weights: expected \[N T\]"),
-        ({"importance_cap": 0.0, "behaviour_logp": np.zeros((N, T))}, "must be positive"),
     ],
 )
-def test_what_does_not_fit_is_named(changes, message):
-    names = ("student_hidden", "student_head", "teacher_hidden", "teacher_head", "targets")
-    arrays = dict(zip((*names, "mask"), make(), strict=True))
+def test_totals_that_do_not_fit_are_named(options, message):
     with pytest.raises(ValueError, match=message):
-        distill_loss(**(arrays | changes))
+        token_weights(MASK, **options)
 
 
 def test_step_weights_are_means_of_means():
@@ -276,7 +310,7 @@ def test_step_weights_are_means_of_means():
         options = {"aggregation": "seq-mean-step-mean", "steps": steps} | changes
         with pytest.raises(ValueError, match="seq-mean-step-mean needs them"):
             token_weights(MASK, **options)
-    loss, stats = distill_loss(*make(), aggregation="seq-mean-step-mean", steps=steps)
+    loss, stats = distill_loss(*make(), weights=weights)
     np.testing.assert_allclose(loss, np.sum(weights * stats.divergence), rtol=1e-6)
 
 
@@ -303,18 +337,395 @@ def test_k3_is_the_kl_on_average():
 
 
 def test_a_stored_teacher_takes_the_place_of_its_states():
-    hidden, head, other, other_head, targets, mask = make()
-    support = kernels.TopK(3, "teacher")
-    kept = kernels.linear_topk(other, other_head, mask, 3)
-    want, stats = distill_loss(hidden, head, other, other_head, targets, mask, support=support)
-    got, same = distill_loss(hidden, head, kept, None, targets, mask, support=support)
-    np.testing.assert_allclose(got, want, rtol=1e-6)
-    np.testing.assert_allclose(same.divergence, stats.divergence, atol=1e-6)
-    for wrong in ((other, None), (kept, other_head)):
-        with pytest.raises(ValueError, match="hidden states need a head"):
-            distill_loss(hidden, head, *wrong, targets, mask, support=support)
+    student, teacher, targets, mask = make()
+    over = Divergence(support="teacher", top_k=3)
+    stored = kernels.linear_topk(teacher, mask, 3)
+    want, stats = distill_loss(student, teacher, targets, mask, divergence=over)
+    # What a stored teacher knows is its support, whether it is said or not.
+    for divergence in (over, Divergence(support="teacher"), Divergence()):
+        got, same = distill_loss(student, stored, targets, mask, divergence=divergence)
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        np.testing.assert_allclose(same.divergence, stats.divergence, atol=1e-6)
 
 
 def test_the_loss_bounds_its_terms():
-    free, clipped = (distill_loss(*make(), divergence="jsd", clip=c)[0] for c in (None, 0.01))
+    free, clipped = (
+        distill_loss(*make(), divergence=Divergence(clip=c))[0] for c in (None, 0.01)
+    )
     assert 0 < clipped < free
+
+
+# What the defaults mean.
+
+
+def test_labels_that_are_ignored_make_the_mask():
+    student, teacher, targets, mask = make()
+    want, stats = distill_loss(student, teacher, targets, mask)
+    for label in (-100, -1):
+        labels = np.where(mask, targets, label)
+        for given in (None, mask):
+            got, same = distill_loss(student, teacher, labels, given)
+            np.testing.assert_array_equal(got, want)
+            jax.tree.map(np.testing.assert_array_equal, same, stats)
+
+
+def test_an_ignored_label_under_a_true_mask_is_not_counted_in_silence():
+    student, teacher, targets, mask = make()
+    labels = targets.copy()
+    labels[0, 1] = -100
+    with pytest.raises(ValueError, match="1 of 11 tokens of the mask have a label below 0"):
+        distill_loss(student, teacher, labels, mask)
+    traced = jax.jit(lambda labels: distill_loss(student, teacher, labels, mask)[0])
+    assert np.isnan(traced(labels)) and np.isfinite(traced(targets))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("kind", ["jsd", "reverse_kl"])
+def test_targets_are_not_needed_where_nothing_reads_them(implementation, kind):
+    student, teacher, targets, mask = make()
+    options = {"divergence": Divergence(kind), "implementation": implementation}
+
+    def run(targets):
+        def loss(student):
+            return distill_loss(student, teacher, targets, mask, **options)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(student)
+
+    ((want, stats), grads), ((got, same), others) = run(targets), run(None)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    assert same.logp is None and same.teacher_logp is None
+    np.testing.assert_allclose(same.entropy, stats.entropy, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), others, grads)
+
+
+def test_without_targets_and_mask_every_position_counts():
+    student, teacher, _, mask = make()
+    got, stats = distill_loss(student, teacher)
+    want, _ = distill_loss(student, teacher, None, np.ones_like(mask))
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_allclose(got, np.mean(stats.divergence), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(N * T,), (2, 2, T), (1, N, 2, 3)])
+def test_the_dimensions_of_the_tokens_are_free(shape):
+    """Packed [M] and more dimensions, value and gradients, with an importance ratio."""
+    student, teacher, targets, mask = make()
+    behaviour = np.float32(np.random.default_rng(2).standard_normal((N, T)) - 2)
+
+    def run(shape):
+        def of(x):
+            return x.reshape(*shape, *x.shape[2:])
+
+        def loss(states, head):
+            return distill_loss(
+                Hidden(of(states), head),
+                Hidden(of(teacher.states), teacher.head),
+                of(targets),
+                of(mask),
+                sampled_logp=of(behaviour),
+                importance_cap=2.0,
+            )[0]
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(student.states, student.head)
+
+    got, want = run(shape), run((N, T))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), got, want)
+
+
+def by_definition(student, teacher, mask, kind, alpha, temperature, weights=None):
+    """The loss and its gradients to the student's states and head, in float64."""
+    logp, logq = (
+        oracles.linear_logp(x.states, x.head, temperature) for x in (student, teacher)
+    )
+    weights = mask / mask.sum() if weights is None else weights
+    weights = np.where(mask, weights, 0)
+    value = np.sum(weights * oracles.divergence(logp, logq, kind, alpha))
+    slopes = weights[..., None] * oracles.divergence_grad(logp, logq, kind, alpha)
+    return value, oracles.linear_grads(slopes, student.states, student.head, temperature)
+
+
+def assert_float64(got, want, tolerance=1e-5):
+    np.testing.assert_allclose(got[0], want[0], rtol=tolerance)
+    for a, b in zip(jax.tree.leaves(got[1]), want[1], strict=True):
+        assert oracles.relative(a, b) < tolerance
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("kind", ["jsd", "reverse_kl", "forward_kl"])
+def test_a_teachers_logits_take_the_place_of_its_states(kind, implementation):
+    """Against float64, with padding that only one side has and NaN where it is masked."""
+    student, teacher, targets, mask = make()
+    logits = np.einsum("nte,ve->ntv", teacher.states, teacher.head)
+    logits = np.pad(logits, ((0, 0), (0, 0), (0, 2)), constant_values=np.nan)
+    logits[~mask] = np.nan
+    alpha = 0.3 if kind == "jsd" else None
+
+    def loss(student):
+        return distill_loss(
+            *(student, Logits(logits), targets, mask),
+            divergence=Divergence(kind, alpha),
+            temperature=0.7,
+            vocab_size=V,
+            chunk_tokens=5,
+            implementation=implementation,
+        )[0]
+
+    got = jax.jit(jax.value_and_grad(loss))(student)
+    assert_float64(got, by_definition(student, teacher, mask, kind, alpha, 0.7))
+
+
+def test_a_teachers_logits_are_read_a_chunk_at_a_time():
+    """Of bfloat16 logits nothing of their size exists in float32."""
+    tokens, vocab = 512, 256
+    student = Hidden(jnp.ones((tokens, 8)), jnp.ones((vocab, 8)))
+    teacher = Logits(jnp.zeros((tokens, vocab), jnp.bfloat16))
+
+    def loss(student, teacher):
+        return distill_loss(student, teacher, chunk_tokens=16)[0]
+
+    text = jax.jit(jax.grad(loss)).lower(student, teacher).compile().as_text()
+    assert f"bf16[{tokens},{vocab}]" in text
+    assert f"f32[{tokens},{vocab}]" not in text
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.5, 0.8, 0.999])
+def test_a_schedule_compiles_once_and_is_exact(alpha, implementation):
+    """alpha and temperature as arrays, against float64; outside the interval NaN shows."""
+    student, teacher, targets, mask = make()
+    alpha, temperature = jnp.float32(alpha), jnp.float32(0.7)
+    got = scheduled(implementation)(student, teacher, targets, mask, alpha, temperature)
+    want = by_definition(student, teacher, mask, "jsd", float(alpha), float(temperature))
+    assert_float64(got, want)
+    assert TRACES[implementation] == 1
+
+
+TRACES = {}
+
+
+@functools.cache
+def scheduled(implementation):
+    """Value and gradients, jitted; `TRACES` counts how often it is traced."""
+
+    def loss(student, teacher, targets, mask, alpha, temperature):
+        TRACES[implementation] = TRACES.get(implementation, 0) + 1
+        return distill_loss(
+            *(student, teacher, targets, mask),
+            divergence=Divergence(alpha=alpha),
+            temperature=temperature,
+            chunk_tokens=5,
+            implementation=implementation,
+        )[0]
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+def test_an_alpha_that_is_an_array_at_and_beyond_its_ends(implementation):
+    run, arrays = scheduled(implementation), make()
+    for alpha in (0.0, 1.0):
+        value, grads = run(*arrays, jnp.float32(alpha), jnp.float32(0.7))
+        assert value == 0
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x, 0), grads)
+    for alpha, temperature in ((-0.1, 0.7), (1.1, 0.7), (0.5, 0.0), (0.5, -1.0)):
+        assert np.isnan(run(*arrays, jnp.float32(alpha), jnp.float32(temperature))[0])
+
+
+def test_a_divergence_is_a_pytree_of_what_may_change():
+    static, leaf = Divergence(alpha=0.3), Divergence(alpha=jnp.float32(0.3))
+    assert jax.tree.leaves(static) == [] and len(jax.tree.leaves(leaf)) == 1
+    assert jax.tree.structure(static) != jax.tree.structure(Divergence(alpha=0.4))
+    moved = jax.tree.map(lambda x: x + 0.1, leaf)
+    np.testing.assert_allclose(moved.alpha, 0.4)
+    doubled = jax.jit(lambda d: distill_loss(*make(), divergence=d)[0])
+    np.testing.assert_allclose(doubled(leaf), doubled(static), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dial", ["alpha", "temperature"])
+@pytest.mark.parametrize(
+    "settings",
+    [kernels.RowKernels(interpret=True), kernels.Blocks(8, 16, 32, 2**24, interpret=True)],
+    ids=["pallas_gpu", "pallas_tpu"],
+)
+def test_a_schedule_is_refused_where_it_would_be_compiled_in(settings, dial):
+    options = {"temperature": jnp.float32(0.7)}
+    if dial == "alpha":
+        options = {"divergence": Divergence(alpha=jnp.float32(0.3))}
+    with pytest.raises(ValueError, match=f"{dial} is a JAX array, and implementation='pallas_"):
+        distill_loss(*make(), implementation=settings, **options)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "chunked"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_constant_may_have_few_bits(dtype, implementation):
+    """A teacher's states, head, logits and stored log-probs, against float64 of the same."""
+    student, teacher, targets, mask = make()
+    rounded = jax.tree.map(lambda x: jnp.asarray(x, dtype), teacher)
+    wide = jax.tree.map(np.float64, rounded)
+    options = {"implementation": implementation, "chunk_tokens": 5}
+
+    def run(teacher, **more):
+        def loss(student):
+            return distill_loss(student, teacher, targets, mask, **options, **more)[0]
+
+        return jax.jit(jax.value_and_grad(loss))(student)
+
+    assert_float64(run(rounded), by_definition(student, wide, mask, "jsd", 0.5, 1.0))
+    logits = jnp.einsum("nte,ve->ntv", teacher.states, teacher.head).astype(dtype)
+    # An identity as head makes states of logits.
+    direct = Hidden(np.float64(logits), np.eye(V))
+    want = by_definition(student, direct, mask, "jsd", 0.5, 1.0)
+    assert_float64(run(Logits(logits)), want)
+    stored = kernels.linear_topk(rounded, mask, 3)
+    assert stored.logp.dtype == jnp.float32
+    few = Stored(stored.ids, stored.logp.astype(dtype))
+    same = Stored(stored.ids, few.logp.astype(jnp.float32))
+    got, want = run(few), run(same)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+    assert run(few)[1].states.dtype == jnp.float32
+
+
+def test_a_loss_in_float64_has_weights_in_float64():
+    with jax.enable_x64(True):
+        student, teacher, targets, mask = make()
+        student, teacher = jax.tree.map(np.float64, (student, teacher))
+        got = jax.value_and_grad(lambda x: distill_loss(x, teacher, targets, mask)[0])(student)
+        assert got[0].dtype == jnp.float64
+        assert_float64(got, by_definition(student, teacher, mask, "jsd", 0.5, 1.0), 1e-12)
+
+
+def test_a_student_may_be_its_logits():
+    student, teacher, targets, mask = make()
+    logits = jnp.einsum("ntd,vd->ntv", student.states, student.head)
+
+    def loss(student):
+        return distill_loss(student, teacher, targets, mask)[0]
+
+    want, grads = jax.value_and_grad(loss)(student)
+    got, grad = jax.value_and_grad(loss)(Logits(logits))
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    to_states = jnp.einsum("ntv,vd->ntd", grad.values, student.head)
+    np.testing.assert_allclose(to_states, grads.states, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["forward over reverse", "reverse over reverse"])
+def test_a_second_derivative_agrees_with_the_reference(order):
+    student, teacher, targets, mask = make()
+    direction = jax.tree.map(lambda x: jnp.asarray(np.sin(np.arange(x.size))), student)
+    direction = jax.tree.map(lambda x, y: x.reshape(y.shape), direction, student)
+
+    def product(implementation):
+        def loss(student):
+            options = {"implementation": implementation, "chunk_tokens": 4}
+            return distill_loss(student, teacher, targets, mask, **options)[0]
+
+        if order == "forward over reverse":
+            return jax.jvp(jax.grad(loss), (student,), (direction,))[1]
+
+        def along(student):
+            pairs = zip(
+                jax.tree.leaves(jax.grad(loss)(student)),
+                jax.tree.leaves(direction),
+                strict=True,
+            )
+            return sum(jnp.vdot(a, b) for a, b in pairs)
+
+        return jax.grad(along)(student)
+
+    got, want = product("chunked"), product("reference")
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert oracles.relative(a, b) < 1e-4
+
+
+def test_an_explicit_mesh_asks_for_the_sharding():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+    student, teacher, targets, mask = make()
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    def placed(x):
+        return Hidden(jax.device_put(x.states, rows), jax.device_put(x.head, everywhere))
+
+    student, teacher = placed(student), placed(teacher)
+    targets, mask = jax.device_put((targets, mask), rows)
+    with jax.set_mesh(mesh):
+        with pytest.raises(ValueError, match=r"pass sharding=HeadSharding\(tokens="):
+            distill_loss(student, teacher, targets, mask)
+        sharding = kernels.HeadSharding(("data",))
+        got, _ = distill_loss(student, teacher, targets, mask, sharding=sharding)
+    np.testing.assert_allclose(got, distill_loss(*make())[0], rtol=1e-6)
+
+
+# What was spelled otherwise.
+
+
+def old_arrays():
+    student, teacher, targets, mask = make()
+    return student.states, student.head, teacher.states, teacher.head, targets, mask
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: distill_loss(*old_arrays()), r"got 6; .*Hidden\(states, head\): distill_loss"),
+        (lambda: distill_loss(*make(), behaviour_logp=MASK), "write sampled_logp="),
+        (lambda: distill_loss(*make(), alpha=0.3), r"write divergence=Divergence\(alpha="),
+        (lambda: distill_loss(*make(), support="full"), r"write divergence=Divergence\(suppo"),
+        (lambda: distill_loss(*make(), aggregation="token-mean"), r"write weights=token_weigh"),
+        (lambda: distill_loss(*make(), context_mask=MASK[:, 0]), "write mask=mask & context"),
+        (lambda: distill_loss(*make(), rollout_weights=MASK), "write weights=token_weights"),
+        (lambda: distill_loss(*make(), soft_cap=30.0), r"write Hidden\(states, head, soft_cap"),
+        (lambda: batch_totals(MASK, context_mask=MASK[:, 0]), "write batch_totals"),
+        (lambda: kernels.linear_divergence(*old_arrays()), r"got 6; .*linear_divergence\(stu"),
+        (lambda: kernels.linear_divergence(*make(), kind="jsd"), r"Divergence\(kind="),
+        (lambda: kernels.linear_logprob(*old_arrays()[2:]), r"got 4; .*linear_logprob\(model"),
+        (lambda: kernels.linear_topk(*old_arrays()[2:5], 3), r"got 4; .*linear_topk\(model"),
+    ],
+)
+def test_an_old_call_is_answered_with_the_new_one(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("name", "new"),
+    [
+        ("StoredTeacher", r"Stored\(ids"),
+        ("TopK", "Divergence"),
+        ("logits_divergence", "Logits"),
+    ],
+)
+def test_an_old_name_is_answered_with_the_new_one(name, new):
+    with pytest.raises(ImportError, match=f"has no {name}; use .*{new}"):
+        getattr(kernels, name)
+
+
+def test_the_call_has_at_most_14_parameters():
+    assert len(inspect.signature(distill_loss).parameters) <= 14
+
+
+BARE = """
+import importlib.abc, importlib.util, sys
+import jax, numpy, jax.experimental.pallas, jax.experimental.pallas.tpu
+import jax.experimental.pallas.triton
+allowed = {name.partition(".")[0] for name in sys.modules} | sys.stdlib_module_names
+allowed |= {"jax", "jaxlib", "numpy", "scipy", "ml_dtypes", "opt_einsum", "mopd_jax"}
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in allowed:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+
+sys.meta_path.insert(0, Blocked())
+assert "ml_collections" not in allowed and "flax" not in allowed, sorted(allowed)
+from mopd_jax import Hidden, distill_loss
+ones = numpy.ones((2, 3, 4), numpy.float32)
+head = numpy.eye(5, 4, dtype=numpy.float32)
+print(float(distill_loss(Hidden(ones, head), Hidden(2 * ones, head))[0]))
+"""
+
+
+def test_the_loss_needs_nothing_but_jax_and_numpy():
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) > 0

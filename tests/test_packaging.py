@@ -6,6 +6,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 EVERYTHING = """
@@ -37,11 +39,25 @@ def python(code, cwd):
     return done.stdout.split(maxsplit=1)
 
 
-def test_the_kernels_folder_is_no_top_level_package():
-    assert not (ROOT / "kernels/__init__.py").exists()
-    spec = importlib.util.find_spec("kernels")
+FOLDERS = sorted(
+    path.name
+    for path in ROOT.iterdir()
+    if path.is_dir() and path.name.isidentifier() and path.name != "mopd_jax"
+)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_only_the_package_is_a_top_level_import_name(name):
+    """An editable install puts the checkout on the path; `kernels` is also a distribution."""
+    assert not (ROOT / name / "__init__.py").exists(), f"remove {name}/__init__.py"
+    spec = importlib.util.find_spec(name)
     # Absent, a namespace without a file, or somebody else's distribution.
     assert spec is None or spec.origin is None or ROOT not in pathlib.Path(spec.origin).parents
+
+
+def test_links_serve_the_checkout_and_the_wheel():
+    assert (ROOT / "mopd_jax/kernels").resolve() == ROOT / "kernels/ops"
+    assert (ROOT / "mopd_jax/assets/configs").resolve() == ROOT / "configs"
 
 
 def test_no_file_is_loaded_as_two_modules(tmp_path):

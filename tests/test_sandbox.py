@@ -3,6 +3,7 @@
 `hostile_programs.py` has the programs and `sandbox_yard.py` what they attack.
 """
 
+import ast
 import concurrent.futures
 import dataclasses
 import errno
@@ -24,6 +25,7 @@ import sandbox_yard
 import wants
 from sandbox_yard import open_or_skip
 
+from mopd_jax import sandbox
 from mopd_jax.config import SandboxConfig
 from mopd_jax.errors import ConfigError
 from mopd_jax.sandbox import (
@@ -55,6 +57,18 @@ def yard(request):
 @pytest.fixture(params=LEVELS)
 def level(request):
     return request.param
+
+
+def test_it_could_be_a_distribution_of_its_own():
+    """Of this project it imports its settings and the base of its errors, and nothing else."""
+    imported = set()
+    for path in pathlib.Path(sandbox.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            imported |= {n for n in names if n.partition(".")[0] not in sys.stdlib_module_names}
+    own = {name for name in imported if name.startswith("mopd_jax.sandbox")}
+    assert imported - own == {"mopd_jax.config.sandbox", "mopd_jax.errors"}
 
 
 def test_there_are_enough_of_them():

@@ -11,6 +11,7 @@ import pytest
 from test_train_step import CFG, assert_trees_close, batch, config, run, state
 
 from mopd_jax.config import LossConfig, OptimizerConfig, RolloutConfig, TeacherConfig
+from mopd_jax.kernels import Divergence
 from mopd_jax.models import decoder, scoring
 from mopd_jax.testing import tiny_decoder
 from mopd_jax.update import drift, teacher, train_step
@@ -37,8 +38,8 @@ def test_the_live_student_keeps_no_copy():
     new, logged = run(cfg, None, start)
     assert new.teacher == {}
     rows = batch()
-    student, taught = (logp(start.params, rows, plain=plain) for plain in (True, False))
-    want = mean(oracles.jsd(student, taught, 0.5), rows.mask)
+    student, teacher_logp = (logp(start.params, rows, plain=plain) for plain in (True, False))
+    want = mean(oracles.jsd(student, teacher_logp, 0.5), rows.mask)
     np.testing.assert_allclose(logged["divergence"], want, rtol=1e-3)
 
 
@@ -90,8 +91,8 @@ def test_an_external_teacher_has_a_width_of_its_own():
     jax.tree.map(np.testing.assert_array_equal, new.teacher, outside)
     assert teacher.without_external(new, models.teacher_slot).teacher == {}
     rows = batch()
-    student, taught = logp(params, rows, plain=True), logp(outside, rows, model=wide)
-    want = mean(oracles.jsd(student, taught, 0.5), rows.mask)
+    student, teacher_logp = logp(params, rows, plain=True), logp(outside, rows, model=wide)
+    want = mean(oracles.jsd(student, teacher_logp, 0.5), rows.mask)
     np.testing.assert_allclose(logged["divergence"].mean(), want, rtol=1e-3)
 
 
@@ -122,7 +123,7 @@ def test_what_the_state_holds_beside_the_student(loss, options, want):
 
 def test_a_cached_teacher_trains_the_same():
     """With two epochs it is scored once, and gives what it gives when scored anew."""
-    loss = LossConfig(support="teacher", top_k=6)
+    loss = LossConfig(divergence=Divergence(support="teacher", top_k=6))
     optimizer = dataclasses.replace(config().optimizer, epochs=2, micro_batches=2)
     free, cached = (
         config(loss=loss, optimizer=optimizer, teacher=TeacherConfig(cache=cache))
@@ -131,7 +132,7 @@ def test_a_cached_teacher_trains_the_same():
     (want, logged), (got, kept) = run(free), run(cached)
     assert_trees_close(got.params, want.params, atol=1e-6)
     np.testing.assert_allclose(kept["divergence"], logged["divergence"], rtol=1e-5)
-    # What the target's log-prob is, is known where it is among those kept.
+    # The log-prob of a target is known where it is among the stored ones.
     assert np.isfinite(kept["teacher_minus_student_logp"])
 
 

@@ -2,7 +2,7 @@
 
 Arrays in, arrays out: no model, no configuration. Each op checks its arguments while tracing,
 settles the implementation and calls it. The dimensions of the tokens, written [N, T] as in the
-legend of `mopd_jax/records.py`, may be any; E is the teacher's width.
+legend of `mopd_jax/records.py`, may be any, [M] of packed tokens too; E is the teacher's width.
 """
 
 from __future__ import annotations
@@ -12,66 +12,61 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mopd_jax.kernels import checks, dispatch
-from mopd_jax.kernels.checks import Options
+from mopd_jax.kernels import checks, dispatch, old_calls
+from mopd_jax.kernels.checks import Call, Options
 from mopd_jax.kernels.dispatch import Implementation
 from mopd_jax.kernels.linear_divergence import (
     chunked,
     pallas_tpu,
     reference,
     statistics,
+    token_losses,
     topk,
 )
-from mopd_jax.kernels.linear_divergence.chunked import Operands, TokenLoss
-from mopd_jax.kernels.linear_divergence.formulas import Divergence
-from mopd_jax.kernels.linear_divergence.options import (
-    HeadSharding,
-    HiddenTeacher,
-    StoredTeacher,
-    Support,
-    TopK,
-)
+from mopd_jax.kernels.linear_divergence.divergence import Divergence, DivergenceKind, Support
+from mopd_jax.kernels.linear_divergence.options import HeadSharding
+from mopd_jax.kernels.linear_divergence.outputs import Hidden, Logits, Stored
 from mopd_jax.kernels.linear_divergence.pallas_gpu import RowKernels
-from mopd_jax.kernels.linear_divergence.statistics import TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.records import TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.token_losses import TokenLoss
 from mopd_jax.kernels.linear_divergence.tuning import Blocks
 
 __all__ = [
     "Blocks",
     "Divergence",
+    "DivergenceKind",
     "HeadSharding",
-    "HiddenTeacher",
+    "Hidden",
     "Implementation",
+    "Logits",
     "RowKernels",
-    "StoredTeacher",
+    "Stored",
     "Support",
     "TokenLogprob",
     "TokenLoss",
     "TokenStats",
-    "TopK",
     "linear_divergence",
     "linear_divergence_loss",
     "linear_logprob",
     "linear_topk",
-    "logits_divergence",
-    "stored_divergence",
 ]
 
 
+def __getattr__(name: str) -> Any:
+    if name in old_calls.GONE:
+        raise ImportError(f"mopd_jax.kernels has no {name}; use {old_calls.GONE[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@old_calls.answered(4, "linear_divergence(student, teacher, targets, mask)")
 def linear_divergence(
-    student_hidden: jax.Array,
-    student_head: jax.Array,
-    teacher_hidden: jax.Array,
-    teacher_head: jax.Array,
-    targets: jax.Array,
+    student: Hidden | Logits,
+    teacher: Hidden | Logits | Stored,
+    targets: jax.Array | None,
     mask: jax.Array,
     *,
-    kind: Divergence = "jsd",
-    alpha: float | None = None,
-    continuous: bool = False,
-    clip: float | None = None,
-    support: Support = "full",
-    temperature: float = 1.0,
-    soft_cap: checks.SoftCap = None,
+    divergence: Divergence = Divergence(),  # noqa: B008  (frozen)
+    temperature: float | jax.Array = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
@@ -84,31 +79,21 @@ def linear_divergence(
     `linear_divergence_loss` saves a third of the matrix products.
 
     Args:
-        student_hidden: [N, T, D], of any floating dtype; at the positions that predict
-            `targets`.
-        student_head: [V, D].
-        teacher_hidden: [N, T, E].
-        teacher_head: [V, E].
+        student: `Hidden` states [N, T, D] and head [V, D] of any floating dtype but float16, at
+            the positions that predict `targets`; or `Logits` [N, T, V].
+        teacher: the same of width E, or `Stored` log-probs [N, T, K]; constant, and float16 is
+            allowed. Where the target was not stored `teacher_logp` is NaN.
         targets: i32[N, T], in [0, V) where the mask is true, or the log-probs there are NaN;
-            anything elsewhere.
-        mask: bool[N, T]. What stands in the hidden states where it is false, NaN included,
-            reaches neither a value nor a gradient.
-        kind: "forward_kl" is KL(teacher || student), "reverse_kl" KL(student || teacher),
-            "jsd" the generalised Jensen-Shannon divergence.
-        alpha: static, the weight of the teacher in a jsd, 0 <= alpha <= 1; None means 0.5
-            there, and is the only choice for a KL. 0 is the forward KL, 1 the reverse.
-        continuous: divide a jsd by alpha (1 - alpha), which makes the family continuous up to
-            the KLs at its ends.
-        clip: static; the most nats that one token of the vocabulary may add (point-wise
-            clipping, arXiv 2601.18734), None for off; see `formulas.measure`.
-        support: "full" vocabulary; a `TopK`; or "sampled", with kind "reverse_kl" only: the
-            score-function estimator (logp - teacher_logp) logp of the target, the first factor
-            constant. Its value means nothing.
-        temperature: static, > 0; divides the logits of both.
-        soft_cap: static; logits become cap tanh(logits / cap) before the temperature. One for
-            both or a pair (student's, teacher's).
-        vocab_size: static; rows of the heads from there on are padding, which neither model can
-            say. None: all of V, and then the heads must agree on it.
+            anything elsewhere. None: `logp` and `teacher_logp` are None.
+        mask: bool[N, T]. What stands in the outputs where it is false, NaN included, reaches
+            neither a value nor a gradient.
+        divergence: its kind, alpha and support.
+        temperature: > 0; divides the logits of both. A Python float is compiled in; a JAX
+            scalar is an operand, a constant without a gradient, NaN in the results where it is
+            not positive.
+        vocab_size: static; columns of heads and logits from there on are padding, which neither
+            model can say, and of which either side may have more. None: all of them, and then
+            the two sides must agree.
         chunk_tokens: static, tokens a device whose logits exist at once; None suits the
             platform. Read by "chunked" and "pallas_gpu".
         sharding: where the arrays lie on a mesh. None computes on one device, or inside a
@@ -117,65 +102,32 @@ def linear_divergence(
             `RowKernels` "pallas_gpu" with other settings than the device's own, or interpreted.
 
     Returns:
-        TokenStats of f32[N, T] (f64 if an operand is), 0 outside the mask. Gradients go to
-        the student's hidden states and head; the teacher is constant.
+        TokenStats of f32[N, T] (f64 if an operand is), 0 outside the mask. Gradients go to the
+        student's arrays; all else is constant.
 
     Raises:
+        TypeError: a call as it was spelled before.
         ValueError: shapes, sizes of the vocabularies, dtypes or options that do not fit.
     """
     options = Options(
-        kind, alpha, continuous, clip, support, temperature, soft_cap, vocab_size, chunk_tokens
+        divergence=divergence,
+        temperature=temperature,
+        vocab_size=vocab_size,
+        chunk_tokens=chunk_tokens,
+        sharding=sharding,
+        implementation=implementation,
     )
-    teacher = HiddenTeacher(teacher_hidden, teacher_head)
-    arrays = (student_hidden, student_head, Operands(teacher, targets, mask))
-    return _run(arrays, options, sharding, implementation)
+    call = checks.make_call(student, teacher, targets, mask, options)
+    return _statistics(call, *_settle(call, options))
 
 
-def stored_divergence(
-    student_hidden: jax.Array,
-    student_head: jax.Array,
-    stored: StoredTeacher,
-    targets: jax.Array,
-    mask: jax.Array,
-    *,
-    kind: Divergence = "jsd",
-    alpha: float | None = None,
-    continuous: bool = False,
-    clip: float | None = None,
-    tail: bool = True,
-    temperature: float = 1.0,
-    soft_cap: checks.SoftCap = None,
-    vocab_size: int | None = None,
-    chunk_tokens: int | None = None,
-    sharding: HeadSharding | None = None,
-    implementation: Implementation | Blocks | RowKernels | None = None,
-) -> TokenStats:
-    """As `linear_divergence` over the teacher's K largest, from its stored log-probs of them.
-
-    Args:
-        stored: ids and log-probs [N, T, K], as `linear_topk` makes them. An id that comes twice
-            at a position counts once.
-        tail: as in `TopK`.
-
-    Returns:
-        TokenStats. `teacher_logp` is NaN at a target that was not stored.
-    """
-    support = TopK(stored.ids.shape[-1], of="teacher", tail=tail)
-    options = Options(
-        kind, alpha, continuous, clip, support, temperature, soft_cap, vocab_size, chunk_tokens
-    )
-    arrays = (student_hidden, student_head, Operands(stored, targets, mask))
-    return _run(arrays, options, sharding, implementation)
-
-
+@old_calls.answered(3, "linear_logprob(model, targets, mask)")
 def linear_logprob(
-    hidden: jax.Array,
-    head: jax.Array,
+    model: Hidden | Logits,
     targets: jax.Array,
     mask: jax.Array,
     *,
-    temperature: float = 1.0,
-    soft_cap: float | None = None,
+    temperature: float | jax.Array = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
@@ -184,41 +136,42 @@ def linear_logprob(
     """Log-prob of one token per position, and the entropy there.
 
     Args:
-        hidden: [N, T, D], of any floating dtype; at the positions that predict `targets`.
-        head: [V, D].
+        model: `Hidden` or `Logits`, at the positions that predict `targets`.
         targets, mask and the options: as in `linear_divergence`.
 
     Returns:
         TokenLogprob of f32[N, T] (f64 if an operand is), 0 outside the mask. Gradients go to
-        hidden and head.
+        the model's arrays.
 
     Raises:
+        TypeError: a call as it was spelled before.
         ValueError: shapes, dtypes or options that do not fit.
     """
     options = Options(
-        None, None, False, None, "full", temperature, soft_cap, vocab_size, chunk_tokens
+        temperature=temperature,
+        vocab_size=vocab_size,
+        chunk_tokens=chunk_tokens,
+        sharding=sharding,
+        implementation=implementation,
     )
-    arrays = (hidden, head, Operands(None, targets, mask))
-    return _run(arrays, options, sharding, implementation)
+    call = checks.make_call(model, None, targets, mask, options, name="model")
+    return _statistics(call, *_settle(call, options))
 
 
+@old_calls.answered(
+    7, "linear_divergence_loss(token_loss, student, teacher, targets, mask, weights, aux)"
+)
 def linear_divergence_loss(
     token_loss: TokenLoss,
-    student_hidden: jax.Array,
-    student_head: jax.Array,
-    teacher: HiddenTeacher | StoredTeacher | None,
-    targets: jax.Array,
+    student: Hidden | Logits,
+    teacher: Hidden | Logits | Stored | None,
+    targets: jax.Array | None,
     mask: jax.Array,
     weights: jax.Array,
     aux: Any = None,
     *,
-    kind: Divergence | None = None,
-    alpha: float | None = None,
-    continuous: bool = False,
-    clip: float | None = None,
-    support: Support = "full",
-    temperature: float = 1.0,
-    soft_cap: checks.SoftCap = None,
+    divergence: Divergence | None = None,
+    temperature: float | jax.Array = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
@@ -233,127 +186,98 @@ def linear_divergence_loss(
         token_loss: (TokenStats f32[C] or TokenLogprob, aux of the same tokens) -> f32[C], a
             pure function of jax.numpy, called on any C tokens at a time. It closes over nothing
             that is traced: what varies goes into `aux`. Stop gradients inside it as needed.
-        teacher: hidden states and head, stored log-probs (with `TopK(k, of="teacher")`), or
-            None for a loss of log-prob and entropy.
+        student, teacher, targets, mask and the options: as in `linear_divergence`; a teacher of
+            None is for a loss of log-prob and entropy.
         weights: f32[N, T], with the whole normalisation in them.
         aux: pytree of [N, T, ...], or None.
-        kind: must be given with a teacher and only then.
+        divergence: must be given with a teacher and only then.
 
     Returns:
         The loss f32[], over all devices of `sharding`, and the statistics [N, T] for logging,
-        which carry no gradient. The loss is differentiable (once) in hidden states, head,
-        weights and the floating leaves of `aux`.
+        which carry no gradient. The loss is differentiable in the student's arrays, weights and
+        the floating leaves of `aux`.
 
     Raises:
+        TypeError: a call as it was spelled before.
         ValueError: as `linear_divergence`, and for a `token_loss` of another shape.
     """
     options = Options(
-        kind, alpha, continuous, clip, support, temperature, soft_cap, vocab_size, chunk_tokens
+        divergence=divergence,
+        temperature=temperature,
+        vocab_size=vocab_size,
+        chunk_tokens=chunk_tokens,
+        sharding=sharding,
+        implementation=implementation,
     )
-    operands = Operands(teacher, targets, mask)
-    arrays = (student_hidden, student_head, operands)
-    arrays, weights = _arrays((arrays, weights))
-    aux = jax.tree.map(jnp.asarray, aux)
-    checks.check_weights(weights, aux, arrays[2].mask)
-    spec, name, settings = _settle(arrays, options, sharding, implementation)
+    call = checks.make_call(student, teacher, targets, mask, options)
+    weights, aux = jnp.asarray(weights), jax.tree.map(jnp.asarray, aux)
+    checks.check_weights(weights, aux, call.operands.mask)
+    name, settings = _settle(call, options)
     if name in ("chunked", "pallas_gpu"):
         rows = settings or statistics.token_statistics
-        loss, stats = chunked.loss_first(spec, rows, token_loss, *arrays, weights, aux)
+        loss, stats = chunked.loss_with_gradients(
+            call.spec, rows, token_loss, call.student, call.operands, weights, aux
+        )
     else:
-        stats = _statistics(spec, name, settings, arrays)
-        loss = chunked.weighted_sum(token_loss, stats, arrays[2].mask, weights, aux)
+        stats = _statistics(call, name, settings)
+        loss = token_losses.weighted_sum(token_loss, stats, call.operands.mask, weights, aux)
     return loss, jax.lax.stop_gradient(stats)
 
 
+@old_calls.answered(3, "linear_topk(model, mask, k)")
 def linear_topk(
-    hidden: jax.Array,
-    head: jax.Array,
+    model: Hidden | Logits,
     mask: jax.Array,
     k: int,
     *,
-    temperature: float = 1.0,
-    soft_cap: float | None = None,
+    temperature: float | jax.Array = 1.0,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     sharding: HeadSharding | None = None,
-) -> StoredTeacher:
+) -> Stored:
     """The k likeliest tokens of a teacher at each position, to keep instead of the teacher.
 
     Args:
-        hidden: [N, T, E]; head: [V, E]; mask: bool[N, T]; options: see `linear_divergence`.
+        model: `Hidden` or `Logits`, float16 too; mask bool[N, T]; options: see
+            `linear_divergence`.
 
     Returns:
-        StoredTeacher of i32[N, T, k] ids and f32[N, T, k] log-probs under the full softmax,
-        largest first, zeros outside the mask. No gradient flows.
+        Stored of i32[N, T, k] ids and f32[N, T, k] log-probs under the full softmax, largest
+        first, zeros outside the mask. No gradient flows.
+
+    Raises:
+        TypeError: a call as it was spelled before.
+        ValueError: shapes, dtypes or options that do not fit.
     """
-    hidden, head, mask = jax.lax.stop_gradient(_arrays((hidden, head, mask)))
+    if not isinstance(k, int) or k < 1:
+        raise ValueError(f"k must be at least 1, an int, got {k!r}")
     options = Options(
-        None, None, False, None, TopK(k), temperature, soft_cap, vocab_size, chunk_tokens
+        temperature=temperature,
+        vocab_size=vocab_size,
+        chunk_tokens=chunk_tokens,
+        sharding=sharding,
+        implementation="chunked",
     )
-    operands = Operands(None, jnp.zeros(mask.shape, jnp.int32), mask)
-    spec = checks.make_spec(hidden, head, operands, options, sharding, "chunked")
-    return topk.token_topk(spec, k, hidden, head, mask)
+    # Log-probs of no target in particular.
+    targets = jnp.zeros(jnp.shape(mask), jnp.int32)
+    call = checks.make_call(model, None, targets, mask, options, name="model", constant=True)
+    if k > call.spec.vocab_size:
+        raise ValueError(f"k={k} is more than the vocabulary of {call.spec.vocab_size}")
+    model, operands = jax.lax.stop_gradient((call.student, call.operands))
+    return topk.token_topk(call.spec, k, model, operands.mask, operands.dials)
 
 
-def logits_divergence(
-    student_logits: jax.Array,
-    teacher_logits: jax.Array,
-    targets: jax.Array,
-    mask: jax.Array,
-    *,
-    kind: Divergence = "jsd",
-    alpha: float | None = None,
-    continuous: bool = False,
-    clip: float | None = None,
-    support: Support = "full",
-    temperature: float = 1.0,
-    soft_cap: checks.SoftCap = None,
-    vocab_size: int | None = None,
-    chunk_tokens: int | None = None,
-) -> TokenStats:
-    """`linear_divergence` for a trainer that has logits [N, T, V] and not what made them.
-
-    The logits and their gradient exist, of course; nothing else of their size does. Give them
-    in float32: what bfloat16 has rounded away does not come back.
-
-    Returns:
-        TokenStats of f32[N, T]; the gradient goes to `student_logits`.
-    """
-    arrays = _arrays((student_logits, teacher_logits, targets, mask))
-    student, teacher, targets, mask = arrays
-    options = Options(
-        kind, alpha, continuous, clip, support, temperature, soft_cap, vocab_size, chunk_tokens
-    )
-    operands = Operands(HiddenTeacher(teacher, None), targets, mask)
-    spec = checks.make_spec(student, None, operands, options, None, "chunked")
-    return chunked.statistics_first(spec, statistics.token_statistics, student, None, operands)
+def _settle(call: Call, options: Options) -> tuple[Implementation, Any]:
+    """Which implementation runs, and with which settings."""
+    return dispatch.settle(options.implementation, call.student, call.operands)
 
 
-def _arrays(tree):
-    """Arguments as arrays, nested lists of numbers too."""
-    return jax.tree.map(jnp.asarray, tree, is_leaf=lambda x: isinstance(x, list))
-
-
-def _run(arrays, options, sharding, implementation):
-    arrays = _arrays(arrays)
-    return _statistics(*_settle(arrays, options, sharding, implementation), arrays)
-
-
-def _settle(arrays, options, sharding, implementation):
-    """The options of a call checked, and which implementation runs with which settings."""
-    hidden, head, operands = arrays
-    teacher = getattr(operands.teacher, "head", None)
-    widths = (head.shape[-1], 0 if teacher is None else teacher.shape[-1])
-    spec = checks.make_spec(*arrays, options, sharding, implementation)
-    floating = (hidden, head, *jax.tree.leaves(operands.teacher))
-    itemsize = max(x.dtype.itemsize for x in floating)
-    return spec, *dispatch.settle(implementation, widths, itemsize)
-
-
-def _statistics(spec, name, settings, arrays):
+def _statistics(call: Call, name: Implementation, settings: Any) -> Any:
     if name == "reference":
-        return reference.token_statistics(spec, *arrays)
+        return reference.token_statistics(call.spec, call.student, call.operands)
     if name == "pallas_tpu":
-        return pallas_tpu.statistics_first(spec, settings, *arrays)
+        return pallas_tpu.differentiable_statistics(
+            call.spec, settings, call.student, call.operands
+        )
     rows = settings or statistics.token_statistics
-    return chunked.statistics_first(spec, rows, *arrays)
+    return chunked.differentiable_statistics(call.spec, rows, call.student, call.operands)

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import jax
 
 from mopd_jax.kernels.linear_divergence import tuning
+from mopd_jax.kernels.linear_divergence.chunked import Operands
+from mopd_jax.kernels.linear_divergence.outputs import Hidden, Output
 from mopd_jax.kernels.linear_divergence.pallas_gpu import RowKernels
 from mopd_jax.kernels.linear_divergence.tuning import Blocks
 
@@ -50,25 +52,42 @@ _SETTINGS = {"pallas_tpu": "kernels.Blocks(...)", "pallas_gpu": "kernels.RowKern
 
 
 def settle(
-    given: Implementation | Blocks | RowKernels | None, widths: tuple[int, int], itemsize: int
+    given: Implementation | Blocks | RowKernels | None, student: Output, operands: Operands
 ) -> tuple[Implementation, Blocks | RowKernels | None]:
     """The implementation and its settings: a name takes those of the device here.
 
     Args:
         given: settings name their implementation, on whatever platform.
-        widths: of the student's and the teacher's head, 0 where there is none.
-        itemsize: bytes of an element, the largest of states and heads.
 
     Raises:
-        ValueError: as `resolve`, and where a chip has no settings.
+        ValueError: as `resolve`; where a chip has no settings; where alpha or temperature is an
+            array, which the Pallas kernels compile in.
     """
+    name, settings = _settings(given, student, operands)
+    if name.startswith("pallas_"):
+        for dial, value in operands.dials._asdict().items():
+            if value is not None:
+                raise ValueError(
+                    f"{dial} is a JAX array, and implementation={name!r} compiles its value in;"
+                    " give a Python float, or use implementation='chunked'"
+                )
+    return name, settings
+
+
+def _settings(
+    given: Implementation | Blocks | RowKernels | None, student: Output, operands: Operands
+) -> tuple[Implementation, Blocks | RowKernels | None]:
     if isinstance(given, Blocks):
         return "pallas_tpu", given
     if isinstance(given, RowKernels):
         return "pallas_gpu", given
     name = resolve(given, jax.default_backend())
     if name == "pallas_tpu":
-        return name, tuning.blocks(jax.devices()[0].device_kind, *widths, itemsize)
+        sides = (student, operands.teacher)
+        width, other = (x.head.shape[-1] if isinstance(x, Hidden) else 0 for x in sides)
+        floating = jax.tree.leaves((student, operands.teacher))
+        itemsize = max(x.dtype.itemsize for x in floating)
+        return name, tuning.blocks(jax.devices()[0].device_kind, width, other, itemsize)
     return name, RowKernels() if name == "pallas_gpu" else None
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from mopd_jax.config.contexts import ContextConfig, PeerConfig, check_contexts
 from mopd_jax.config.sandbox import SandboxConfig
 from mopd_jax.config.tree import (
+    answer_locked,
     fingerprint,
     from_config_dict,
     override,
@@ -22,8 +23,6 @@ from mopd_jax.config.tree import (
     to_json,
 )
 from mopd_jax.config.update import (
-    Aggregation,
-    Divergence,
     LossConfig,
     OptimizerConfig,
     TeacherConfig,
@@ -32,16 +31,15 @@ from mopd_jax.config.update import (
 from mopd_jax.errors import ConfigError, at_least, require, unknown
 
 __all__ = [
-    "Aggregation",
     "Config",
     "ConfigError",
     "ContextConfig",
-    "Divergence",
     "LossConfig",
     "OptimizerConfig",
     "PeerConfig",
     "SandboxConfig",
     "TeacherConfig",
+    "answer_locked",
     "defaults",
     "fingerprint",
     "from_config_dict",

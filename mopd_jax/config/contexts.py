@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from mopd_jax.errors import at_least, require
 
@@ -28,27 +28,32 @@ ROW_POLICIES = ("targets", "no_success", "all_success", "control")
 class PeerConfig:
     """Which rollouts of the same prompt the teacher is shown (method of arXiv 2605.12652).
 
-    successes, failures: the most of each kind that a context shows in full.
-    slots: the most full peers in all; successes take their places first. None: no joint limit.
+    successes: the most successful peers that a context shows in full.
+    failures: the most failed peers that a context shows in full.
+    slots: the most peers in full of both kinds; successes take their places first. None: no
+        joint limit.
     rule: which of the candidates are taken. `uniform` draws by (seed, step, prompt, rollout);
         the others order them by index, by response length in tokens, or by the likeness of
         their text to the target's (`peers.similarity`).
-    summaries, summary_source: the most further peers that are shown by their summary only, and
-        of which outcome; a peer that is shown in full is not summarised as well.
-    truncated: a response cut at T is no peer (`exclude`), or is shown under the heading of its
-        verified outcome like any other (`outcome`).
-    exclude: what of the target's own no context of its row may hold, in a run and in its
-        controls alike: its `rollout`, or also every peer whose `text`, as it is shown, is the
-        target's, which the teacher could copy.
-    failure_rule: the rule for failures, where it is another; None: the same.
+    failure_rule: the rule for failures; None: the same as for successes.
+    summaries: the most further peers that a context shows by their summary only; a peer that is
+        shown in full is not summarised as well.
+    summary_source: the outcome of the peers that are summarised.
+    truncated: whether a response cut at T may be a peer: never (`exclude`), or under the
+        heading of its verified outcome like any other (`outcome`).
+    exclude: what the context of a target may not show, in a run and in its controls alike: the
+        target's own `rollout`, or also any peer of the same `text`, as it is shown, which the
+        teacher could copy.
     threshold: a reward of at least this is a success.
-    targets: which rows are distilled at all: of `all` targets, or of `failed` ones only.
-    no_success, all_success: what becomes of groups where no rollout succeeded, or all did:
-        trained with the peers there are, not trained (`mask`), or held to the teacher on the
-        plain prompt (`plain_prompt`). With both at `mask`, only groups of both outcomes train.
-    control: the same run with one thing taken away (`controls.py`).
-    control_match: a control has as many blocks as the run it controls (`block`), and also as
-        many tokens, to 2 % where its candidates allow that (`token`).
+    targets: which rows are distilled at all: those of `all` targets, or of `failed` ones only.
+    no_success: what becomes of groups in which no rollout succeeded: trained with failed peers
+        (`failures`), not trained (`mask`), or held to the teacher on the plain prompt
+        (`plain_prompt`).
+    all_success: the same of groups in which every rollout succeeded. With both at `mask`, only
+        groups with both outcomes are trained.
+    control: the same run with one thing taken away (`contexts/controls.py`).
+    control_match: what a control has in common with the run it controls: the number of blocks
+        (`block`), or also their tokens, to 2 % where its candidates allow that (`token`).
     """
 
     successes: int = 2
@@ -78,6 +83,7 @@ class PeerConfig:
         self._check_control()
 
     def _check_control(self) -> None:
+        """A control has something to fill and to change."""
         off = self.control == "off"
         require(
             off or self.successes + self.failures > 0,
@@ -117,23 +123,27 @@ class ContextConfig:
     the text of the block. The headings of summaries and of feedback, and the mark where tokens
     were cut, are constants of `contexts/render.py`.
     teacher_prompt_length: Q in tokens, the assistant header included. None is
-        `rollout.prompt_length`, and all there is to fit where no context is shown.
-    peer_tokens: budget of one peer; a longer one loses its middle, never its head or tail.
-    success, another_success, failure: headings of a peer in full, by its verified outcome; the
-        second is for all successes but the first.
+        `rollout.prompt_length`, which suffices where no context is shown.
+    peer_tokens: the most tokens of one peer; a longer one loses its middle, never its head or
+        tail. None: no limit.
+    success: heading of the first successful peer in full.
+    another_success: heading of every further one.
+    failure: heading of a failed peer in full.
     neutral: heading of a peer whose outcome is hidden (control `random`).
-    separator: the text between the blocks.
     closing: the last line wherever a block is shown; "" for none.
+    separator: the text between two blocks.
     strip_thinking: remove `<think>` spans, unclosed ones included, from every peer.
-    summary_tag, summary_chars: a summary is the first closed span of this tag, else the first
-        characters of the response; how often it was the latter is counted.
-    feedback: whether the teacher reads the verifier's feedback on the target itself, where that
-        failed: `off`, where no success is shown in full (`no_success`, as SDPO), or `always`.
-    feedback_tokens: budget of the feedback.
-    gold, gold_block: shows the teacher the problem's gold `answer`, or its worked `solution`,
-        before all peers (OPSD, arXiv 2601.18734). The student never sees either.
+    summary_tag: a summary is the first closed span of this tag in the response.
+    summary_chars: characters of the response's head, which stand for a summary where it has
+        none; `summary_fallbacks` counts these.
+    feedback: whether the teacher reads the verifier's feedback on a target that failed: `off`,
+        where no success is shown in full (`no_success`, as SDPO), or `always`.
+    feedback_tokens: the most tokens of the feedback. None: no limit.
     feedback_with_gold: also show feedback that its verifier declares to contain gold answers
         or hidden tests; else such feedback is withheld, and counted.
+    gold: shows the teacher the problem's gold `answer`, or its worked `solution`, before all
+        peers (OPSD, arXiv 2601.18734). The student never sees either.
+    gold_block: heading of the gold text.
     """
 
     teacher_prompt_length: int | None = 10240
@@ -182,7 +192,7 @@ def check_contexts(
     instruction: str,
     prompts: int,
 ) -> None:
-    """What the two sections need of each other and of the rest of a config.
+    """Checks what the two sections need of each other and of the rest of a config.
 
     Args:
         distills: the loss has a teacher.
@@ -202,7 +212,9 @@ def check_contexts(
         "'off', so every context is empty and every row masked: nothing would be trained. For "
         "OPD without peers set teacher.no_context='plain_prompt'",
     )
-    read = [("peers", peers, name) for name in (*ROW_POLICIES, "summaries")]
+    read: list[tuple[str, Any, str]] = [
+        ("peers", peers, name) for name in (*ROW_POLICIES, "summaries")
+    ]
     read += [("context", context, name) for name in ("gold", "feedback")]
     changed = [
         f"{section}.{name}={getattr(cfg, name)!r}"
@@ -222,13 +234,13 @@ def check_contexts(
     )
     require(
         peers.control == "off" or not feedback,
-        f"peers.control={peers.control!r} controls for peers, and context.feedback="
-        f"{context.feedback!r} would stand beside them; set context.feedback='off'",
+        f"peers.control={peers.control!r} replaces peers only, and context.feedback="
+        f"{context.feedback!r} would show more than peers; set context.feedback='off'",
     )
     require(
         peers.control == "off" or context.gold == "off",
-        f"peers.control={peers.control!r} controls for peers, and context.gold="
-        f"{context.gold!r} would stand beside them; set context.gold='off'",
+        f"peers.control={peers.control!r} replaces peers only, and context.gold="
+        f"{context.gold!r} would show more than peers; set context.gold='off'",
     )
     require(
         peers.summaries == 0 or f"<{context.summary_tag}>" in instruction,

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 from ml_collections import ConfigDict
 
-from mopd_jax.config import PeerConfig
+from mopd_jax.config import PeerConfig, to_config_dict
 from mopd_jax.config.contexts import ROW_POLICIES, Control
 from mopd_jax.config.update import (
     READ_BY,
@@ -80,8 +80,7 @@ def _opsd(cfg: ConfigDict) -> None:
     _no_peers(cfg)
     cfg.context.gold = "solution"
     _unmoved_teacher(cfg)
-    cfg.loss.divergence = "forward_kl"
-    cfg.loss.pointwise_clip = 0.05
+    cfg.loss.divergence.update(kind="forward_kl", alpha=None, clip=0.05)
 
 
 def _gkd(cfg: ConfigDict) -> None:
@@ -134,7 +133,7 @@ def _published(cfg: ConfigDict) -> None:
     cfg.context.feedback_with_gold = False
     cfg.context.gold = "off"
     cfg.peers.truncated = "outcome"
-    cfg.loss.support = "student"
+    cfg.loss.divergence.support = "student"
     cfg.loss.every_row = True
 
 
@@ -175,7 +174,7 @@ def _objective(cfg: ConfigDict, method: Method) -> None:
     cfg.loss.method = method
     for field in dataclasses.fields(LossConfig):
         if method not in READ_BY.get(field.name, (method,)):
-            cfg.loss[field.name] = field.default
+            cfg.loss[field.name] = _plain(field.default)
     for name in ("aggregation", "every_row", "step_separator"):
         cfg.loss[name] = getattr(LossConfig, name)
     _reset(cfg.teacher, TeacherConfig)
@@ -192,7 +191,12 @@ def _unmoved_teacher(cfg: ConfigDict) -> None:
 def _reset(section: ConfigDict, config: type[PeerConfig | Updates]) -> None:
     """Sets every field of a section to its default."""
     for field in dataclasses.fields(config):
-        section[field.name] = field.default
+        section[field.name] = _plain(field.default)
+
+
+def _plain(default: Any) -> Any:
+    """A default as a ConfigDict has it."""
+    return to_config_dict(default) if dataclasses.is_dataclass(default) else default
 
 
 def _no_peers(cfg: ConfigDict) -> None:

@@ -10,13 +10,14 @@ import ast
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from typing import Any, Literal
 
 from ml_collections import ConfigDict
 
-from mopd_jax.errors import ConfigError, unknown
+from mopd_jax.errors import ConfigError, InputError, unknown
 
 # Names below this one are the data source's, which checks them itself.
 _FREE = "config.data.options"
@@ -24,8 +25,17 @@ _FREE = "config.data.options"
 # Settings that have another name now, or none: {old: new}.
 RENAMED = {
     "peers.same_text": "peers.exclude ('rollout' for True, 'text' for False)",
+    "loss.alpha": "loss.divergence.alpha",
+    "loss.pointwise_clip": "loss.divergence.clip",
+    "loss.support": "loss.divergence.support",
+    "loss.top_k": "loss.divergence.top_k",
+    "loss.tail": "loss.divergence.tail",
+    # Now a section: what is a value there was the kind.
+    "loss.divergence": "loss.divergence.kind",
 }
 RETIRED = {
+    "loss.continuous": "it divided a jsd by alpha (1 - alpha), a constant factor of the loss, "
+    "which AdamW does not see; near the ends of alpha choose the KL itself",
     "peers.groups": "for 'mixed' set config.peers.no_success='mask' and "
     "config.peers.all_success='mask'; a group without any verdict has no peers either way",
     "peers.failures_when": "config.peers.slots limits failures to the slots that successes "
@@ -64,6 +74,7 @@ def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     if not hasattr(cfg, "items"):
+        _answer_old(where)
         raise ConfigError(
             f"{where}={cfg!r} must be a section with settings: {', '.join(names)}"
         )
@@ -75,7 +86,12 @@ def from_config_dict(cls: type, cfg: Any, *, where: str = "config") -> Any:
     built = {
         name: _convert(hints[name], value, f"{where}.{name}") for name, value in given.items()
     }
-    return cls(**built)
+    try:
+        return cls(**built)
+    except InputError:
+        raise
+    except ValueError as error:  # A record that is not of the configuration alone.
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def _answer_old(where: str) -> None:
@@ -85,6 +101,17 @@ def _answer_old(where: str) -> None:
         raise ConfigError(f"{where} is config.{RENAMED[dotted]} now; set that")
     if dotted in RETIRED:
         raise ConfigError(f"{where} does not exist any more: {RETIRED[dotted]}")
+
+
+def answer_locked(error: AttributeError) -> None:
+    """Raises ConfigError where a config file set what has another name in a locked ConfigDict.
+
+    The error of ml_collections names the last part of the setting only.
+    """
+    name = re.search(r'Key "(\w+)" does not exist', str(error))
+    for dotted in (*RENAMED, *RETIRED):
+        if name is not None and dotted.rpartition(".")[2] == name[1]:
+            _answer_old(f"config.{dotted}")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -99,7 +126,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        (hint,) = [a for a in args if a is not type(None)]
+        # The first: what else such a field may hold in code, an array, no setting can be.
+        hint = next(a for a in args if a is not type(None))
         return _convert(hint, value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):

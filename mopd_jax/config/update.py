@@ -3,20 +3,13 @@
 import dataclasses
 from typing import Literal
 
+from mopd_jax.choices import Aggregation
 from mopd_jax.errors import at_least, require
+from mopd_jax.kernels import Divergence
 
 NoContext = Literal["mask", "plain_prompt"]
 TeacherKind = Literal["ema", "frozen", "student", "periodic", "trust_region", "external"]
 Method = Literal["distill", "grpo", "dpo", "simpo", "sft"]
-Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
-Aggregation = Literal[
-    "token-mean",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum",
-    "seq-mean-token-sum-norm",
-    "seq-mean-step-mean",
-]
-Support = Literal["full", "student", "teacher", "union", "sampled"]
 RowWeight = Literal["equal", "solve_variance"]
 RatioBase = Literal["trainer", "sampler"]
 SftRows = Literal["success", "all"]
@@ -24,11 +17,7 @@ SftRows = Literal["success", "all"]
 
 # Which methods read a field of `LossConfig`; all read one that is not here.
 READ_BY: dict[str, tuple[Method, ...]] = {
-    **dict.fromkeys(
-        ("divergence", "alpha", "continuous", "pointwise_clip", "support", "tail"),
-        ("distill",),
-    ),
-    "importance_cap": ("distill",),
+    **dict.fromkeys(("divergence", "importance_cap"), ("distill",)),
     **dict.fromkeys(("rollout_cap", "ratio_base"), ("distill", "grpo")),
     **dict.fromkeys(("aggregation", "every_row", "row_weight"), ("distill", "grpo", "sft")),
     **dict.fromkeys(("clip_low", "clip_high", "dual_clip"), ("grpo",)),
@@ -54,7 +43,7 @@ class TeacherConfig:
     no_context: rows with an empty context are not trained on (`mask`), or are distilled towards
         the teacher on the plain prompt (`plain_prompt`; without any peers this is OPD).
     cache: score the teacher once a step, before its updates, and keep the log-probs of its
-        `loss.top_k` likeliest tokens only; needs loss.support='teacher'.
+        `loss.divergence.top_k` likeliest tokens only; needs loss.divergence.support='teacher'.
     drift_every: steps between measurements of how far the teacher is from the student and of
         what the context changes; each costs three forward passes. None is off.
     """
@@ -96,15 +85,8 @@ class LossConfig:
 
     method: `distill` needs a teacher, the others only the rewards: `grpo`; `dpo` (against the
         initial student) and `simpo` on the pairs of a group; `sft` on its successes.
-    divergence, alpha: `jsd` weighs the teacher by alpha in [0, 1], None is 0.5. It vanishes
-        towards both ends; at them it is the forward (0) and the reverse (1) KL.
-    continuous: divides a `jsd` by alpha (1 - alpha), so that it meets the KLs at the ends.
-    pointwise_clip: the most nats that one token of the vocabulary adds to a divergence.
-    support: what the divergence is over: the `full` vocabulary; the top_k tokens of the
-        `student`, the `teacher` or both (`union`), with the rest as one more outcome (`tail`)
-        or renormalised without it; or the `sampled` token, for `reverse_kl` only.
-    top_k: how many tokens a support of chosen tokens has.
-    tail: count the tokens that are not chosen as one more outcome.
+    divergence: which divergence, at which alpha, over which tokens: the fields of
+        `mopd_jax.Divergence` (kind, alpha, clip, support, top_k, tail).
     aggregation: how token losses become one number (`losses.token_weights`).
     step_separator: of `seq-mean-step-mean`, the text that ends a step of a response.
     every_row: means over sequences count rows without a trained token, as zeros.
@@ -123,13 +105,7 @@ class LossConfig:
     """
 
     method: Method = "distill"
-    divergence: Divergence = "jsd"
-    alpha: float | None = None
-    continuous: bool = False
-    pointwise_clip: float | None = None
-    support: Support = "full"
-    top_k: int = 100
-    tail: bool = True
+    divergence: Divergence = Divergence()
     aggregation: Aggregation = "seq-mean-token-mean"
     step_separator: str = "\n\n"
     every_row: bool = False
@@ -147,11 +123,9 @@ class LossConfig:
     label_smoothing: float = 0.0
     sft_rows: SftRows = "success"
 
-    def __post_init__(self):
-        self._check_divergence()
-        at_least(self, 1, "top_k")
+    def __post_init__(self) -> None:
         at_least(self, 0, "margin", "kl_coef")
-        for name in ("importance_cap", "rollout_cap", "pointwise_clip", "beta"):
+        for name in ("importance_cap", "rollout_cap", "beta"):
             value = getattr(self, name)
             require(
                 value is None or value > 0,
@@ -175,45 +149,16 @@ class LossConfig:
         )
         self._check_method()
 
-    def _check_divergence(self):
-        require(
-            self.alpha is None or 0.0 <= self.alpha <= 1.0,
-            f"LossConfig.alpha is {self.alpha}; JSD needs 0 <= alpha <= 1, the weight of the "
-            "teacher",
-        )
-        require(
-            self.alpha is None or self.divergence == "jsd",
-            f"LossConfig.alpha is {self.alpha}, but {self.divergence} has none; leave it None",
-        )
-        require(
-            self.support != "sampled" or self.divergence == "reverse_kl",
-            f"LossConfig.support is 'sampled', which estimates reverse_kl, and the divergence "
-            f"{self.divergence}; set loss.divergence='reverse_kl' or another support",
-        )
-        require(
-            self.support != "sampled" or self.pointwise_clip is None,
-            f"LossConfig.pointwise_clip is {self.pointwise_clip}, and support 'sampled' has no "
-            "terms to clip; set loss.pointwise_clip=None or another support",
-        )
-        require(
-            self.tail or self.support in ("student", "teacher", "union"),
-            f"LossConfig.tail is False, and support {self.support!r} has no tail; set "
-            "loss.tail=True, or another support",
-        )
-        require(
-            not self.continuous or self.divergence == "jsd",
-            f"LossConfig.continuous rescales a jsd, and the divergence is {self.divergence}; "
-            "set loss.continuous=False",
-        )
-
-    def _check_method(self):
+    def _check_method(self) -> None:
         for name, methods in READ_BY.items():
             value, default = getattr(self, name), getattr(LossConfig, name)
+            remedy = f"set loss.{name}={default!r}"
+            if dataclasses.is_dataclass(default):
+                remedy = f"leave all of loss.{name} as it is by default"
             require(
                 self.method in methods or value == default,
                 f"LossConfig.{name} is {value!r}, which only a loss.method of "
-                f"{' or '.join(methods)} reads, and the method is {self.method!r}; set "
-                f"loss.{name}={default!r}",
+                f"{' or '.join(methods)} reads, and the method is {self.method!r}; {remedy}",
             )
         require(
             self.step_separator == LossConfig.step_separator
@@ -325,7 +270,8 @@ def check_update(
         "are by default",
     )
     require(
-        not teacher.cache or loss.support == "teacher",
-        f"teacher.cache keeps the teacher's likeliest tokens, and loss.support is "
-        f"{loss.support!r}; set loss.support='teacher', or teacher.cache=False",
+        not teacher.cache or loss.divergence.support == "teacher",
+        f"teacher.cache keeps the teacher's likeliest tokens, and loss.divergence.support is "
+        f"{loss.divergence.support!r}; set loss.divergence.support='teacher', or "
+        "teacher.cache=False",
     )

@@ -1,1 +1,1 @@
-"""What a teacher reads: which peers, in which words."""
+"""What a teacher reads: which peers are chosen, and how they are rendered."""

@@ -1,10 +1,10 @@
-"""Controls: the run with one thing taken away, and all else held fixed.
+"""Chooses the blocks of a control: the run with one thing taken away, all else held fixed.
 
 A control first chooses the peers of the very run it controls, by the same draws, and then fills
-the same slots. Every row says how well its tokens match, which slots were topped up and which
-stayed empty: nothing is silent. Controls read responses and outcomes, never a gold answer
-(docs/contexts.md has the table). Pools of several prompts are ordered by the
-prompts' numbers, so the order of the batch changes nothing.
+the same slots. `Match` says of every row how well its tokens match, which slots were topped up
+and which stayed empty. Controls read responses and outcomes, never a gold answer
+(docs/contexts.md has the table). Candidates of several prompts are ordered by the prompts'
+numbers, so the order of the batch changes nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mopd_jax.contexts.peers import Candidates, Entries, Entry, Kind, PeerPlan
 
 # Separates these draws from other uses of the same seed.
 _PURPOSE = 0xC0A7
-# A row counts as matched if its tokens differ by no more than this part of the run's.
+# A row counts as matched if its tokens differ by no more than this share of the run's.
 TOLERANCE = 0.02
 # Sets drawn in token mode until one matches: so many at a time, so many times.
 _DRAWS, _ROUNDS = 64, 8
@@ -51,8 +51,8 @@ class Match:
     relabelled: np.ndarray
 
     def error(self) -> np.ndarray:
-        """f64[P, G], |given - wanted| / wanted; nan where there is no slot to fill: the run
-        shows nothing, or the control is to show nothing."""
+        """f64[P, G], |given - wanted| / wanted; nan where there is no slot to fill, because
+        the run shows nothing or the control is `shell`."""
         wanted = np.where(self.slots > 0, self.wanted, np.nan)
         return np.abs(self.given - wanted) / wanted
 
@@ -63,7 +63,8 @@ class Match:
         return counts | {"error": float(self.error()[p, g])}
 
     def metrics(self) -> dict[str, float]:
-        """Of a step: errors over the rows with slots to fill, nan if there is none."""
+        """What a step logs: errors over the rows with slots to fill (nan without such a row),
+        and sums of the counts."""
         errors = self.error()[self.slots > 0]
         some = errors if errors.size else np.array([np.nan])
         within = np.where(np.isnan(some), np.nan, some <= TOLERANCE)
@@ -162,7 +163,8 @@ def _total(entries: Sequence[Entry], tokens: np.ndarray) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """What a control may draw from: arguments of `choose`, candidates with text only."""
+    """What a control may draw from: the arguments of `choose`, with candidates that have text
+    only."""
 
     candidates: Candidates
     tokens: np.ndarray
@@ -211,11 +213,11 @@ class Pool:
         *,
         extra_tokens: int = 0,
     ) -> list[Place]:
-        """A drawn set of the places, one for every slot as long as there are some.
+        """A drawn set of the places, at most one for each slot, and fewer if they run out.
 
-        No text twice, nor one of `shown`. In token mode the set is drawn among those whose
-        tokens are within TOLERANCE of the tokens of the slots plus `extra_tokens`; where no
-        such set comes up, it is the nearest that did.
+        No text is drawn twice, nor one of `shown`. In token mode the set is drawn among those
+        whose tokens are within TOLERANCE of the tokens of the slots plus `extra_tokens`; where
+        no drawn set is, the result is the nearest of them.
         """
         texts = self.candidates.texts
         used = {texts[e.prompt][e.rollout] for e in shown}
@@ -234,11 +236,11 @@ class Pool:
 
 def _matching(rng: np.random.Generator, sizes: np.ndarray, count: int, total: int) -> list[int]:
     """Indices of `count` sizes whose sum is within TOLERANCE of the total: the first such set
-    of many drawn ones, which is a uniform choice. Failing that, the nearest that was seen."""
+    of many drawn ones, which is a uniform choice. Failing that, the nearest set."""
     nearest = _greedy(sizes, count, total)
     least = abs(total - int(sizes[nearest].sum()))
     for _ in range(_ROUNDS):
-        # Sorting keys, and not a partial sort, whose order is not the same on every machine.
+        # A full sort of keys: the order of a partial sort depends on the machine.
         sets = np.argsort(rng.random((_DRAWS, len(sizes))), axis=1, kind="stable")[:, :count]
         gaps = np.abs(sizes[sets].sum(axis=1) - total)
         within = np.flatnonzero(gaps <= TOLERANCE * abs(total))
@@ -311,7 +313,7 @@ def _success_only(
     filled, left = failures[: len(more)], failures[len(more) :]
     if not left:
         return successes + more
-    # What the own successes have too few or too many, those of other prompts make up for.
+    # Successes of other prompts make up for the tokens by which the own ones miss their slots.
     lacking = _total(filled, pool.tokens) - _total(more, pool.tokens)
     others = pool.others(p, g, succeeded=True)
     rest = pool.draw(rng, left, others, successes + more, extra_tokens=lacking)

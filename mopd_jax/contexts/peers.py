@@ -114,8 +114,8 @@ def usage(outcomes: Outcomes, cfg: PeerConfig) -> Usage:
     three but `targets`.
     """
     success, failure = outcomes.success, outcomes.failure
-    none = (failure.any(axis=1) & ~success.any(axis=1))[:, None]
-    every = (success.any(axis=1) & ~failure.any(axis=1))[:, None]
+    succeeds, fails = (x.any(axis=1, keepdims=True) for x in (success, failure))
+    none, every = fails & ~succeeds, succeeds & ~fails
     left_out = np.full(success.shape, "", object)
     for rows, reason in (
         (~outcomes.valid & (cfg.targets == "failed"), "the target has no verdict"),
@@ -186,8 +186,8 @@ def _row(
 
     order = ordered(cfg.rule)
     # One draw serves both kinds where they have the same rule.
-    other_rule = cfg.failure_rule is not None and cfg.failure_rule != cfg.rule
-    failure_order = ordered(cfg.failure_rule) if other_rule else order
+    failure_rule = cfg.failure_rule or cfg.rule
+    failure_order = order if failure_rule == cfg.rule else ordered(failure_rule)
     slots = cfg.successes + cfg.failures if cfg.slots is None else cfg.slots
     successes = _distinct([i for i in order if success[i]], texts)
     successes = successes[: min(cfg.successes, slots)]

@@ -141,7 +141,7 @@ def shown_texts(
     """[P][G] decoded responses as a full block shows them, before any cut: without special
     tokens and, by `cfg.strip_thinking`, without thoughts; "" where nothing else is left.
 
-    What is chosen, compared, counted and rendered is this text.
+    Peers are chosen, compared, counted and rendered by this text.
     """
 
     def shown(text: str) -> str:
@@ -170,23 +170,27 @@ def teacher_inputs(
 
     Args:
         problems: P problems.
-        texts: [P][G] of `shown_texts`; nothing but their middles is taken out here.
-        plan: of `peers.choose` or `controls.choose`.
+        texts: [P][G] of `shown_texts`; only their middles are cut here.
+        plan: from `peers.choose` or `controls.choose`.
         feedback: [P][G] what the verifier says of the row's own failed attempt, "" for none;
             `cfg.feedback` decides which rows read it.
-        reasons: str[P, G] why a row was given no peers, or "" (`peers.Usage`).
+        reasons: str[P, G] why a row gets no peers, or "" (`peers.Usage`).
+
+    Raises:
+        PromptTooLong: not even the plain prompt fits in `cfg.teacher_prompt_length`.
+        NoGold: `cfg.gold` names a text that a problem does not have.
     """
     ids, records, chats = [], [], []
-    blocks_of = _Blocks(texts, tokenizer, cfg)
+    make = _Blocks(texts, tokenizer, cfg)
     for p, problem in enumerate(problems):
         plain = _fit(problem, [], tokenizer, cfg)
         for g, entries in enumerate(plan.entries[p]):
-            blocks = [blocks_of.peer(entry) for entry in entries]
+            blocks = [make.peer(entry) for entry in entries]
             reason = "" if reasons is None else str(reasons[p, g])
             if cfg.gold != "off" and not reason:
-                blocks.insert(0, blocks_of.text("gold", gold(problem, cfg), None))
+                blocks.insert(0, make.text("gold", gold(problem, cfg), None))
             if feedback and feedback[p][g]:
-                blocks.append(blocks_of.text("feedback", feedback[p][g], cfg.feedback_tokens))
+                blocks.append(make.text("feedback", feedback[p][g], cfg.feedback_tokens))
             bare = bool(plan.bare[p, g])
             chat, row, record = plain
             if blocks or bare:
@@ -200,7 +204,7 @@ def teacher_inputs(
 
 
 def check_shells(problems: Sequence[Problem], tokenizer: Tokenizer, cfg: ContextConfig) -> None:
-    """The closing line alone must fit behind every question: there is no block to cut.
+    """Checks that the closing line alone fits behind every question, where no block can be cut.
 
     Raises:
         PromptTooLong: names the problem, its tokens and the limit.

@@ -255,7 +255,7 @@ def prepared(cfg: DataConfig, split: str) -> list[tuple[pathlib.Path, str, str]]
     A prepared data set calls its splits "train" and "test".
 
     Raises:
-        ConfigError: the options name no data set, or something that is no name.
+        ConfigError: the options name no data set, or a value is not a name.
     """
     _check_options(cfg, ("dir", "name", "train", "eval"))
     default = "train" if split == "train" else "test"

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mopd_jax.errors import ConfigError
-from mopd_jax.kernels import HiddenTeacher
+from mopd_jax.kernels import Hidden
 from mopd_jax.models import attention, sharding
 from mopd_jax.models.attention import RopeScaling, dot, of_rank, precision
 from mopd_jax.models.sharding import constrain
@@ -176,12 +176,12 @@ def head(params: Params) -> jax.Array:
     return params["head"] if "head" in params else params["embed"]
 
 
-def output(params: Params, states: jax.Array) -> HiddenTeacher:
+def output(params: Params, states: jax.Array) -> Hidden:
     """The model's output from its hidden states [..., D]: states, and the head in their dtype.
 
     The ops of `mopd_jax.kernels` read it, and make no [..., V] logits.
     """
-    return HiddenTeacher(states, head(params).astype(states.dtype))
+    return Hidden(states, head(params).astype(states.dtype))
 
 
 def logits(params: Params, hidden: jax.Array) -> jax.Array:

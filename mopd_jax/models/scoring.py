@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mopd_jax.kernels import HiddenTeacher, TokenLogprob, linear_logprob
+from mopd_jax.kernels import Hidden, TokenLogprob, linear_logprob
 from mopd_jax.models import decoder, sharding
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Params
@@ -40,7 +40,7 @@ def response_output(
     response_mask: jax.Array,
     *,
     cfg: DecoderConfig,
-) -> HiddenTeacher:
+) -> Hidden:
     """`response_states` with the model's head: what the losses and `linear_logprob` read."""
     states = response_states(params, prompt, prompt_mask, response, response_mask, cfg=cfg)
     return decoder.output(params, states)
@@ -60,8 +60,7 @@ def score(
     """Log-prob and entropy f32[N, T] in nats of each response token, 0 where masked."""
     output = response_output(params, prompt, prompt_mask, response, response_mask, cfg=cfg)
     return linear_logprob(
-        output.hidden,
-        output.head,
+        output,
         response,
         response_mask,
         temperature=temperature,

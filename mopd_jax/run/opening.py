@@ -134,11 +134,11 @@ def _train_problems(student: Student, saved: Saved | None) -> tuple[Sequence[Pro
 
 def _check_top_k(cfg: Config, model: decoder.DecoderConfig) -> None:
     """A support of the likeliest tokens has no more of them than the vocabulary."""
-    chosen = cfg.loss.support in ("student", "teacher", "union")
-    if cfg.loss.method == "distill" and chosen and cfg.loss.top_k > model.vocab_size:
+    chosen = cfg.loss.divergence.chosen or 0
+    if cfg.loss.method == "distill" and chosen > model.vocab_size:
         raise ConfigError(
-            f"loss.top_k={cfg.loss.top_k} is more than the {model.vocab_size} tokens of the "
-            "model; lower it, or set loss.support='full'"
+            f"loss.divergence.top_k={chosen} is more than the {model.vocab_size} tokens of the "
+            "model; lower it, or set loss.divergence.support='full'"
         )
 
 

@@ -1,7 +1,7 @@
 """A run folder's `config.json`: the run's settings under the format number of its folder.
 
-The number stands in the file that it governs, so that a kill never parts the two. A folder of
-an older format is read only if `RENAMES` says, format by format, what became of its settings.
+The number is part of the file that it describes, so a kill cannot leave them unequal. A folder
+of an older format is read only if `RENAMES` says, format by format, how its settings changed.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def run_program(job: dict) -> NoReturn:
     own teardown would do the same, but takes most of a small program's time.
     """
     leave, endings = os._exit, atexit._run_exitfuncs
-    threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined] # Private.
+    threads = threading._shutdown  # type: ignore[attr-defined]  # Python does not export it.
     atexit._clear()
     streams = wrap_streams()
     sys.argv = [_FILE]

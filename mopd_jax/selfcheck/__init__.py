@@ -1,8 +1,8 @@
-"""Checks at every start of a run: each passes, does not apply, or stops it with its cause.
+"""Checks at every start of a run: each passes, does not apply, or stops the run with its cause.
 
-They use what the run itself uses: its tokenizer and templates, its sampler, its scorer, its
-loss, on a few of its problems. What needs no rollout comes before any time is spent; the rest
-sees the first step's own rollouts, before the first update.
+They run the run's own code (tokenizer, templates, sampler, scorer, loss) on a few of its
+problems. Checks that need no rollout come first; the others read the first step's rollouts,
+before the first update.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ __all__ = ["PROBLEMS", "Result", "SelfCheckError", "before_rollouts", "before_up
 
 log = logging.getLogger("mopd")
 
-PROBLEMS = 4  # Whose prompts are rendered.
+PROBLEMS = 4  # Training problems whose prompts are checked.
 
 
 def before_rollouts(run: Run, problems: Sequence[Problem]) -> list[Result]:
-    """The checks that need no model.
+    """Results of the checks that need no model.
 
     Args:
         problems: a few of the training split.
 
     Raises:
-        SelfCheckError: of the first check that fails.
+        SelfCheckError: the first check that fails.
     """
     return [loss.check(run.cfg), prompts.header(run, problems), prompts.gold(run, problems)]
 
@@ -41,15 +41,17 @@ def before_rollouts(run: Run, problems: Sequence[Problem]) -> list[Result]:
 def before_update(
     run: Run, state: TrainState, sampled: Sampled, batch: Batch, before: Sequence[Result]
 ) -> list[Result]:
-    """The checks of the first step's rollouts and of the batch made of them; then all results
-    in one line of the log, and their numbers in `self_checks.json`.
+    """Checks the first step's rollouts and batch; logs one line and writes self_checks.json.
 
     Args:
-        state: of the student before the step.
-        before: what `before_rollouts` found.
+        state: before the step.
+        before: results of `before_rollouts`.
+
+    Returns:
+        All results, those of `before` first.
 
     Raises:
-        SelfCheckError: of the first check that fails.
+        SelfCheckError: the first check that fails.
     """
     results = [*before, *_of_rollouts(run, state, sampled, batch)]
     passed = [r.name for r in results if not r.skipped]
@@ -62,15 +64,18 @@ def before_update(
     return results
 
 
-def _of_rollouts(run, state, sampled, batch) -> list[Result]:
+def _of_rollouts(run: Run, state: TrainState, sampled: Sampled, batch: Batch) -> list[Result]:
+    """Results of the checks that need the first step's rollouts."""
     stop_ids, pad_id = run.tokenizer.stop_ids, run.tokenizer.pad_id
     masks = rollouts.completions(sampled, batch, stop_ids, pad_id)
-    rows, score = rollouts.few(run, sampled), rollouts.scorer(run)
-    scored = score(state, rows)
-    agreed = Result("sampler", skipped="the rollouts are not of this student")
+    rows = rollouts.spread_rows(run, sampled)
+    student_logp = rollouts.student_scorer(run)(state, rows)
+    sampler = Result("sampler", skipped="the rollouts are not of this student")
     if run.saved is None and run.cfg.rollout.policy == "student":
-        agreed = rollouts.sampler(rows, scored, run.cfg)
+        sampler = rollouts.sampler(rows, student_logp, run.cfg)
     if why := rollouts.other_teacher(run.cfg, state):
-        return [masks, agreed, Result("teacher", skipped=why)]
-    taught = rollouts.taught_scorer(run)(state, rollouts.plain(run, rows))
-    return [masks, agreed, rollouts.equal_teacher(scored, taught, rows.mask, run.cfg)]
+        return [masks, sampler, Result("teacher", skipped=why)]
+    plain = rollouts.with_plain_prompts(run, rows)
+    teacher_logp = rollouts.teacher_scorer(run)(state, plain)
+    teacher = rollouts.equal_teacher(student_logp, teacher_logp, rows.mask, run.cfg)
+    return [masks, sampler, teacher]

@@ -1,59 +1,60 @@
-"""Divergence, alpha, direction and denominators, on a loss whose answer is known.
+"""Checks the loss and its token weights on a small case, against float64 definitions.
 
-A few tokens of three words, computed from the definitions in float64 NumPy, beside the one call
-of the loss itself. Slopes are differences of values: they share nothing with the code they are
-held against.
+The case has four tokens of a vocabulary of three words. Its slopes are differences of values of
+the definitions, so they share no code with the gradient that they are compared with.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mopd_jax import losses
-from mopd_jax.config import Config, Divergence, LossConfig
+from mopd_jax.config import Config, LossConfig
+from mopd_jax.kernels import Divergence, DivergenceKind, Hidden
 from mopd_jax.records import Batch
 from mopd_jax.selfcheck.result import Result, fail
 from mopd_jax.update import objectives, preferences, train_step
 
-# Rows of three, of one and of no token: every aggregation weighs them in another way.
+# Rows of three, one and no tokens, which every aggregation weighs differently.
 MASK = np.array([[1, 1, 1], [1, 0, 0], [0, 0, 0]], bool)
-# Of each token the student, the teacher, the target, and how much likelier the target is now
-# than when it was sampled. No two words are equally likely, so that every top-k is settled.
+# Of each token: the student's and the teacher's probabilities, the target, and the ratio of its
+# probability now to that when it was sampled. No two words tie, so every top-k is unique.
 STUDENT = np.array([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7], [0.2, 0.5, 0.3], [0.25, 0.35, 0.4]])
 TEACHER = np.array([[0.5, 0.3, 0.2], [0.5, 0.4, 0.1], [0.15, 0.1, 0.75], [0.6, 0.3, 0.1]])
 TARGET = np.array([0, 1, 2, 0])
 RATIO = np.array([1.0, 0.5, 8.0, 2.5])
 # Steps of the responses, for the aggregation that reads them.
 STEPS = np.array([[0, 0, 1], [0, 0, 0], [0, 0, 0]], np.int32)
-# Float32 against float64 on a loss of order 1.
+# Rounding of float32 on a loss of order 1.
 LIMIT = 1e-5
 
 
 class Compared(NamedTuple):
-    """What the code gives and what the definition says."""
+    """A value of the code beside that of its definition."""
 
     what: str
-    got: np.ndarray
-    want: np.ndarray
+    got: ArrayLike
+    want: ArrayLike
 
     @property
     def error(self) -> float:
-        """The largest difference; nan where something is not finite."""
-        return float(np.max(np.abs(np.float64(self.got) - self.want)))
+        """The largest difference; NaN if a value is not finite."""
+        return float(np.max(np.abs(np.asarray(self.got, np.float64) - np.asarray(self.want))))
 
 
 def check(cfg: Config) -> Result:
-    """The settings of a run mean what they say, on the known case.
+    """Checks that the loss of a run's settings has the values of its definition.
 
     Raises:
-        SelfCheckError: naming what is off.
+        SelfCheckError: with which of weights, loss and slopes is wrong, and by how much.
     """
-    numbers = {}
+    numbers: dict[str, float] = {}
     causes = {
         "weights": f"aggregation {cfg.loss.aggregation!r} does not divide by what it should",
         "loss": "alpha or the direction of the divergence is not what the settings say",
@@ -67,18 +68,17 @@ def check(cfg: Config) -> Result:
             fail(
                 "loss",
                 f"{causes[found.what]} ({found.what} of a known case off by {found.error:.2g}; "
-                f"loss.method={cfg.loss.method!r}, divergence={cfg.loss.divergence!r}, alpha="
-                f"{cfg.loss.alpha}, support={cfg.loss.support!r}); reinstall the package, or "
-                "undo the change to losses.py, objectives.py or the kernels",
+                f"loss.method={cfg.loss.method!r}, {cfg.loss.divergence}); reinstall the "
+                "package, or undo the change to losses.py, objectives.py or the kernels",
             )
     return Result("loss", numbers, "" if compared else "these settings have no known case")
 
 
 def compare(cfg: Config) -> list[Compared]:
-    """The weights of tokens, the loss and its slopes, as an update of this run makes them.
+    """Token weights, loss and slopes, made as in an update, beside their definitions.
 
-    A method without a divergence has its own direction compared. What has no definition here,
-    such as another aggregation, is left out.
+    For a method without a divergence the direction of its gradient is compared. Settings
+    without a definition here, such as another aggregation, are left out.
     """
     pairwise = cfg.loss.method in ("dpo", "simpo")
     found = []
@@ -86,7 +86,7 @@ def compare(cfg: Config) -> list[Compared]:
     if not pairwise and want is not None:
         got = objectives.token_weights(_batch(cfg.loss), cfg.loss)
         found.append(Compared("weights", np.asarray(got), want))
-    if cfg.loss.method == "distill" and cfg.loss.divergence in get_args(Divergence):
+    if cfg.loss.method == "distill":
         found += _distilled(cfg)
     elif cfg.loss.method == "grpo":
         found.append(_reinforced(cfg))
@@ -96,7 +96,7 @@ def compare(cfg: Config) -> list[Compared]:
 
 
 def weights(mask: np.ndarray, aggregation: str, *, every_row: bool) -> np.ndarray | None:
-    """Weights f64[3, 3] of `losses.token_weights`, None for an aggregation without a case."""
+    """Weights f64[3, 3] due from `losses.token_weights`; None for an unknown aggregation."""
     k = mask.astype(np.float64)
     tokens = k.sum(axis=1, keepdims=True)
     rows = len(mask) if every_row else np.count_nonzero(tokens)
@@ -112,10 +112,9 @@ def weights(mask: np.ndarray, aggregation: str, *, every_row: bool) -> np.ndarra
 def divergence(
     p: np.ndarray,
     q: np.ndarray,
-    kind: Divergence,
+    kind: DivergenceKind,
     *,
     alpha: float | None = None,
-    continuous: bool = False,
     clip: float | None = None,
 ) -> float:
     """Nats between the probabilities p of a student and q of a teacher, f64[K] each.
@@ -132,32 +131,34 @@ def divergence(
     else:
         m = (1 - alpha) * p + alpha * q
         terms = (1 - alpha) * _terms(p, m) + alpha * _terms(q, m)
-        terms = terms / (alpha * (1 - alpha)) if continuous else terms
     return float(np.sum(terms if clip is None else np.minimum(terms, clip)))
 
 
-def _terms(a, b):
-    """Of KL(a || b); no probability is 0."""
+def _terms(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The terms of KL(a || b); no probability may be 0."""
     return a * np.log(a / b)
 
 
-def token_loss(logits: np.ndarray, n: int, cfg: LossConfig) -> float:
-    """Loss of token n when its student's logits are f64[3]; what is constant under
-    differentiation stays that of `STUDENT`."""
+def token_loss(logits: np.ndarray, n: int, of: Divergence) -> float:
+    """Loss of token n at the student's logits f64[3].
+
+    Factors that are constant under differentiation are those of `STUDENT`.
+    """
     p, q, target = np.exp(logits) / np.exp(logits).sum(), TEACHER[n], TARGET[n]
-    if cfg.support == "sampled":
+    if of.support == "sampled":
         return np.log(STUDENT[n, target] / q[target]) * np.log(p[target])
-    if cfg.support != "full":
+    if of.support != "full":
         best = {"student": [STUDENT[n]], "teacher": [q], "union": [STUDENT[n], q]}
-        largest = [np.argsort(-x)[: cfg.top_k] for x in best[cfg.support]]
+        largest = [np.argsort(-x)[: of.chosen] for x in best[of.support]]
         kept = sorted(set(np.concatenate(largest).tolist()))
-        p, q = _outcomes(p, kept, cfg.tail), _outcomes(q, kept, cfg.tail)
-    options = {"alpha": cfg.alpha, "continuous": cfg.continuous, "clip": cfg.pointwise_clip}
-    return divergence(p, q, cfg.divergence, **options)
+        p, q = _outcomes(p, kept, of.tail), _outcomes(q, kept, of.tail)
+    return divergence(
+        p, q, of.kind, alpha=None if of.alpha is None else float(of.alpha), clip=of.clip
+    )
 
 
-def _outcomes(p, kept, tail):
-    """The kept words, and the rest as one more outcome or not at all."""
+def _outcomes(p: np.ndarray, kept: list[int], tail: bool) -> np.ndarray:
+    """The probabilities of the kept words, with the rest as one outcome, or renormalised."""
     inside = p[kept]
     if not tail:
         return inside / inside.sum()
@@ -165,110 +166,117 @@ def _outcomes(p, kept, tail):
 
 
 def _batch(cfg: LossConfig) -> Batch:
-    """A batch of which `MASK` is the mask; `STEPS` are read where the settings ask for them."""
-    zeros = np.zeros(MASK.shape)
+    """A batch with the mask `MASK`, and `STEPS` if the settings read them."""
+    zeros, mask = jnp.zeros(MASK.shape), jnp.asarray(MASK)
     return Batch(
         prompt=zeros,
-        prompt_mask=MASK,
+        prompt_mask=mask,
         response=zeros,
-        mask=MASK,
+        mask=mask,
         sampled_logp=zeros,
         teacher_prompt=zeros,
-        teacher_prompt_mask=MASK,
-        advantage=np.zeros(len(MASK)),
-        steps=STEPS if cfg.aggregation == "seq-mean-step-mean" else None,
+        teacher_prompt_mask=mask,
+        advantage=jnp.zeros(len(MASK)),
+        steps=jnp.asarray(STEPS) if cfg.aggregation == "seq-mean-step-mean" else None,
     )
 
 
-def _distilled(cfg) -> list[Compared]:
-    # The three words have no hundred largest.
-    small = dataclasses.replace(cfg.loss, top_k=min(cfg.loss.top_k, 2))
-    given = objectives.distill_options(dataclasses.replace(cfg, loss=small))
+def _distilled(cfg: Config) -> list[Compared]:
+    """The distillation's loss and slopes beside their definitions."""
+    # A vocabulary of three words has at most two to choose.
+    small = dataclasses.replace(
+        cfg.loss.divergence, top_k=min(cfg.loss.divergence.chosen or 2, 2)
+    )
     temperature, cap = cfg.rollout.temperature, cfg.loss.importance_cap
     logp = np.log(STUDENT[np.arange(len(TARGET)), TARGET])
 
-    def spread(values, elsewhere):
+    def spread(values: np.ndarray, elsewhere: float) -> np.ndarray:
         """[3, 3, ...] with the tokens where MASK is true, row by row."""
         whole = np.full((*MASK.shape, *np.shape(values)[1:]), elsewhere, np.float32)
         whole[MASK] = values
         return whole
 
-    # What is masked must not be read, so there it is not a number.
+    # NaN where the mask is false: a masked value must not be read.
     student = spread(np.log(STUDENT) * temperature, np.nan)
     teacher = spread(np.log(TEACHER) * temperature, np.nan)
     targets = spread(TARGET, 0).astype(np.int32)
-    behaviour = None if cap is None else spread(logp - np.log(RATIO), np.nan)
+    sampled = None if cap is None else spread(logp - np.log(RATIO), np.nan)
     weigh = np.asarray(objectives.token_weights(_batch(cfg.loss), cfg.loss))
 
-    def loss(hidden):
+    def loss(hidden: jax.Array) -> jax.Array:
         head = jnp.eye(3)
         made, _ = losses.distill_loss(
-            hidden,
-            head,
-            teacher,
-            head,
-            targets,
-            MASK,
-            weights=weigh,
-            behaviour_logp=behaviour,
+            Hidden(hidden, head),
+            Hidden(jnp.asarray(teacher), head),
+            jnp.asarray(targets),
+            jnp.asarray(MASK),
+            weights=jnp.asarray(weigh),
+            sampled_logp=None if sampled is None else jnp.asarray(sampled),
             importance_cap=cap,
-            **given,
+            divergence=small,
+            temperature=temperature,
         )
         return made
 
     value, slopes = jax.device_get(jax.jit(jax.value_and_grad(loss))(student))
-    want, want_slopes = _by_definition(small, weigh[MASK])
+    want, want_slopes = _by_definition(small, cap, weigh[MASK])
     return [
         Compared("loss", value, np.float64(want)),
         Compared("slopes", slopes, np.float64(spread(want_slopes / temperature, 0.0))),
     ]
 
 
-def _by_definition(cfg, weigh):
+def _by_definition(
+    of: Divergence, cap: float | None, weigh: np.ndarray
+) -> tuple[float, np.ndarray]:
     """The loss and its slopes f64[4, 3] to the logits, from the settings themselves."""
-    cap, step = cfg.importance_cap, 1e-5
+    step = 1e-5
     factor = weigh.astype(np.float64) * (1.0 if cap is None else np.minimum(RATIO, cap))
     value, slopes = 0.0, np.zeros(STUDENT.shape)
     for n, logits in enumerate(np.log(STUDENT)):
-        value += factor[n] * token_loss(logits, n, cfg)
+        value += factor[n] * token_loss(logits, n, of)
         for v, moved in enumerate(step * np.eye(3)):
-            rise = token_loss(logits + moved, n, cfg)
-            fall = token_loss(logits - moved, n, cfg)
+            rise = token_loss(logits + moved, n, of)
+            fall = token_loss(logits - moved, n, of)
             slopes[n, v] = factor[n] * (rise - fall) / (2 * step)
     return value, slopes
 
 
-def _reinforced(cfg) -> Compared:
-    """Likelier where the advantage is positive; the tokens are as yet inside the clipping."""
+def _reinforced(cfg: Config) -> Compared:
+    """GRPO's slopes, inside of every clip: up where the advantage is positive."""
     advantage = np.array([1.0, -0.5, 0.0], np.float32)
     weigh = np.asarray(objectives.token_weights(_batch(cfg.loss), cfg.loss))
     before = np.where(MASK, np.float32(-1.0), 0.0)
-    step = min(0.01, 0.5 * np.log(cfg.loss.dual_clip))  # Inside of every clip.
+    step = min(0.01, 0.5 * np.log(cfg.loss.dual_clip))
     now = before - step * np.sign(advantage)[:, None] * MASK
     clips = {name: getattr(cfg.loss, name) for name in ("clip_low", "clip_high", "dual_clip")}
 
-    def loss(logp):
-        return losses.grpo_loss(logp, before, advantage, weigh, **clips)[0]
+    def loss(logp: jax.Array) -> jax.Array:
+        constants = (jnp.asarray(x) for x in (before, advantage, weigh))
+        return losses.grpo_loss(logp, *constants, **clips)[0]
 
     slopes = jax.device_get(jax.jit(jax.grad(loss))(now))
     return Compared("slopes", slopes, -weigh * advantage[:, None] * np.exp(now - before))
 
 
-def _preferred(cfg) -> Compared:
-    """The better row of the one pair goes up, the worse one down; equal ones are no pair."""
+def _preferred(cfg: Config) -> Compared:
+    """The slopes of DPO or SimPO: of the one pair the better row up, the worse one down.
+
+    The other two rows are equal and so no pair.
+    """
     quality, group = jnp.array([1.0, 0.0, 0.5, 0.5]), 2
     dpo = cfg.loss.method == "dpo"
     beta, margin = train_step.preference_options(cfg.loss)
     smoothing = cfg.loss.label_smoothing
 
-    def loss(score):
+    def loss(score: jax.Array) -> jax.Array:
         better = preferences.pairs(quality, jnp.ones(4, bool), group=group)
         return preferences.preference_loss(
             score, better, beta=beta, margin=margin, smoothing=smoothing
         )
 
     slopes = jax.device_get(jax.jit(jax.grad(loss))(jnp.zeros(4)))
-    # The defaults of the two methods, written out again.
+    # The defaults of the two methods, stated a second time on purpose.
     b = (0.1 if dpo else 2.0) if cfg.loss.beta is None else cfg.loss.beta
     m = (0.0 if dpo else 1.0) if cfg.loss.margin is None else cfg.loss.margin
     wins = 1 / (1 + np.exp(m))  # sigmoid(u) at equal scores, u = -margin.

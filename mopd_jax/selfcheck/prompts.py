@@ -1,4 +1,4 @@
-"""Checks of the prompts, on problems as they are rendered in a step; they need no model."""
+"""Checks of the prompts of a few problems, rendered as in a step; they need no model."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ import numpy as np
 
 from mopd_jax import experience, verifiers
 from mopd_jax.contexts import render
-from mopd_jax.records import Message, Problem, Sampled, Verdict
+from mopd_jax.records import Message, Problem, Sampled, Tokenizer, Verdict
 from mopd_jax.run.record import Run
 from mopd_jax.sandbox import Sandbox
 from mopd_jax.selfcheck.result import Result, fail
 
 
 def header(run: Run, problems: Sequence[Problem]) -> Result:
-    """Student and teacher go on from the same assistant header, however much is cut.
+    """Checks that student and teacher continue the same assistant header, whatever is cut.
 
     Raises:
-        SelfCheckError: with what stands in the header's place.
+        SelfCheckError: with the text that a prompt ends with instead.
     """
-    cfg, words = run.cfg.context, run.tokenizer
-    due = words.header(problems[0].messages)
+    cfg, tokenizer = run.cfg.context, run.tokenizer
+    due = tokenizer.header(problems[0].messages)
     if not due:
         return Result("header", skipped="the chat template has no assistant header of its own")
     sampled = pretended(run, problems)
     verdicts, _ = _verdicts(sampled)
     gathered = experience.add_contexts(run, sampled, verdicts, 0)
     longest = max(record.length for record in gathered.contexts.records)
-    least = max(len(words.chat(render.render(p, [], cfg, bare=True))) for p in problems)
+    least = max(len(tokenizer.chat(render.render(p, [], cfg, bare=True))) for p in problems)
     # Two thirds of the blocks fit; the question and the closing line always do.
     length = least + max(0, 2 * (longest - least) // 3)
     tight = dataclasses.replace(cfg, teacher_prompt_length=length)
     short, records, _ = render.teacher_inputs(
-        sampled.problems, sampled.texts, gathered.chosen.plan, words, cfg=tight
+        sampled.problems, sampled.texts, gathered.chosen.plan, tokenizer, cfg=tight
     )
     for whose, prompt in (
         ("the student's prompt", sampled.prompt),
         ("the teacher's prompt", gathered.contexts.inputs.prompt),
         (f"the teacher's prompt, cut to {length} tokens,", short.prompt),
     ):
-        wrong = np.flatnonzero((prompt[:, -len(due) :] != due).any(axis=1))
+        wrong = np.flatnonzero((np.asarray(prompt)[:, -len(due) :] != due).any(axis=1))
         if wrong.size:
-            ends = words.decode(prompt[wrong[0], -len(due) :].tolist())
+            ends = tokenizer.decode(prompt[wrong[0], -len(due) :].tolist())
             fail(
                 "header",
                 f"{whose} ends with {ends!r} and not with the assistant header "
-                f"{words.decode(due)!r} ({len(due)} tokens) in {wrong.size} of "
-                f"{len(prompt)} rows, so student and teacher would go on from different "
-                "places; check the model's chat template, and that nothing is cut or added "
-                "behind it",
+                f"{tokenizer.decode(due)!r} ({len(due)} tokens) in {wrong.size} of "
+                f"{len(prompt)} rows, so student and teacher would continue different texts; "
+                "check the model's chat template, and that nothing is cut from or added to its "
+                "end",
             )
     pairs = zip(gathered.contexts.records, records, strict=True)
-    numbers = {
+    numbers: dict[str, float] = {
         "header_tokens": len(due),
         "rows_with_context": sum(record.informed for record in gathered.contexts.records),
         "rows_cut": sum(cut.length < whole.length for whole, cut in pairs),
@@ -63,13 +63,13 @@ def header(run: Run, problems: Sequence[Problem]) -> Result:
 
 
 def gold(run: Run, problems: Sequence[Problem]) -> Result:
-    """No prompt has anything of a problem's answer, solution or meta, unless asked by name.
+    """Checks that no prompt has a problem's answer, solution or meta, unless asked by name.
 
-    The gold of the problems is replaced by a word that stands nowhere else, and everything
-    that is given to the chat template is searched for it.
+    The gold of the problems is replaced by words that occur nowhere else, and everything that
+    the chat template reads is searched for them.
 
     Raises:
-        SelfCheckError: saying whose prompt has it.
+        SelfCheckError: with whose prompt has which gold.
     """
     cfg = run.cfg
     drawn = np.random.default_rng([0xCA9A, cfg.seed]).integers(1 << 62, size=3)
@@ -85,31 +85,31 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
         )
         for p in problems
     ]
-    listening = _Listening(run.tokenizer)
-    heard = dataclasses.replace(run, tokenizer=listening)
-    sampled = pretended(heard, marked)
-    student = listening.take()
+    recorder = _PromptRecorder(run.tokenizer)
+    recorded = dataclasses.replace(run, tokenizer=recorder)
+    sampled = pretended(recorded, marked)
+    student = recorder.take()
     if any(canary in text for text in student for canary in canaries.values()):
         fail(
             "gold",
             "the student's prompt has the problem's answer, solution or meta in it; it must "
-            "have its messages only: see context.student_prompts",
+            "have its messages only: see student_prompts of contexts/render.py",
         )
-    # Feedback that is asked for with its gold is left out, so that nothing hides behind it.
+    # Feedback that may show gold by its setting is left out, else it would hide other leaks.
     judge = cfg.context.feedback != "off" and not cfg.context.feedback_with_gold
     verdicts, judged = _verdicts(sampled, judge=judge, sandbox=run.sandbox)
     for p, row in enumerate(verdicts):
         for verdict in row:
-            told = any(canary in verdict.feedback for canary in canaries.values())
-            if told and not verdict.feedback_has_gold:
+            leaks = any(canary in verdict.feedback for canary in canaries.values())
+            if leaks and not verdict.feedback_has_gold:
                 fail(
                     "gold",
                     f"verifier {marked[p].verifier!r} writes the gold answer into feedback "
                     "and does not declare it; let it set Verdict.feedback_has_gold, or set "
                     "context.feedback='off'",
                 )
-    experience.add_contexts(heard, sampled, verdicts, 0)
-    teacher = listening.take()
+    experience.add_contexts(recorded, sampled, verdicts, 0)
+    teacher = recorder.take()
     shown = {name: sum(canary in text for text in teacher) for name, canary in canaries.items()}
     for name, count in shown.items():
         if count and cfg.context.gold != name:
@@ -117,12 +117,15 @@ def gold(run: Run, problems: Sequence[Problem]) -> Result:
                 "gold",
                 f"{count} of {len(teacher)} teacher prompts have the problem's {name} in them, "
                 f"and context.gold={cfg.context.gold!r} does not ask for it; see "
-                "context.teacher_inputs",
+                "teacher_inputs of contexts/render.py",
             )
-    numbers = {"student_prompts": len(student), "teacher_prompts": len(teacher)}
-    numbers["shown"] = sum(shown.values())
+    numbers = {
+        "student_prompts": len(student),
+        "teacher_prompts": len(teacher),
+        "shown": sum(shown.values()),
+    }
     if judge:
-        # A verifier may have no verdict where the gold is a word that means nothing to it.
+        # Fewer than all: a verifier may have no verdict on gold that is a meaningless word.
         numbers["feedback_judged"] = judged
     return Result("gold", numbers)
 
@@ -136,31 +139,31 @@ def _marked(value: Any, canary: str) -> Any:
     return [_marked(v, canary) for v in value] if isinstance(value, list | tuple) else value
 
 
-class _Listening:
-    """A tokenizer that keeps what it is told to put into a prompt."""
+class _PromptRecorder:
+    """A tokenizer that keeps the text of every prompt it makes."""
 
-    def __init__(self, inner):
+    def __init__(self, inner: Tokenizer):
         self._inner = inner
-        self._heard: list[str] = []
+        self._prompts: list[str] = []
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
         ids = self._inner.chat(messages)
-        self._heard.append("\n".join([*(m["content"] for m in messages), self.decode(ids)]))
+        self._prompts.append("\n".join([*(m["content"] for m in messages), self.decode(ids)]))
         return ids
 
     def take(self) -> list[str]:
         """The prompts since the last call."""
-        heard, self._heard = self._heard, []
-        return heard
+        prompts, self._prompts = self._prompts, []
+        return prompts
 
 
 def pretended(run: Run, problems: Sequence[Problem]) -> Sampled:
-    """Three rollouts of each problem, no two equal; nothing is sampled.
+    """Three made-up rollouts of each problem, no two equal.
 
-    They repeat the question, since whatever encodes the problems can encode that.
+    They repeat the question, because any tokenizer of the problems can encode that.
     """
     prompt, mask = render.student_prompts(
         problems, run.tokenizer, length=run.cfg.rollout.prompt_length
@@ -184,16 +187,19 @@ def pretended(run: Run, problems: Sequence[Problem]) -> Sampled:
 def _verdicts(
     sampled: Sampled, *, judge: bool = False, sandbox: Sandbox | None = None
 ) -> tuple[list[list[Verdict]], int]:
-    """Two successes and a failure, and of every second problem failures only.
+    """Two successes and a failure of each problem, of every second one three failures.
 
-    judge: the failures are what the problem's own verifier says, for its feedback; also how
-        many of them it could judge.
+    Args:
+        judge: the failures have the feedback of the problem's own verifier.
+
+    Returns:
+        The verdicts [P][3], and how many problems their verifier could judge.
     """
-    made, judged = [], 0
+    verdicts, judged = [], 0
     for p, (problem, texts) in enumerate(zip(sampled.problems, sampled.texts, strict=True)):
         bad = verifiers.verify(problem, texts[-1], sandbox=sandbox) if judge else Verdict(0.0)
         judged += judge and not bad.error
         bad = dataclasses.replace(bad, reward=0.0, error="")
         good = bad if p % 2 else Verdict(1.0)
-        made.append([good, good, bad])
-    return made, judged
+        verdicts.append([good, good, bad])
+    return verdicts, judged

@@ -1,4 +1,4 @@
-"""Checks of the first rollouts: their masks, their log-probs, and the teacher's."""
+"""Checks of the first rollouts: their masks, the sampler's log-probs, the teacher's."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mopd_jax.config import Config
 from mopd_jax.contexts import peers, render
-from mopd_jax.experience import Sampled
 from mopd_jax.models import decoder, sharding
-from mopd_jax.records import Batch, Problem, TrainState
+from mopd_jax.records import Batch, Problem, Sampled, TrainState
 from mopd_jax.run.record import Run
 from mopd_jax.selfcheck.result import Result, fail
 from mopd_jax.update import objectives, teacher
 
-# Rows that are scored; few, since that takes time.
+# Rows that are scored; few, because scoring takes time.
 ROWS = 4
 # (mean, max) nats by which sampler and scorer may differ on a token at temperature 1. Both add
-# up the same products in another order: caches and one prefix a group against whole rows. In
-# float32 2e-5 at most was seen on a model of 30 layers; ten times that is the mean allowed. In
-# bfloat16 hidden states have 8 bits, so a logit of size 10 is known to some hundredths: 0.01 on
-# average was seen. A wrong position, mask or temperature costs tenths to whole nats where the
-# model is not sure.
+# the same products in another order: with caches and one prefix a group, or as whole rows. In
+# float32 a model of 30 layers differed by 2e-5 at most; the mean may be ten times that. In
+# bfloat16 hidden states have 8 bits, so a logit of size 10 is known to some hundredths, and the
+# mean was 0.01. A wrong position, mask or temperature costs tenths to whole nats where the
+# model is uncertain.
 GAPS = {"float32": (2e-4, 2e-2), "bfloat16": (0.1, 2.0)}
-# Of teacher and student, which then run one program on the same numbers: the same bits, but for
-# a device that does not add in the same order twice.
+# Nats by which teacher and student may differ. Both run one program on the same numbers, so
+# only a device that adds in another order each time makes a difference.
 EQUAL = 1e-5
 
 
 def completions(sampled: Sampled, batch: Batch, stop_ids: Sequence[int], pad_id: int) -> Result:
-    """The mask is the response up to and with its first stop token, and nothing else.
+    """Checks that masks are the responses up to and with their first stop token.
 
-    Rows are trained on whole or not at all, and their positions go on from the prompt's.
+    Rows are trained on whole or not at all, and their positions continue the prompt's.
 
     Raises:
-        SelfCheckError: with the first such cause and the rows it is found in.
+        SelfCheckError: with the first cause, how many rows have it, and one of them.
     """
     prompts, group, length = sampled.response.shape
     response, mask = (x.reshape(-1, length) for x in (sampled.response, sampled.mask))
@@ -48,10 +48,10 @@ def completions(sampled: Sampled, batch: Batch, stop_ids: Sequence[int], pad_id:
     lengths = mask.sum(axis=1)
     prefix = np.arange(length) < lengths[:, None]
     trained, trained_on = np.asarray(batch.mask), np.asarray(batch.response)
-    given = np.asarray(batch.prompt_mask)
-    columns = np.concatenate([given, mask], axis=1)
-    positions = np.asarray(decoder.positions_of(columns))[:, given.shape[1] :]
-    due = given.sum(axis=1, keepdims=True) + np.arange(length)
+    prompt = np.asarray(batch.prompt_mask)
+    columns = jnp.asarray(np.concatenate([prompt, mask], axis=1))
+    positions = np.asarray(decoder.positions_of(columns))[:, prompt.shape[1] :]
+    due = prompt.sum(axis=1, keepdims=True) + np.arange(length)
     padded = (response == pad_id) & (sampled.sampled_logp.reshape(mask.shape) == 0)
     whole = (trained == mask).all(axis=1) | ~trained.any(axis=1)
     for cause, wrong in (
@@ -59,8 +59,8 @@ def completions(sampled: Sampled, batch: Batch, stop_ids: Sequence[int], pad_id:
         ("the mask goes on after a stop token", (mask & (before > 0)).any(axis=1)),
         ("the mask ends before a stop token and before the end", ~ended & (lengths < length)),
         ("'stopped' is not what the tokens say", ended != sampled.stopped.reshape(-1)),
-        ("a token or log-prob stands behind the mask", (~padded & ~mask).any(axis=1)),
-        ("the prompt does not end where the response begins", ~_left_padded(given)),
+        ("a token or log-prob follows the mask", (~padded & ~mask).any(axis=1)),
+        ("the prompt does not end where the response begins", ~_left_padded(prompt)),
         ("positions do not go on from the prompt", ((positions != due) & mask).any(axis=1)),
         ("another response is trained on", (trained_on != response).any(axis=1)),
         ("a part of the response is trained on, or more than it", ~whole),
@@ -72,10 +72,10 @@ def completions(sampled: Sampled, batch: Batch, stop_ids: Sequence[int], pad_id:
                 "mask",
                 f"{cause}: {rows.size} of {len(mask)} rows, rollout {g} of problem "
                 f"{sampled.problems[p].id!r} for one; check the tokenizer's stop ids "
-                f"{tuple(stop_ids)} and pad id {pad_id}, and changes to rollout.py and "
-                "experience.batch",
+                f"{tuple(stop_ids)} and pad id {pad_id}, and changes to rollouts/generate.py "
+                "and experience.make_batch",
             )
-    numbers = {
+    numbers: dict[str, float] = {
         "rows": len(mask),
         "rows_trained": int(trained.any(axis=1).sum()),
         "stopped": int(ended.sum()),
@@ -85,12 +85,12 @@ def completions(sampled: Sampled, batch: Batch, stop_ids: Sequence[int], pad_id:
 
 
 def _left_padded(mask: np.ndarray) -> np.ndarray:
-    """bool[N], rows whose real columns are the last ones, and at least one."""
+    """Rows bool[N] whose true columns are the last ones, and at least one."""
     return mask[:, -1] & (mask[:, 1:] >= mask[:, :-1]).all(axis=1)
 
 
-class Rows(NamedTuple):
-    """A few rows of a step, R of them."""
+class ScoredRows(NamedTuple):
+    """R rows of a step, whose log-probs are compared."""
 
     problems: list[Problem]
     prompt: np.ndarray  # i32[R, S or Q], left-padded
@@ -101,29 +101,32 @@ class Rows(NamedTuple):
 
 
 def _part(run: Run) -> int:
-    """Rows scored at a time: no more than an update has in a micro-batch, split evenly."""
+    """Rows scored at a time: at most those of a micro-batch, and a multiple of the shards."""
     cfg, shards = run.cfg, sharding.row_shards(run.mesh)
     parts = cfg.optimizer.mini_batches * cfg.optimizer.micro_batches
     micro = cfg.rollout.prompts * cfg.rollout.group // parts
     return min(-(-ROWS // shards) * shards, micro)
 
 
-def few(run: Run, sampled: Sampled) -> Rows:
-    """Rows spread over the batch, a multiple of those that are scored at a time."""
+def spread_rows(run: Run, sampled: Sampled) -> ScoredRows:
+    """Rows spread over the batch, a multiple of the number scored at a time."""
     prompts, group, length = sampled.response.shape
     part = _part(run)
     count = min(-(-ROWS // part) * part, prompts * group)
     chosen = np.arange(count) * (prompts * group // count)
     responses = (sampled.response, sampled.mask, sampled.sampled_logp)
-    return Rows(
-        [sampled.problems[n // group] for n in chosen],
-        sampled.prompt[chosen // group],
-        sampled.prompt_mask[chosen // group],
-        *(x.reshape(-1, length)[chosen] for x in responses),
+    response, mask, sampled_logp = (x.reshape(-1, length)[chosen] for x in responses)
+    return ScoredRows(
+        problems=[sampled.problems[n // group] for n in chosen],
+        prompt=sampled.prompt[chosen // group],
+        prompt_mask=sampled.prompt_mask[chosen // group],
+        response=response,
+        mask=mask,
+        sampled_logp=sampled_logp,
     )
 
 
-def plain(run: Run, rows: Rows) -> Rows:
+def with_plain_prompts(run: Run, rows: ScoredRows) -> ScoredRows:
     """The same rows, with the prompts that a teacher with an empty context reads."""
     inputs, _, _ = render.teacher_inputs(
         rows.problems,
@@ -132,44 +135,49 @@ def plain(run: Run, rows: Rows) -> Rows:
         run.tokenizer,
         cfg=dataclasses.replace(run.cfg.context, gold="off"),
     )
-    return rows._replace(prompt=inputs.prompt, prompt_mask=inputs.prompt_mask)
+    return rows._replace(
+        prompt=np.asarray(inputs.prompt), prompt_mask=np.asarray(inputs.prompt_mask)
+    )
 
 
-def scorer(run: Run) -> Callable[[TrainState, Rows], np.ndarray]:
-    """The student's log-probs f32[R, T] of rows; compiles once, when first called."""
+def student_scorer(run: Run) -> Callable[[TrainState, ScoredRows], np.ndarray]:
+    """A function that returns the student's log-probs f32[R, T]; its first call compiles."""
     cfg = run.cfg
 
-    def score(state, batch):
+    def score(state: TrainState, batch: Batch) -> jax.Array:
         return objectives.student_logp(state.params, batch, cfg, run.model).logp
 
     return _in_parts(run, score)
 
 
-def taught_scorer(run: Run) -> Callable[[TrainState, Rows], np.ndarray]:
-    """The same of the teacher, by the way that its log-probs take in an update."""
+def teacher_scorer(run: Run) -> Callable[[TrainState, ScoredRows], np.ndarray]:
+    """As `student_scorer` for the teacher, by the same calls as in an update."""
     cfg = run.cfg
 
-    def score(state, batch):
+    def score(state: TrainState, batch: Batch) -> jax.Array:
         output = teacher.teacher_output(
             state.teacher, state.params, batch, cfg=cfg.teacher, models=run.models
         )
         return objectives.logprob(output, batch, cfg).logp
 
-    return _in_parts(run, score, taught=True)
+    return _in_parts(run, score, teacher_prompts=True)
 
 
-def _in_parts(run: Run, score, *, taught: bool = False):
+def _in_parts(
+    run: Run, score: Callable[[TrainState, Batch], jax.Array], *, teacher_prompts: bool = False
+) -> Callable[[TrainState, ScoredRows], np.ndarray]:
     """(state, rows) -> f32[R, T], `score` of a few rows at a time.
 
-    Their prompt stands where a batch has the student's, or, with `taught`, the teacher's; the
-    other is empty, so that reading the wrong one shows. Both are as wide as the teacher's, so
-    that student and teacher add in the same order.
+    A batch has the rows' prompts as the student's, or with `teacher_prompts` as the teacher's;
+    the other's are empty, so that a scorer that reads the wrong ones is caught. Both are as
+    wide as the teacher's, so that student and teacher add in the same order.
     """
-    cfg, part, score = run.cfg, _part(run), jax.jit(score)
-    distills = cfg.loss.method == "distill"
-    width = cfg.context.teacher_prompt_length if distills else cfg.rollout.prompt_length
+    cfg, part, jitted = run.cfg, _part(run), jax.jit(score)
+    width = cfg.rollout.prompt_length
+    if cfg.loss.method == "distill":
+        width = cfg.context.teacher_prompt_length or width
 
-    def scored(state, rows):
+    def scored(state: TrainState, rows: ScoredRows) -> np.ndarray:
         sides = ((0, 0), (width - rows.prompt.shape[1], 0))
         prompt = np.pad(rows.prompt, sides, constant_values=run.tokenizer.pad_id)
         mask = np.pad(rows.prompt_mask, sides)
@@ -177,37 +185,40 @@ def _in_parts(run: Run, score, *, taught: bool = False):
             np.full_like(prompt, run.tokenizer.pad_id),
             mask & (np.arange(width) == width - 1),
         )
-        student, other = (empty, (prompt, mask)) if taught else ((prompt, mask), empty)
-        batch = Batch(
-            prompt=student[0],
-            prompt_mask=student[1],
-            response=rows.response,
-            mask=rows.mask,
-            sampled_logp=rows.sampled_logp,
-            teacher_prompt=other[0],
-            teacher_prompt_mask=other[1],
-            advantage=np.zeros(len(prompt), np.float32),
-        )
-        found = []
+        student, other = (prompt, mask), empty
+        if teacher_prompts:
+            student, other = other, student
+        fields = {
+            "prompt": student[0],
+            "prompt_mask": student[1],
+            "response": rows.response,
+            "mask": rows.mask,
+            "sampled_logp": rows.sampled_logp,
+            "teacher_prompt": other[0],
+            "teacher_prompt_mask": other[1],
+            "advantage": np.zeros(len(prompt), np.float32),
+        }
+        logps = []
         for i in range(0, len(prompt), part):
-            few = jax.tree.map(lambda x, i=i: x[i : i + part], batch)
-            found.append(score(state, jax.device_put(few, sharding.rows(run.mesh))))
-        return np.concatenate(jax.device_get(found))
+            few = {name: values[i : i + part] for name, values in fields.items()}
+            batch = Batch(**jax.device_put(few, sharding.rows(run.mesh)))
+            logps.append(jitted(state, batch))
+        return np.concatenate(jax.device_get(logps))
 
     return scored
 
 
-def sampler(rows: Rows, scored: np.ndarray, cfg: Config) -> Result:
-    """The scorer finds the log-probs that the sampler noted.
+def sampler(rows: ScoredRows, scored: np.ndarray, cfg: Config) -> Result:
+    """Checks that the scorer's log-probs are the sampler's.
 
     Args:
         scored: f32[R, T] nats.
 
     Raises:
-        SelfCheckError: with the gaps and their limits (`GAPS`).
+        SelfCheckError: with the differences and their limits (`GAPS`).
     """
     gap = np.abs(scored - rows.sampled_logp)[rows.mask]
-    # A gap of logits counts the more the colder the distribution.
+    # The colder the distribution, the more a difference of logits changes log-probs.
     scale = max(1.0, 1.0 / cfg.rollout.temperature)
     mean_limit, limit = (x * scale for x in GAPS[cfg.model.compute_dtype])
     mean, most = float(gap.mean()), float(gap.max())
@@ -235,20 +246,20 @@ def other_teacher(cfg: Config, state: TrainState) -> str:
 
 
 def equal_teacher(
-    student: np.ndarray, taught: np.ndarray, mask: np.ndarray, cfg: Config
+    student_logp: np.ndarray, teacher_logp: np.ndarray, mask: np.ndarray, cfg: Config
 ) -> Result:
-    """Before the first update a teacher with an empty context is the student.
+    """Checks that before the first update a teacher with an empty context is the student.
 
-    A trust region mixes their logits, in the compute dtype, so there the largest gap of `GAPS`
-    is the limit.
+    A trust region mixes their logits in the compute dtype, so its limit is the largest of
+    `GAPS`.
 
     Args:
-        student, taught: f32[R, T] nats of the response tokens, both after the plain prompt.
+        student_logp, teacher_logp: f32[R, T] nats, both after the plain prompt.
 
     Raises:
         SelfCheckError: with the largest difference.
     """
-    most = float(np.abs(taught - student)[mask].max())
+    most = float(np.abs(teacher_logp - student_logp)[mask].max())
     mixed = cfg.teacher.kind == "trust_region"
     limit = GAPS[cfg.model.compute_dtype][1] if mixed else EQUAL
     if not most <= limit:

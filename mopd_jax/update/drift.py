@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from mopd_jax.config import Config
-from mopd_jax.kernels import HiddenTeacher, TokenStats, linear_divergence
+from mopd_jax.kernels import Divergence, Hidden, TokenStats, linear_divergence
 from mopd_jax.models import sharding
 from mopd_jax.records import Batch, TrainState
 from mopd_jax.update import means, objectives, train_step
@@ -33,15 +33,13 @@ def drift(state: TrainState, batch: Batch, *, cfg: Config, models: Models) -> Me
             has a copy of the student.
     """
 
-    def compare(first: HiddenTeacher, second: HiddenTeacher, part: Batch) -> TokenStats:
+    def compare(first: Hidden, second: Hidden, part: Batch) -> TokenStats:
         return linear_divergence(
-            first.hidden,
-            first.head,
-            second.hidden,
-            second.head,
+            first,
+            second,
             part.response,
             part.mask,
-            kind="reverse_kl",
+            divergence=Divergence("reverse_kl"),
             **objectives.head_options(cfg),
         )
 

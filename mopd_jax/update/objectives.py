@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,9 @@ from mopd_jax import losses
 from mopd_jax.config import Config, LossConfig
 from mopd_jax.kernels import (
     HeadSharding,
-    HiddenTeacher,
-    StoredTeacher,
-    Support,
+    Hidden,
+    Stored,
     TokenLogprob,
-    TokenStats,
-    TopK,
     linear_divergence_loss,
     linear_logprob,
     linear_topk,
@@ -56,7 +53,7 @@ class PreparedRows(NamedTuple):
     # f32[N, T] nats, of the policy that the importance ratio is relative to. None: of the
     # student as it is, so that the ratio is 1.
     base_logp: jax.Array | None
-    stored: StoredTeacher | None  # In place of the teacher's forward pass.
+    stored: Stored | None  # In place of the teacher's forward pass.
 
 
 class UpdateRows(NamedTuple):
@@ -65,7 +62,7 @@ class UpdateRows(NamedTuple):
     batch: Batch
     weights: jax.Array  # f32[N, T], with the whole normalisation in them
     base_logp: jax.Array | None = None  # As in `PreparedRows`.
-    stored: StoredTeacher | None = None  # As in `PreparedRows`.
+    stored: Stored | None = None  # As in `PreparedRows`.
 
 
 # (student, rows, inputs) -> (loss f32[], metrics)
@@ -93,29 +90,15 @@ def log_name(name: str, cfg: Config) -> str:
 
 def token_weights(batch: Batch, cfg: LossConfig) -> jax.Array:
     """Weights f32[N, T] of the tokens of an update, all its rows together."""
-    totals = losses.batch_totals(batch.mask, every_row=cfg.every_row)
+    by_length = cfg.aggregation == "seq-mean-token-sum-norm"
     weights = losses.token_weights(
-        batch.mask, aggregation=cfg.aggregation, totals=totals, steps=batch.steps
+        batch.mask,
+        aggregation=cfg.aggregation,
+        totals=losses.batch_totals(batch.mask, every_row=cfg.every_row),
+        scale=batch.mask.shape[1] if by_length else None,
+        steps=batch.steps,
     )
     return weights if batch.row_weight is None else weights * batch.row_weight[:, None]
-
-
-def distill_options(cfg: Config) -> dict[str, Any]:
-    """What a run's settings are to `losses.distill_loss`, the ratios and weights apart."""
-    return {
-        "divergence": cfg.loss.divergence,
-        "alpha": cfg.loss.alpha,
-        "continuous": cfg.loss.continuous,
-        "clip": cfg.loss.pointwise_clip,
-        "support": _support(cfg.loss),
-        "temperature": cfg.rollout.temperature,
-    }
-
-
-def _support(cfg: LossConfig) -> Support:
-    if cfg.support in ("full", "sampled"):
-        return cfg.support
-    return TopK(cfg.top_k, cfg.support, cfg.tail)
 
 
 class HeadOptions(TypedDict):
@@ -135,18 +118,16 @@ def head_options(cfg: Config) -> HeadOptions:
     }
 
 
-def student_output(params: Params, batch: Batch, model: DecoderConfig) -> HiddenTeacher:
+def student_output(params: Params, batch: Batch, model: DecoderConfig) -> Hidden:
     """Hidden states [N, T, D] that predict each response token after the plain prompt; head."""
     return scoring.response_output(
         params, batch.prompt, batch.prompt_mask, batch.response, batch.mask, cfg=model
     )
 
 
-def logprob(output: HiddenTeacher, batch: Batch, cfg: Config) -> TokenLogprob:
+def logprob(output: Hidden, batch: Batch, cfg: Config) -> TokenLogprob:
     """Log-prob and entropy f32[N, T] of each response token, 0 where masked."""
-    return linear_logprob(
-        output.hidden, output.head, batch.response, batch.mask, **head_options(cfg)
-    )
+    return linear_logprob(output, batch.response, batch.mask, **head_options(cfg))
 
 
 def student_logp(
@@ -156,16 +137,16 @@ def student_logp(
     return logprob(student_output(params, batch, model), batch, cfg)
 
 
-def stored_teacher(params: Params, batch: Batch, inputs: UpdateInputs) -> StoredTeacher:
-    """The teacher's `loss.top_k` likeliest tokens at each response token, after its context."""
+def stored_teacher(params: Params, batch: Batch, inputs: UpdateInputs) -> Stored:
+    """The teacher's `top_k` likeliest tokens at each response token, after its context."""
     cfg = inputs.cfg
     output = _teacher_output(params, batch, inputs)
-    return linear_topk(
-        output.hidden, output.head, batch.mask, cfg.loss.top_k, **head_options(cfg)
-    )
+    # `teacher.cache` is refused with a support that chooses no tokens.
+    top_k = cast(int, cfg.loss.divergence.chosen)
+    return linear_topk(output, batch.mask, top_k, **head_options(cfg))
 
 
-def _teacher_output(params: Params, batch: Batch, inputs: UpdateInputs) -> HiddenTeacher:
+def _teacher_output(params: Params, batch: Batch, inputs: UpdateInputs) -> Hidden:
     return teacher_output(
         inputs.teacher, params, batch, cfg=inputs.cfg.teacher, models=inputs.models
     )
@@ -176,37 +157,36 @@ def _distill(
 ) -> tuple[jax.Array, Metrics]:
     batch, cfg = rows.batch, inputs.cfg
     student = student_output(params, batch, inputs.models.student)
-    if rows.stored is None:
-        teacher = _teacher_output(params, batch, inputs)
-        teacher_states, teacher_head = teacher.hidden, teacher.head
-    else:
-        teacher_states, teacher_head = rows.stored, None
-    # Without a base the student is its own: what is left of both ratios is that to the sampler.
-    base_logp, cap, constant = batch.sampled_logp, cfg.loss.rollout_cap, None
+    teacher = _teacher_output(params, batch, inputs) if rows.stored is None else rows.stored
+    # Without base log-probs the first ratio is 1, and the one cap is that of the second.
+    base_logp, cap, weights = batch.sampled_logp, cfg.loss.rollout_cap, rows.weights
     if rows.base_logp is not None:
         base_logp, cap = rows.base_logp, cfg.loss.importance_cap
         constant = losses.truncated_ratio(base_logp, batch.sampled_logp, cfg.loss.rollout_cap)
+        weights = weights * jnp.where(batch.mask, constant, 0.0)
     loss, stats = losses.distill_loss(
-        student.hidden,
-        student.head,
-        teacher_states,
-        teacher_head,
+        student,
+        teacher,
         batch.response,
         batch.mask,
-        weights=rows.weights,
-        rollout_weights=constant,
-        behaviour_logp=None if cap is None else base_logp,
+        weights=weights,
+        sampled_logp=None if cap is None else base_logp,
         importance_cap=cap,
-        **(distill_options(cfg) | head_options(cfg)),
+        divergence=cfg.loss.divergence,
+        **head_options(cfg),
     )
-    logged = _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
+    # None without targets only.
+    logp, teacher_logp = cast(jax.Array, stats.logp), cast(jax.Array, stats.teacher_logp)
+    logged = _common_metrics(loss, logp, stats.entropy, rows, cfg)
+    logged |= _ratio_metrics(logp, rows, cfg)
     divergence = stats.divergence
-    if cfg.loss.support == "sampled":  # Its own value means nothing; this is the KL on average.
-        divergence = stats.logp - stats.teacher_logp
+    if cfg.loss.divergence.support == "sampled":
+        # Its own value means nothing; this is the KL on average.
+        divergence = logp - teacher_logp
     logged["divergence"] = means.masked(divergence, batch.mask)
     # A stored teacher has the log-prob of the target only where it is among the stored tokens.
-    known = batch.mask & ~jnp.isnan(stats.teacher_logp)
-    logged["teacher_minus_student_logp"] = means.masked(stats.teacher_logp - stats.logp, known)
+    known = batch.mask & ~jnp.isnan(teacher_logp)
+    logged["teacher_minus_student_logp"] = means.masked(teacher_logp - logp, known)
     return loss, logged
 
 
@@ -233,7 +213,8 @@ def _grpo(params: Params, rows: UpdateRows, inputs: UpdateInputs) -> tuple[jax.A
         each = losses.k3_kl(stats.logp, reference.logp)
         loss = loss + cfg.loss.kl_coef * jnp.sum(rows.weights * each)
         logged["reference_kl"] = means.masked(each, batch.mask)
-    logged |= _common_metrics(loss, stats, rows, cfg) | _ratio_metrics(stats, rows, cfg)
+    logged |= _common_metrics(loss, stats.logp, stats.entropy, rows, cfg)
+    logged |= _ratio_metrics(stats.logp, rows, cfg)
     logged["ratio_clipped"] = means.masked(clipped, batch.mask)
     return loss, logged
 
@@ -246,18 +227,18 @@ def _likelihood(
     student = student_output(params, batch, inputs.models.student)
     loss, stats = linear_divergence_loss(
         _logp,
-        student.hidden,
-        student.head,
+        student,
         None,
         batch.response,
         batch.mask,
         sign * rows.weights,
         **head_options(cfg),
     )
-    return loss, _common_metrics(loss, stats, rows, cfg)
+    logp = cast(jax.Array, stats.logp)  # None without targets only.
+    return loss, _common_metrics(loss, logp, stats.entropy, rows, cfg)
 
 
-def _logp(stats: TokenStats | TokenLogprob, aux: None) -> jax.Array:
+def _logp(stats: TokenLogprob, aux: None) -> jax.Array:
     del aux
     return stats.logp
 
@@ -271,33 +252,33 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def _ratio_metrics(stats: TokenStats | TokenLogprob, rows: UpdateRows, cfg: Config) -> Metrics:
+def _ratio_metrics(logp: jax.Array, rows: UpdateRows, cfg: Config) -> Metrics:
     """How often each cap was active, as a share of the trained tokens."""
     batch = rows.batch
     logged: Metrics = {}
-    base_logp = stats.logp if rows.base_logp is None else rows.base_logp
+    base_logp = logp if rows.base_logp is None else rows.base_logp
     if cfg.loss.rollout_cap is not None:
         ratio = losses.importance_ratio(base_logp, batch.sampled_logp)
         logged["rollout_capped"] = means.masked(ratio > cfg.loss.rollout_cap, batch.mask)
     if rows.base_logp is not None and cfg.loss.importance_cap is not None:
-        ratio = losses.importance_ratio(stats.logp, base_logp)
+        ratio = losses.importance_ratio(logp, base_logp)
         capped = ratio > cfg.loss.importance_cap
         logged["importance_capped"] = means.masked(capped, batch.mask)
     return logged
 
 
 def _common_metrics(
-    loss: jax.Array, stats: TokenStats | TokenLogprob, rows: UpdateRows, cfg: Config
+    loss: jax.Array, logp: jax.Array, entropy: jax.Array, rows: UpdateRows, cfg: Config
 ) -> Metrics:
     batch = rows.batch
     logged = {
         # The weights already normalise the loss: parts of it add up, and `train_step.apply`
         # counts the sum as one.
         "loss": Ratio(loss, jnp.zeros(())),
-        "entropy": means.masked(stats.entropy, batch.mask),
+        "entropy": means.masked(entropy, batch.mask),
     }
     # Of the student before the step's first update, where its log-probs are known.
-    before = stats.logp if cfg.optimizer.updates == 1 else rows.base_logp
+    before = logp if cfg.optimizer.updates == 1 else rows.base_logp
     if before is not None and (cfg.optimizer.updates == 1 or cfg.loss.ratio_base == "trainer"):
         gap = jnp.abs(before - batch.sampled_logp)
         logged[SAMPLED_LOGP_GAP] = means.masked(gap, batch.mask)

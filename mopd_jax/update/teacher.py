@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mopd_jax.config import Config, TeacherConfig
-from mopd_jax.kernels import HiddenTeacher
+from mopd_jax.kernels import Hidden
 from mopd_jax.models import scoring
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Batch, Params, TrainState
@@ -78,7 +78,7 @@ def teacher_output(
     cfg: TeacherConfig,
     models: Models,
     plain: bool = False,
-) -> HiddenTeacher:
+) -> Hidden:
     """Hidden states [N, T, E] and head [V, E] whose logits are the teacher's; constant.
 
     Args:
@@ -90,7 +90,7 @@ def teacher_output(
     if plain:
         prompt, mask = batch.prompt, batch.prompt_mask
 
-    def output(params: Params, model: DecoderConfig) -> HiddenTeacher:
+    def output(params: Params, model: DecoderConfig) -> Hidden:
         return scoring.response_output(
             params, prompt, mask, batch.response, batch.mask, cfg=model
         )
@@ -100,10 +100,8 @@ def teacher_output(
     elif cfg.kind == "trust_region":
         # (1 - r) h W + r h' W' is one product, of states and heads side by side.
         old, new = output(teacher, models.teacher), output(student, models.teacher)
-        result = HiddenTeacher(
-            jnp.concatenate([(1 - cfg.rate) * old.hidden, cfg.rate * new.hidden], axis=-1),
-            jnp.concatenate([old.head, new.head], axis=-1),
-        )
+        states = jnp.concatenate([(1 - cfg.rate) * old.states, cfg.rate * new.states], axis=-1)
+        result = Hidden(states, jnp.concatenate([old.head, new.head], axis=-1))
     else:
         result = output(teacher, models.teacher)
     return jax.lax.stop_gradient(result)

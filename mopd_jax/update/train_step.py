@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from mopd_jax.config import Config, LossConfig, OptimizerConfig
-from mopd_jax.kernels import StoredTeacher
+from mopd_jax.kernels import Stored
 from mopd_jax.models import decoder, sharding
 from mopd_jax.records import Batch, Params, TrainState, record
 from mopd_jax.update import means, objectives, preferences, teacher
@@ -160,7 +160,7 @@ def prepare(params: Params, batch: Batch, inputs: UpdateInputs) -> PreparedRows:
             base_logp = _by_parts(logp, batch, cfg.optimizer.mini_batches, cfg)
     if cfg.teacher.cache:
 
-        def stored_teacher(part: Batch) -> StoredTeacher:
+        def stored_teacher(part: Batch) -> Stored:
             return objectives.stored_teacher(params, part, inputs)
 
         stored = _by_parts(stored_teacher, batch, cfg.optimizer.mini_batches, cfg)

@@ -16,8 +16,15 @@ import pytest
 import wants
 from jax.experimental import topologies
 
-from mopd_jax.kernels import HiddenTeacher, RowKernels, dispatch, linear_divergence_loss
-from mopd_jax.kernels.linear_divergence import formulas
+from mopd_jax.kernels import (
+    Divergence,
+    Hidden,
+    RowKernels,
+    dispatch,
+    linear_divergence_loss,
+    model_shapes,
+)
+from mopd_jax.kernels.linear_divergence.divergence import settled
 from mopd_jax.kernels.linear_divergence.options import Spec
 
 pytestmark = [
@@ -58,7 +65,7 @@ OPTIONS = {
 # A kernel that spills registers to memory is slow: an error here.
 NO_SPILLS = {"xla_gpu_fail_ptx_compilation_on_register_spilling": True}
 TRITON = 'custom_call_target="__gpu$xla.gpu.triton"'
-TOKENS, WIDTH, VOCABULARY = 65_536, 2560, 151_936
+TOKENS, (WIDTH, VOCABULARY) = 65_536, model_shapes.SHAPES["Qwen3-4B"]
 GIB = 2**30
 KINDS = ["none", "forward_kl", "reverse_kl", "jsd"]
 
@@ -89,8 +96,8 @@ def chunk_of(tokens):
 
 
 def spec_of(kind):
-    measure = None if kind == "none" else formulas.measure(kind)
-    return Spec(measure, "full", 0.7, 30.0, None, VOCABULARY, 1024)
+    divergence = None if kind == "none" else settled(Divergence(kind))
+    return Spec(divergence, 0.7, 30.0, None, VOCABULARY, 1024)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -162,8 +169,8 @@ def whole_loss(implementation, kind):
     def loss(hidden, head, teacher, targets, mask, weights):
         return linear_divergence_loss(
             lambda stats, old: stats.divergence - old * stats.logp,
-            *(hidden, head, teacher, targets, mask, weights, weights),
-            kind=kind,
+            *(Hidden(hidden, head), teacher, targets, mask, weights, weights),
+            divergence=Divergence(kind),
             chunk_tokens=dispatch.default_chunk_tokens("gpu", VOCABULARY, 65536),
             implementation=implementation,
         )[0]
@@ -172,7 +179,7 @@ def whole_loss(implementation, kind):
     head = shaped(VOCABULARY, WIDTH, dtype="bfloat16")
     return compiled(
         jax.value_and_grad(loss, argnums=(0, 1)),
-        *(hidden, head, HiddenTeacher(hidden, head)),
+        *(hidden, head, Hidden(hidden, head)),
         *(shaped(TOKENS, dtype="int32"), shaped(TOKENS, dtype="bool"), shaped(TOKENS)),
         # The compiler's own products are not ours to judge.
         options={},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ import oracles
 import pytest
 
 from mopd_jax import kernels
-from mopd_jax.kernels import Blocks, HiddenTeacher, RowKernels, TopK
+from mopd_jax.kernels import Blocks, Divergence, Hidden, RowKernels
 from mopd_jax.kernels.linear_divergence import formulas
+from mopd_jax.kernels.linear_divergence.divergence import settled
 
 CLIP = 0.05
 KINDS = [("forward_kl", None), ("reverse_kl", None), ("jsd", 0.3), ("jsd", 0.8)]
@@ -47,13 +50,14 @@ def wanted(models, mask, weights, kind, alpha):
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_statistics_match_float64(name, kind, alpha):
     models, targets, mask, weights = make()
-    options = {"kind": kind, "alpha": alpha, "clip": CLIP, "temperature": 0.7}
+    options = {"divergence": Divergence(kind, alpha, CLIP), "temperature": 0.7}
     options["implementation"] = IMPLEMENTATIONS[name]
 
     @jax.jit
     def run(hidden, head):
         def loss(hidden, head):
-            out = kernels.linear_divergence(hidden, head, *models[2:], targets, mask, **options)
+            pair = Hidden(hidden, head), Hidden(*models[2:])
+            out = kernels.linear_divergence(*pair, targets, mask, **options)
             return jnp.sum(weights * out.divergence), out.divergence
 
         return jax.grad(loss, (0, 1), has_aux=True)(hidden, head)
@@ -72,10 +76,8 @@ def test_the_loss_matches_float64(kind, alpha):
     def loss(hidden, head):
         return kernels.linear_divergence_loss(
             lambda stats, aux: stats.divergence,
-            *(hidden, head, HiddenTeacher(*models[2:]), targets, mask, weights),
-            kind=kind,
-            alpha=alpha,
-            clip=CLIP,
+            *(Hidden(hidden, head), Hidden(*models[2:]), targets, mask, weights),
+            divergence=Divergence(kind, alpha, CLIP),
             temperature=0.7,
             chunk_tokens=4,
         )[0]
@@ -91,23 +93,23 @@ def test_the_loss_matches_float64(kind, alpha):
 def test_a_bound_that_is_never_reached_changes_no_bit(kind, alpha):
     rng = np.random.default_rng(2)
     p, q = jax.nn.log_softmax(np.float32(rng.standard_normal((2, 5, 40))))
-    free = formulas.terms(p, q, formulas.measure(kind, alpha))
-    bound = formulas.terms(p, q, formulas.measure(kind, alpha, clip=100.0))
+    free = formulas.terms(p, q, settled(Divergence(kind, alpha)))
+    bound = formulas.terms(p, q, settled(Divergence(kind, alpha, 100.0)))
     jax.tree.map(np.testing.assert_array_equal, bound, free)
 
 
 @each_kind
 def test_derivatives_are_those_of_the_value(kind, alpha):
     """To both log-probs, as free variables, by central differences in float64."""
-    measure = formulas.measure(kind, alpha, clip=CLIP)
+    of = settled(Divergence(kind, alpha, CLIP))
     with jax.enable_x64(True):
         rng = np.random.default_rng(3)
         p, q = jax.nn.log_softmax(rng.standard_normal((2, 4, 30)))
-        each = formulas.terms(p, q, measure)
+        each = formulas.terms(p, q, of)
         h = 1e-6
         for index, got in ((0, each.to_student), (1, each.to_teacher)):
             up, down = (
-                formulas.terms(*(x + s * (i == index) for i, x in enumerate((p, q))), measure)
+                formulas.terms(*(x + s * (i == index) for i, x in enumerate((p, q))), of)
                 for s in (h, -h)
             )
             np.testing.assert_allclose(got, (up.value - down.value) / (2 * h), atol=1e-8)
@@ -118,20 +120,21 @@ def test_what_cannot_be_said_gives_no_nan(kind):
     """A forward KL is infinite where the student cannot say what the teacher can: bounded."""
     p = jnp.log(jnp.asarray([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]]))
     q = jnp.log(jnp.asarray([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
-    each = formulas.terms(p, q, formulas.measure(kind, clip=CLIP))
+    each = formulas.terms(p, q, settled(Divergence(kind, clip=CLIP)))
     assert all(np.isfinite(x).all() for x in each)
     assert np.sum(each.value, axis=-1).max() < 3 * CLIP
 
 
 def test_over_a_support_the_outcomes_are_what_is_bounded():
     models, targets, mask, _ = make(4)
-    options = {"kind": "jsd", "support": TopK(4), "clip": 0.02}
-    arrays = (*models, targets, mask)
+    of = Divergence("jsd", support="student", top_k=4, clip=0.02)
+    arrays = (Hidden(*models[:2]), Hidden(*models[2:]), targets, mask)
     got, want = (
-        kernels.linear_divergence(*arrays, **options, implementation=name).divergence
+        kernels.linear_divergence(*arrays, divergence=of, implementation=name).divergence
         for name in ("chunked", "reference")
     )
-    free = kernels.linear_divergence(*arrays, **(options | {"clip": None})).divergence
+    unbounded = dataclasses.replace(of, clip=None)
+    free = kernels.linear_divergence(*arrays, divergence=unbounded).divergence
     np.testing.assert_allclose(got, want, atol=1e-6)
     assert np.max(got) <= 5 * 0.02 + 1e-6 < np.max(free)
 
@@ -146,6 +149,5 @@ def test_over_a_support_the_outcomes_are_what_is_bounded():
     ],
 )
 def test_what_means_nothing_is_refused(options, message):
-    models, targets, mask, _ = make()
     with pytest.raises(ValueError, match=message):
-        kernels.linear_divergence(*models, targets, mask, **({"kind": "jsd"} | options))
+        Divergence(**options)

@@ -11,7 +11,7 @@ import numpy as np
 import oracles
 import pytest
 
-from mopd_jax.kernels import dispatch, linear_divergence
+from mopd_jax.kernels import Divergence, Hidden, dispatch, linear_divergence
 
 EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-8, "float64": 2.0**-52}
 FIELDS = ("divergence", "logp", "teacher_logp", "entropy")
@@ -43,13 +43,18 @@ def make(shape, dtype="float32"):
     return *models, targets, mask, weights
 
 
+def outputs(hidden, head, teacher_hidden, teacher_head):
+    return Hidden(hidden, head), Hidden(teacher_hidden, teacher_head)
+
+
 @jax.jit(static_argnames=("kind", "alpha", "temperature", "chunk_tokens", "implementation"))
-def run(*arguments, **options):
+def run(*arguments, kind="jsd", alpha=None, **options):
     """The record, and the gradients of the weighted sum of its fields to the four arrays."""
     *models, targets, mask, weights = arguments
+    options["divergence"] = Divergence(kind, alpha)
 
     def loss(*models):
-        out = linear_divergence(*models, targets, mask, **options)
+        out = linear_divergence(*outputs(*models), targets, mask, **options)
         fields = [getattr(out, name) for name in FIELDS]
         return sum(jnp.sum(w * x) for w, x in zip(weights, fields, strict=True)), out
 
@@ -187,8 +192,10 @@ def test_the_mean_and_its_gradient_do_not_depend_on_the_chunk(chunk_tokens):
 
 
 def test_none_means_alpha_one_half_and_the_chunked_implementation():
-    *arrays, _ = make(RAGGED)
-    want = linear_divergence(*arrays, kind="jsd", alpha=0.5, implementation="chunked")
+    *models, targets, mask, _ = make(RAGGED)
+    arrays = (*outputs(*models), targets, mask)
+    half = Divergence("jsd", alpha=0.5)
+    want = linear_divergence(*arrays, divergence=half, implementation="chunked")
     jax.tree.map(np.testing.assert_array_equal, linear_divergence(*arrays), want)
     assert {dispatch.resolve(None, p) for p in ("cpu", "gpu", "tpu")} == {"chunked"}
     assert dispatch.resolve("reference", "tpu") == "reference"
@@ -200,7 +207,8 @@ def lowered(implementation):
 
     def loss(hidden, head):
         options = {"chunk_tokens": 16, "implementation": implementation}
-        out = linear_divergence(hidden, head, *models[2:], targets, mask, **options)
+        pair = outputs(hidden, head, *models[2:])
+        out = linear_divergence(*pair, targets, mask, **options)
         return jnp.sum(out.divergence) + jnp.sum(out.logp)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*models[:2])
@@ -233,14 +241,13 @@ def test_products_with_the_head_result_in_float32(implementation):
 
 def replaced(**changes):
     hidden, head, teacher_hidden, teacher_head, targets, mask, _ = make((2, 3, 5, 4, 6, 1))
-    arguments = {
-        "student_hidden": hidden,
-        "student_head": head,
-        "teacher_hidden": teacher_hidden,
-        "teacher_head": teacher_head,
-        "targets": targets,
-        "mask": mask,
-    }
+    arrays = {"hidden": hidden, "head": head}
+    arrays |= {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head}
+    changed = {name: changes.pop(name, x) for name, x in arrays.items()}
+    if fields := {k: changes.pop(k) for k in ("kind", "alpha") if k in changes}:
+        changes["divergence"] = Divergence(**fields)
+    student, teacher = outputs(*changed.values())
+    arguments = {"student": student, "teacher": teacher, "targets": targets, "mask": mask}
     return linear_divergence(**(arguments | changes))
 
 
@@ -249,12 +256,12 @@ def replaced(**changes):
     [
         (
             {"teacher_head": np.ones((7, 6), np.float32)},
-            "student_head has V=5 tokens, teacher_head V=7: .*one vocabulary.*pass vocab_size",
+            "student.head has V=5, teacher.head has V=7: .*one vocabulary.*pass vocab_size",
         ),
-        ({"student_head": np.ones((5, 9), np.float32)}, r"student_head: D=9 in \(5, 9\)"),
-        ({"teacher_hidden": np.ones((2, 4, 6), np.float32)}, r"teacher_hidden: T=4"),
+        ({"head": np.ones((5, 9), np.float32)}, r"student.head: D=9 in \(5, 9\)"),
+        ({"teacher_hidden": np.ones((2, 4, 6), np.float32)}, r"teacher.states: T=4"),
         ({"mask": np.ones((2,), bool)}, r"mask: expected \[N T\], got shape \(2,\)"),
-        ({"teacher_head": np.ones((5, 6), np.int32)}, "teacher_head: expected a floating"),
+        ({"teacher_head": np.ones((5, 6), np.int32)}, "teacher.head: expected a floating"),
         ({"targets": np.ones((2, 3), np.float32)}, "targets: expected an integer dtype"),
         ({"mask": np.ones((2, 3), np.int32)}, "mask: expected bool, got int32"),
         ({"kind": "kl"}, "'kl' is none of .*'forward_kl', 'reverse_kl', 'jsd'"),

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mopd_jax import kernels
-from mopd_jax.kernels import HiddenTeacher, StoredTeacher, TopK
+from mopd_jax.kernels import Divergence, Hidden, Logits, Stored
 from mopd_jax.kernels.linear_divergence import chunked, formulas, statistics
+from mopd_jax.kernels.linear_divergence.divergence import settled
 from mopd_jax.kernels.linear_divergence.options import Spec
 
 N, T, D, E, V = 3, 7, 5, 6, 23
@@ -26,7 +27,7 @@ def make(seed=0, share=0.6, vocab=V, dtype="float32"):
     rng = np.random.default_rng(seed)
     normal = rng.standard_normal
     hidden, head = normal((N, T, D)), normal((vocab, D))
-    teacher = HiddenTeacher(*(jnp.asarray(normal(s), dtype) for s in ((N, T, E), (vocab, E))))
+    teacher = Hidden(*(jnp.asarray(normal(s), dtype) for s in ((N, T, E), (vocab, E))))
     targets = np.int32(rng.integers(0, vocab, (N, T)))
     mask = rng.random((N, T)) < share
     weights = np.float32(normal((N, T)))
@@ -50,7 +51,10 @@ def crooked(stats, aux):
     return still * stats.divergence + aux["flag"] * policy + 0.1 * stats.entropy**2
 
 
-def value_and_grads(token_loss, arrays, **options):
+JSD = Divergence("jsd")
+
+
+def value_and_grads(token_loss, arrays, soft_cap=None, **options):
     """((loss, stats), gradients to hidden, head, weights and the floating aux)."""
     hidden, head, teacher, targets, mask, weights, aux = arrays
 
@@ -59,7 +63,8 @@ def value_and_grads(token_loss, arrays, **options):
         def loss(hidden, head, weights, a):
             return kernels.linear_divergence_loss(
                 token_loss,
-                *(hidden, head, teacher, targets, mask, weights, aux | {"a": a}),
+                Hidden(hidden, head, soft_cap),
+                *(teacher, targets, mask, weights, aux | {"a": a}),
                 **options,
             )
 
@@ -79,9 +84,11 @@ def assert_close(got, want, rtol=2e-6):
 def test_value_and_gradients_match_float64(kind, alpha):
     arrays = make()
     hidden, head, teacher, targets, mask, weights, aux = arrays
-    (loss, _), grads = value_and_grads(linear, arrays, kind=kind, alpha=alpha, chunk_tokens=4)
+    (loss, _), grads = value_and_grads(
+        linear, arrays, divergence=Divergence(kind, alpha), chunk_tokens=4
+    )
     student = oracles.linear_logp(hidden, head, 1.0)
-    taught = oracles.linear_logp(teacher.hidden, teacher.head, 1.0)
+    taught = oracles.linear_logp(teacher.states, teacher.head, 1.0)
     each = oracles.divergence(student, taught, kind, alpha)
     each += aux["a"] * np.take_along_axis(student, targets[..., None], axis=-1)[..., 0]
     each -= 0.5 * oracles.entropy(student)
@@ -96,8 +103,8 @@ def test_value_and_gradients_match_float64(kind, alpha):
     assert oracles.relative(grads[2], np.where(mask, each, 0)) < 1e-5
 
 
-SUPPORTS = ["full", "sampled", TopK(4), TopK(3, "union"), TopK(5, "teacher", tail=False)]
-SUPPORTS += [TopK(3, "union", tail=False)]
+SUPPORTS = [("full",), ("sampled",), ("student", 4), ("union", 3), ("teacher", 5, False)]
+SUPPORTS += [("union", 3, False)]
 
 
 @settings(max_examples=16)
@@ -108,29 +115,29 @@ SUPPORTS += [TopK(3, "union", tail=False)]
     share=st.sampled_from([0.0, 0.2, 1.0]),
     chunk_tokens=st.sampled_from([1, 4, 64]),
     temperature=st.sampled_from([0.6, 1.0]),
-    soft_cap=st.sampled_from([None, 2.0, (3.0, None)]),
+    soft_caps=st.sampled_from([(None, None), (2.0, 2.0), (3.0, None)]),
     padding=st.sampled_from([0, 3]),
-    continuous=st.booleans(),
 )
-def test_equals_the_reference(seed, kind_alpha, support, share, padding, **options):
+def test_equals_the_reference(seed, kind_alpha, support, share, padding, soft_caps, **options):
     """Any options: both forms of the chunked op, and the reference by autodiff."""
-    kind, alpha = ("reverse_kl", None) if support == "sampled" else kind_alpha
-    options |= {"kind": kind, "alpha": alpha, "support": support, "vocab_size": V - padding}
-    options["continuous"] &= kind == "jsd"
+    kind, alpha = ("reverse_kl", None) if support == ("sampled",) else kind_alpha
+    options["divergence"] = Divergence(kind, alpha, None, *support)
+    options["vocab_size"] = V - padding
+    mine, theirs = soft_caps
     hidden, head, teacher, targets, *rest = make(seed, share)
     mask = rest[0]
     targets = np.minimum(targets, V - padding - 1)
     # What must reach nothing: masked states, and rows of the heads that are padding.
     hidden = jnp.where(mask[..., None], hidden, jnp.nan)
     real = np.arange(V)[:, None] < V - padding
-    teacher = HiddenTeacher(teacher.hidden, jnp.where(real, teacher.head, jnp.inf))
+    teacher = Hidden(teacher.states, jnp.where(real, teacher.head, jnp.inf), theirs)
     arrays = (hidden, jnp.where(real, head, jnp.nan), teacher, targets, *rest)
-    want = value_and_grads(crooked, arrays, implementation="reference", **options)
-    assert_close(value_and_grads(crooked, arrays, **options), want)
+    want = value_and_grads(crooked, arrays, mine, implementation="reference", **options)
+    assert_close(value_and_grads(crooked, arrays, mine, **options), want)
 
     def later(hidden, head):
         *_, mask, weights, aux = arrays
-        models = (hidden, head, teacher.hidden, teacher.head, targets, mask)
+        models = (Hidden(hidden, head, mine), teacher, targets, mask)
         stats = kernels.linear_divergence(*models, **options)
         return jnp.sum(weights * jnp.where(mask, crooked(stats, aux), 0)), stats
 
@@ -156,7 +163,9 @@ def test_the_statistics_that_are_returned_carry_no_gradient():
 
     def loss(hidden, implementation):
         _, stats = kernels.linear_divergence_loss(
-            linear, hidden, head, teacher, *rest, kind="jsd", implementation=implementation
+            *(linear, Hidden(hidden, head), teacher, *rest),
+            divergence=JSD,
+            implementation=implementation,
         )
         return jnp.sum(stats.divergence)
 
@@ -171,20 +180,20 @@ def products(function, *arguments):
 
 def test_how_many_products_it_takes():
     hidden, head, teacher, targets, mask, weights, aux = make()
-    models = (hidden, head, teacher.hidden, teacher.head, targets, mask)
+    student = Hidden(hidden, head)
 
-    def first(hidden, head):
+    def first(student):
         rest = (teacher, targets, mask, weights, aux)
-        return kernels.linear_divergence_loss(linear, hidden, head, *rest, kind="jsd")[0]
+        return kernels.linear_divergence_loss(linear, student, *rest, divergence=JSD)[0]
 
-    def later(hidden, head):
-        return jnp.sum(kernels.linear_divergence(hidden, head, *models[2:]).divergence)
+    def later(student):
+        return jnp.sum(kernels.linear_divergence(student, teacher, targets, mask).divergence)
 
-    assert products(first, *models[:2]) == 2
-    assert products(jax.grad(first, (0, 1)), *models[:2]) == 4
-    assert products(later, *models[:2]) == 2
-    assert products(jax.grad(later, (0, 1)), *models[:2]) == 6
-    assert products(lambda *a: kernels.linear_logprob(*a), hidden, head, targets, mask) == 1
+    assert products(first, student) == 2
+    assert products(jax.grad(first), student) == 4
+    assert products(later, student) == 2
+    assert products(jax.grad(later), student) == 6
+    assert products(lambda *a: kernels.linear_logprob(*a), student, targets, mask) == 1
 
 
 @pytest.mark.parametrize("valid", [0, 1, 6, 7, 21])
@@ -197,10 +206,10 @@ def test_only_chunks_with_a_valid_token_are_computed(valid):
         jax.debug.callback(lambda: computed.append(1))
         return statistics.token_statistics(*arguments, **options)
 
-    spec = Spec(None, "full", 1.0, None, None, V, chunk_tokens=3)
+    spec = Spec(None, 1.0, None, None, V, chunk_tokens=3)
     operands = chunked.Operands(None, *map(jnp.asarray, (targets, mask)))
-    out = jax.jit(functools.partial(chunked.statistics_first, spec, rows))(
-        hidden, head, operands
+    out = jax.jit(functools.partial(chunked.differentiable_statistics, spec, rows))(
+        Hidden(hidden, head), operands
     )
     jax.block_until_ready(out)
     jax.effects_barrier()
@@ -209,20 +218,20 @@ def test_only_chunks_with_a_valid_token_are_computed(valid):
 
 def test_parts_of_a_batch_add_up_and_order_does_not_matter():
     hidden, head, teacher, *rest = make()
-    whole = value_and_grads(crooked, (hidden, head, teacher, *rest), kind="jsd")
+    whole = value_and_grads(crooked, (hidden, head, teacher, *rest), divergence=JSD)
 
     def rows(order):
         def at(x):
             return x[order]
 
-        taught = HiddenTeacher(at(teacher.hidden), teacher.head)
-        return (at(hidden), head, taught, *jax.tree.map(at, tuple(rest)))
+        other = Hidden(at(teacher.states), teacher.head)
+        return (at(hidden), head, other, *jax.tree.map(at, tuple(rest)))
 
-    parts = [value_and_grads(crooked, rows(np.array([i])), kind="jsd") for i in range(N)]
+    parts = [value_and_grads(crooked, rows(np.array([i])), divergence=JSD) for i in range(N)]
     np.testing.assert_allclose(sum(p[0][0] for p in parts), whole[0][0], rtol=1e-5)
     assert_close(sum(p[1][1] for p in parts), whole[1][1])
     order = np.array([2, 0, 1])
-    moved = value_and_grads(crooked, rows(order), kind="jsd")
+    moved = value_and_grads(crooked, rows(order), divergence=JSD)
     assert_close(moved[1][1], whole[1][1])
     assert_close(moved[1][0], whole[1][0][order])
 
@@ -244,9 +253,8 @@ def test_bfloat16_gradients_where_teacher_and_student_are_close(kind, alpha):
     def grads(hidden, head):
         return kernels.linear_divergence_loss(
             lambda stats, _: stats.divergence,
-            *(hidden, head, HiddenTeacher(near, head), targets, mask, jnp.ones(tokens)),
-            kind=kind,
-            alpha=alpha,
+            *(Hidden(hidden, head), Hidden(near, head), targets, mask, jnp.ones(tokens)),
+            divergence=Divergence(kind, alpha),
         )
 
     got, stats = jax.jit(grads)(hidden, head)
@@ -268,10 +276,10 @@ def test_bfloat16_gradients_where_teacher_and_student_are_close(kind, alpha):
 
 def test_lists_are_arrays():
     hidden, head, _, targets, mask, *_ = make()
-    given = [x.tolist() for x in (hidden, head, targets, mask)]
+    *lists, ids, flags = [x.tolist() for x in (hidden, head, targets, mask)]
     got, want = (
-        kernels.linear_logprob(*given),
-        kernels.linear_logprob(hidden, head, targets, mask),
+        kernels.linear_logprob(Hidden(*lists), ids, flags),
+        kernels.linear_logprob(Hidden(hidden, head), targets, mask),
     )
     jax.tree.map(np.testing.assert_array_equal, got, want)
 
@@ -279,20 +287,21 @@ def test_lists_are_arrays():
 def test_logits_are_enough():
     hidden, head, teacher, targets, mask, _, _ = make()
     logits = jnp.einsum("ntd,vd->ntv", hidden, head)
-    taught = jnp.einsum("nte,ve->ntv", teacher.hidden, teacher.head)
-    options = {"kind": "jsd", "alpha": 0.3, "temperature": 0.7, "chunk_tokens": 4}
+    taught = jnp.einsum("nte,ve->ntv", teacher.states, teacher.head)
+    options = {"divergence": Divergence(alpha=0.3), "temperature": 0.7, "chunk_tokens": 4}
 
     def total(stats):
         return jnp.sum(stats.divergence - 0.3 * stats.logp + stats.entropy**2), stats
 
     def from_logits(logits):
-        return total(kernels.logits_divergence(logits, taught, targets, mask, **options))
+        pair = Logits(logits), Logits(taught)
+        return total(kernels.linear_divergence(*pair, targets, mask, **options))
 
     def by_autodiff(logits):
         logp, logq = (jax.nn.log_softmax(x / 0.7) for x in (logits, taught))
         chosen = targets[..., None]
         each = {
-            "divergence": formulas.divergence(logp, logq, formulas.measure("jsd", 0.3)),
+            "divergence": formulas.value(logp, logq, settled(Divergence(alpha=0.3))),
             "logp": jnp.take_along_axis(logp, chosen, axis=-1)[..., 0],
             "teacher_logp": jnp.take_along_axis(logq, chosen, axis=-1)[..., 0],
             "entropy": formulas.entropy(logp),
@@ -306,11 +315,12 @@ def test_logits_are_enough():
     # What is masked, or beyond the vocabulary, reaches nothing.
     ruined = jnp.pad(logits, ((0, 0), (0, 0), (0, 2)), constant_values=jnp.nan)
     ruined = jnp.where(mask[..., None], ruined, jnp.inf)
-    padded = jnp.pad(taught, ((0, 0), (0, 0), (0, 2)), constant_values=jnp.nan)
+    # One rule for all outputs: the two sides need not have the same padding.
+    padded = jnp.pad(taught, ((0, 0), (0, 0), (0, 3)), constant_values=jnp.nan)
 
     def from_ruined(ruined):
-        arrays = (ruined, padded, targets, mask)
-        return total(kernels.logits_divergence(*arrays, vocab_size=V, **options))
+        arrays = (Logits(ruined), Logits(padded), targets, mask)
+        return total(kernels.linear_divergence(*arrays, vocab_size=V, **options))
 
     value, grad = jax.jit(jax.value_and_grad(from_ruined, has_aux=True))(ruined)
     assert_close((value, grad[..., :V]), want)
@@ -319,10 +329,12 @@ def test_logits_are_enough():
 
 def test_it_composes_with_vmap_and_remat():
     hidden, head, teacher, targets, mask, _, _ = make()
-    models = (head, teacher.hidden, teacher.head, targets, mask)
+    models = (head, teacher.states, teacher.head, targets, mask)
 
-    def total(hidden, *rest):
-        return jnp.sum(kernels.linear_divergence(hidden, *rest, chunk_tokens=4).divergence)
+    def total(hidden, head, other, other_head, targets, mask):
+        pair = Hidden(hidden, head), Hidden(other, other_head)
+        stats = kernels.linear_divergence(*pair, targets, mask, chunk_tokens=4)
+        return jnp.sum(stats.divergence)
 
     def mapped(hidden):
         axes = (0, None, 0, None, 0, 0)
@@ -337,19 +349,18 @@ def refused(**changes):
     hidden, head, teacher, targets, mask, weights, aux = make()
     arguments = {
         "token_loss": linear,
-        "student_hidden": hidden,
-        "student_head": head,
+        "student": Hidden(hidden, changes.pop("head", head)),
         "teacher": teacher,
         "targets": targets,
         "mask": mask,
         "weights": weights,
         "aux": aux,
-        "kind": "jsd",
+        "divergence": JSD,
     }
     return jax.eval_shape(lambda: kernels.linear_divergence_loss(**(arguments | changes)))
 
 
-STORED = StoredTeacher(np.zeros((N, T, 2), np.int32), np.zeros((N, T, 2), np.float32))
+STORED = Stored(np.zeros((N, T, 2), np.int32), np.zeros((N, T, 2), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -359,24 +370,33 @@ STORED = StoredTeacher(np.zeros((N, T, 2), np.int32), np.zeros((N, T, 2), np.flo
         ({"aux": {"a": np.ones(3)}}, r"aux\['a'\]: expected \(3, 7\) first"),
         ({"weights": np.ones((N, 2), np.float32)}, r"weights: T=2"),
         ({"weights": np.ones((N, T), np.int32)}, "weights: expected a floating dtype"),
-        ({"kind": None}, "kind=None with teacher=HiddenTeacher"),
-        ({"teacher": None}, "kind='jsd' with teacher=NoneType"),
-        ({"teacher": np.ones(3)}, "teacher: expected HiddenTeacher, StoredTeacher or None"),
-        ({"support": "most"}, "support='most' is none of"),
-        ({"support": "sampled"}, "'sampled' estimates the reverse KL only, got kind='jsd'"),
-        ({"soft_cap": float("inf")}, "soft_cap must be a positive number"),
-        ({"alpha": jnp.float32(0.5)}, "alpha=.* is static, give a Python float"),
-        ({"temperature": "1"}, "temperature='1' is a str; it is static"),
-        ({"temperature": None}, "temperature=None is a NoneType; it is static"),
+        ({"divergence": None}, "divergence=None with teacher=Hidden"),
+        ({"teacher": None}, "divergence=Divergence.* with teacher=NoneType"),
+        ({"teacher": np.ones(3)}, "teacher: expected Hidden.*, Logits.* or Stored.*got Array"),
+        ({"student": np.ones(3)}, "student: expected Hidden.* or Logits.*one argument"),
+        ({"divergence": "jsd"}, r"divergence='jsd' is a str; give a Divergence\(kind="),
+        ({"temperature": "1"}, "temperature='1' is a str; give a Python float, or a JAX"),
+        ({"temperature": None}, "temperature=None is a NoneType; give a Python float"),
+        ({"temperature": np.ones(2)}, r"temperature: expected a floating scalar.*\(2,\)"),
         ({"chunk_tokens": 2.0}, "chunk_tokens=2.0 is a float; .*Python int"),
-        ({"kind": "reverse_kl", "continuous": True}, "continuous rescales a jsd"),
-        ({"student_head": np.ones((V, D), np.float16)}, "float16 ends at 6e-8"),
-        ({"teacher": STORED, "support": TopK(3, "teacher")}, r"use TopK\(2, of='teacher'\)"),
-        ({"support": TopK(V + 1)}, "k=24 is more than the vocabulary of 23"),
-        ({"teacher": STORED}, r"a stored teacher knows its own tokens only"),
-        ({"soft_cap": -1.0}, "soft_cap must be a positive number, None, or a pair"),
-        ({"soft_cap": (1.0, 2.0, 3.0)}, "soft_cap must be"),
-        ({"vocab_size": V + 1}, "vocab_size=24 must be between 1 and the 23 rows"),
+        ({"head": np.ones((V, D), np.float16)}, "student.head: float16 ends at 6e-8"),
+        (
+            {"teacher": STORED, "divergence": Divergence(support="teacher", top_k=3)},
+            "top_k=3: a Stored teacher knows its own 2 tokens only",
+        ),
+        (
+            {"teacher": STORED, "divergence": Divergence(support="union")},
+            "support='union', .*: a Stored teacher knows its own 2 tokens only",
+        ),
+        (
+            {"divergence": Divergence(support="student", top_k=V + 1)},
+            "top_k=24 is more than the vocabulary of 23",
+        ),
+        (
+            {"divergence": Divergence("reverse_kl", support="sampled"), "targets": None},
+            "support='sampled' reads the sampled tokens; give targets",
+        ),
+        ({"vocab_size": V + 1}, "vocab_size=24 must be between 1 and the 23 columns of"),
         ({"temperature": float("inf")}, "temperature must be positive and finite, got inf"),
         ({"mask": np.ones((0, T), bool)}, "N=0"),
     ],
@@ -390,20 +410,36 @@ def test_float64_beside_float32_states_is_computed():
     """Weights, aux or a teacher that are wider than the student."""
     with jax.enable_x64(True):
         hidden, head, teacher, targets, mask, weights, aux = make()
-        wide = HiddenTeacher(*(x.astype(jnp.float64) for x in (teacher.hidden, teacher.head)))
+        wide = jax.tree.map(lambda x: x.astype(jnp.float64), teacher)
         changed = [(wide, weights, aux), (teacher, np.float64(weights), aux)]
         changed.append((teacher, weights, aux | {"a": np.float64(aux["a"])}))
         arrays = (hidden, head, teacher, targets, mask, weights, aux)
-        want = value_and_grads(linear, arrays, kind="jsd")
+        want = value_and_grads(linear, arrays, divergence=JSD)
         for other, factors, extra in changed:
             arrays = (hidden, head, other, targets, mask, factors, extra)
-            got = value_and_grads(linear, arrays, kind="jsd")
+            got = value_and_grads(linear, arrays, divergence=JSD)
             assert_close(got, want)
             assert got[1][0].dtype == jnp.float32
 
 
-def test_a_choice_of_no_tokens_is_refused():
-    with pytest.raises(ValueError, match="k must be at least 1, an int, got 0"):
-        TopK(0)
-    with pytest.raises(ValueError, match="of='peers' is none of student, teacher, union"):
-        TopK(3, "peers")
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"top_k": 0}, "top_k must be at least 1, an int, got 0"),
+        ({"support": "most"}, "support='most' is none of .*'student', 'teacher', 'union'"),
+        ({"support": "sampled"}, "'sampled' estimates the reverse KL only, got kind='jsd'"),
+        ({"tail": False}, "tail=False, and support='full' has no tail"),
+        ({"alpha": "half"}, "alpha='half' is a str; give a Python float, or a JAX scalar"),
+        ({"alpha": np.ones(2, np.float32)}, r"alpha: expected a floating scalar.*\(2,\)"),
+        ({"kind": "reverse_kl", "alpha": jnp.float32(0.5)}, "reverse_kl has none"),
+    ],
+)
+def test_a_divergence_that_means_nothing_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Divergence(**fields)
+
+
+@pytest.mark.parametrize("cap", [-1.0, 0.0, float("inf"), (1.0, 2.0), "1"])
+def test_a_soft_cap_that_means_nothing_is_refused(cap):
+    with pytest.raises(ValueError, match="soft_cap must be a positive and finite number"):
+        Hidden(np.ones((1, 2)), np.ones((3, 2)), cap)

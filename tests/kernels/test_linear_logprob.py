@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from mopd_jax.kernels import linear_logprob
+from mopd_jax.kernels import Hidden, linear_logprob
 
 EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-8, "float64": 2.0**-52}
 each_implementation = pytest.mark.parametrize("implementation", ["reference", "chunked"])
@@ -40,7 +40,7 @@ def run(hidden, head, targets, mask, weights, **options):
     """The record, and the gradients of the weighted sum of its fields to hidden and head."""
 
     def loss(hidden, head):
-        out = linear_logprob(hidden, head, targets, mask, **options)
+        out = linear_logprob(Hidden(hidden, head), targets, mask, **options)
         return jnp.sum(weights[0] * out.logp) + jnp.sum(weights[1] * out.entropy), out
 
     grads, out = jax.grad(loss, argnums=(0, 1), has_aux=True)(hidden, head)
@@ -131,7 +131,7 @@ def test_nan_and_unknown_targets_under_the_mask_show(implementation):
     hidden = hidden.at[0, 3].set(jnp.nan)
     targets = np.int32([[5, -1, 4, 0], [0, 1, 2, 3]])
     out = linear_logprob(
-        *(hidden, head, targets, np.ones_like(mask)),
+        *(Hidden(hidden, head), targets, np.ones_like(mask)),
         chunk_tokens=2,
         implementation=implementation,
     )
@@ -145,7 +145,8 @@ def test_the_heads_gradient_is_summed_over_chunks_in_float32():
     targets, mask = jnp.zeros((1, 600), jnp.int32), jnp.ones((1, 600), bool)
 
     def loss(head):
-        return jnp.sum(linear_logprob(hidden, head, targets, mask, chunk_tokens=1).logp)
+        model = Hidden(hidden, head)
+        return jnp.sum(linear_logprob(model, targets, mask, chunk_tokens=1).logp)
 
     # Each token adds (1 - 1/2) hidden to the row of the target, and takes it from the other.
     np.testing.assert_array_equal(jax.grad(loss)(head), [[300, 300], [-300, -300]])
@@ -153,16 +154,20 @@ def test_the_heads_gradient_is_summed_over_chunks_in_float32():
 
 def replaced(**changes):
     hidden, head, targets, mask, _ = make((2, 3, 5, 4, 1))
-    arguments = {"hidden": hidden, "head": head, "targets": targets, "mask": mask}
+    model = Hidden(changes.pop("states", hidden), changes.pop("head", head))
+    arguments = {"model": model, "targets": targets, "mask": mask}
     return linear_logprob(**(arguments | changes))
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"head": np.ones((5, 6), np.float32)}, r"head: D=6 in \(5, 6\)"),
+        ({"head": np.ones((5, 6), np.float32)}, r"model.head: D=6 in \(5, 6\)"),
         ({"targets": np.ones((2, 4), np.int32)}, r"targets: T=4 in \(2, 4\)"),
-        ({"hidden": np.ones((2, 3, 4), np.int32)}, "hidden: expected a floating dtype"),
+        ({"states": np.ones((2, 3, 4), np.int32)}, "model.states: expected a floating dtype"),
+        ({"states": np.ones((2, 3, 4), np.float16)}, "model.states: float16 ends at 6e-8"),
+        ({"model": np.ones((2, 3, 4))}, "model: expected Hidden.* or Logits.*, got Array"),
+        ({"targets": None}, "a log-prob is that of a token; give targets"),
         ({"targets": np.ones((2, 3), np.float32)}, "targets: expected an integer dtype"),
         ({"mask": np.ones((2, 3), np.float32)}, "mask: expected bool, got float32"),
         ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),

@@ -14,7 +14,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 
 from mopd_jax import kernels
-from mopd_jax.kernels import Blocks, HeadSharding, HiddenTeacher, TopK
+from mopd_jax.kernels import Blocks, Divergence, HeadSharding, Hidden, Logits, Stored
 from mopd_jax.kernels.linear_divergence import pallas_tpu_kernels, tuning
 
 EPS = {"float32": 2.0**-23, "bfloat16": 2.0**-8}
@@ -35,9 +35,8 @@ TEMPERATURE = 0.7
 OPTIONS = {
     "kind": None,
     "alpha": None,
-    "continuous": False,
     "temperature": TEMPERATURE,
-    "soft_cap": None,
+    "soft_caps": (None, None),
     "vocab_size": None,
     "sharding": None,
     "implementation": BLOCKS,
@@ -65,16 +64,19 @@ def run(*arguments, **options):
 
 
 @jax.jit(static_argnames=tuple(OPTIONS))
-def compiled(*arguments, kind, alpha, continuous, **options):
+def compiled(*arguments, kind, alpha, soft_caps, **options):
     *models, targets, mask, weights = arguments
 
     def loss(hidden, head):
+        student = Hidden(hidden, head, soft_caps[0])
         if kind is None:
-            out = kernels.linear_logprob(hidden, head, targets, mask, **options)
+            out = kernels.linear_logprob(student, targets, mask, **options)
         else:
-            extra = {"kind": kind, "alpha": alpha, "continuous": continuous}
+            teacher = Hidden(*models[2:], soft_caps[1])
             out = kernels.linear_divergence(
-                hidden, head, *models[2:], targets, mask, **extra, **options
+                *(student, teacher, targets, mask),
+                divergence=Divergence(kind, alpha),
+                **options,
             )
         fields = jax.tree.leaves(out)
         return sum(jnp.sum(w * x) for w, x in zip(weights, fields, strict=False)), out
@@ -83,9 +85,9 @@ def compiled(*arguments, kind, alpha, continuous, **options):
     return out, grads
 
 
-def check_against_float64(shape, kind, alpha, *, dtype="float32", continuous=False, **options):
+def check_against_float64(shape, kind, alpha, *, dtype="float32", **options):
     hidden, head, other, other_head, targets, mask, weights = arguments = make(shape, dtype)
-    out, grads = run(*arguments, kind=kind, alpha=alpha, continuous=continuous, **options)
+    out, grads = run(*arguments, kind=kind, alpha=alpha, **options)
     temperature = options.get("temperature", TEMPERATURE)
     student = oracles.linear_logp(hidden, head, temperature)
     teacher = oracles.linear_logp(other, other_head, temperature)
@@ -94,7 +96,6 @@ def check_against_float64(shape, kind, alpha, *, dtype="float32", continuous=Fal
     bound += oracles.logp_error(other, other_head, temperature, eps)
     # A log-prob's slope is p log(p/q), p - q, or less: over the vocabulary no more than this.
     slope = 2 + np.max(np.abs(student - teacher))
-    factor = 1 / (alpha * (1 - alpha)) if continuous else 1
     entropy_slope = 1 + np.log(student.shape[-1])
     wanted = [
         (np.take_along_axis(student, targets[..., None], axis=-1)[..., 0], 1),
@@ -102,10 +103,10 @@ def check_against_float64(shape, kind, alpha, *, dtype="float32", continuous=Fal
     ]
     logits_grads = [oracles.logp_grad(student, targets), oracles.entropy_grad(student)]
     if kind is not None:
-        value = factor * oracles.divergence(student, teacher, kind, alpha)
+        value = oracles.divergence(student, teacher, kind, alpha)
         taught = np.take_along_axis(teacher, targets[..., None], axis=-1)[..., 0]
-        wanted = [(value, slope * factor), wanted[0], (taught, 1), wanted[1]]
-        grad = factor * oracles.divergence_grad(student, teacher, kind, alpha)
+        wanted = [(value, slope), wanted[0], (taught, 1), wanted[1]]
+        grad = oracles.divergence_grad(student, teacher, kind, alpha)
         logits_grads = [grad, logits_grads[0], 0 * grad, logits_grads[1]]
     for got, (want, scale) in zip(jax.tree.leaves(out), wanted, strict=True):
         assert got.dtype == jnp.float32
@@ -118,24 +119,23 @@ def check_against_float64(shape, kind, alpha, *, dtype="float32", continuous=Fal
         assert got.dtype == operand.dtype
         # The statistics' rounding; that of the result to the operand's dtype, and in bfloat16
         # that of the logits' gradient before it.
-        assert oracles.relative(got, want) <= slope * factor * bound + 2 * EPS[dtype]
+        assert oracles.relative(got, want) <= slope * bound + 2 * EPS[dtype]
     np.testing.assert_array_equal(grads[0][~mask], 0)
 
 
 @pytest.mark.parametrize(
-    "kind, alpha, continuous",
+    "kind, alpha",
     [
-        (None, None, False),
-        ("forward_kl", None, False),
-        ("reverse_kl", None, False),
-        ("jsd", 0.1, False),
-        pytest.param("jsd", 0.5, False, marks=SLOW),
-        ("jsd", 0.9, False),
-        ("jsd", 0.1, True),
+        (None, None),
+        ("forward_kl", None),
+        ("reverse_kl", None),
+        ("jsd", 0.1),
+        pytest.param("jsd", 0.5, marks=SLOW),
+        ("jsd", 0.9),
     ],
 )
-def test_values_and_gradients_match_float64(kind, alpha, continuous):
-    check_against_float64(RAGGED, kind, alpha, continuous=continuous)
+def test_values_and_gradients_match_float64(kind, alpha):
+    check_against_float64(RAGGED, kind, alpha)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,7 @@ def assert_close(got, want, factor=64):
 @pytest.mark.parametrize("name", ["logprob", "jsd"])
 def test_soft_caps_match_the_reference(name):
     kind, alpha = KINDS[name]
-    caps = 3.0 if kind is None else (3.0, 5.0)
-    options = {"kind": kind, "alpha": alpha, "soft_cap": caps}
+    options = {"kind": kind, "alpha": alpha, "soft_caps": (3.0, 5.0)}
     got = run(*make(RAGGED), **options)
     assert_close(got, run(*make(RAGGED), **options, implementation="reference"))
 
@@ -217,7 +216,7 @@ def test_neither_masked_rows_nor_padding_of_the_vocabulary_leak(name):
     kind, alpha = KINDS[name]
     hidden, head, other, other_head, targets, mask, weights = make(RAGGED)
     real = 33  # One column of the last block of the sweeps, and of the head's.
-    options = {"kind": kind, "alpha": alpha, "soft_cap": 4.0, "vocab_size": real}
+    options = {"kind": kind, "alpha": alpha, "soft_caps": (4.0, 4.0), "vocab_size": real}
     targets = targets % real
     clean = run(hidden, head, other, other_head, targets, mask, weights, **options)
     for filling in (np.nan, np.inf):
@@ -238,7 +237,7 @@ def test_neither_masked_rows_nor_padding_of_the_vocabulary_leak(name):
 def test_how_the_vocabulary_is_padded_does_not_matter(rows, teacher_rows):
     hidden, head, other, other_head, targets, mask, weights = make(RAGGED)
     real = 33
-    options = {"kind": "jsd", "alpha": 0.1, "soft_cap": 4.0, "vocab_size": real}
+    options = {"kind": "jsd", "alpha": 0.1, "soft_caps": (4.0, 4.0), "vocab_size": real}
     rest = (targets % real, mask, weights)
     out, (to_hidden, to_head) = run(hidden, head, other, other_head, *rest, **options)
     got = run(hidden, head[:rows], other, other_head[:teacher_rows], *rest, **options)
@@ -250,7 +249,7 @@ def test_a_target_that_does_not_exist_is_nan_and_harms_no_other(target):
     *models, targets, mask, weights = make(RAGGED)
     # 33 is a padding row of the head; 37 to 47 the part of the last block beyond its rows.
     targets = targets % 33
-    options = {"kind": "jsd", "alpha": 0.1, "soft_cap": 4.0, "vocab_size": 33}
+    options = {"kind": "jsd", "alpha": 0.1, "soft_caps": (4.0, 4.0), "vocab_size": 33}
     weights = weights * np.float32([1, 0, 0, 1])[:, None, None]
     want = run(*models, targets, mask, weights, **options)
     targets[0, 0] = target
@@ -326,7 +325,7 @@ def test_large_logits_stay_finite():
 
 def test_the_loss_from_the_kernels_is_that_of_chunks():
     hidden, head, other, other_head, targets, mask, weights = make(RAGGED)
-    rest = (HiddenTeacher(other, other_head), targets, mask, weights[0], weights[1])
+    rest = (Hidden(other, other_head), targets, mask, weights[0], weights[1])
 
     def token_loss(stats, behaviour):
         ratio = jax.lax.stop_gradient(jnp.exp(stats.logp - behaviour))
@@ -336,8 +335,8 @@ def test_the_loss_from_the_kernels_is_that_of_chunks():
         return jax.jit(
             jax.value_and_grad(
                 lambda hidden, head: kernels.linear_divergence_loss(
-                    *(token_loss, hidden, head, *rest),
-                    kind="reverse_kl",
+                    *(token_loss, Hidden(hidden, head), *rest),
+                    divergence=Divergence("reverse_kl"),
                     chunk_tokens=8,
                     implementation=implementation,
                 ),
@@ -347,6 +346,25 @@ def test_the_loss_from_the_kernels_is_that_of_chunks():
         )(hidden, head)
 
     assert_close(loss(BLOCKS), loss("chunked"))
+
+
+def test_without_targets_the_rest_is_the_same():
+    hidden, head, other, other_head, targets, mask, weights = make(RAGGED)
+    teacher, of = Hidden(other, other_head), Divergence("reverse_kl")
+
+    def run(targets):
+        def loss(student):
+            stats = kernels.linear_divergence(
+                *(student, teacher, targets, mask), divergence=of, implementation=BLOCKS
+            )
+            return jnp.sum(weights[0] * stats.divergence + weights[1] * stats.entropy), stats
+
+        return jax.jit(jax.grad(loss, has_aux=True))(Hidden(hidden, head))
+
+    (want, stats), (got, same) = run(targets), run(None)
+    assert same.logp is None and same.teacher_logp is None
+    np.testing.assert_array_equal(same.divergence, stats.divergence)
+    jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def assert_mesh_does_not_matter(name, shape, embed):
@@ -429,16 +447,24 @@ def test_every_block_has_its_step(blocks):
 
 def call(dtype="float32", implementation=BLOCKS, **options):
     *models, targets, mask, _ = make(RAGGED, dtype)
-    return kernels.linear_divergence(
-        *models, targets, mask, implementation=implementation, **options
-    )
+    arguments = {"student": Hidden(*models[:2]), "teacher": Hidden(*models[2:])}
+    arguments |= {"targets": targets, "mask": mask, "implementation": implementation}
+    return kernels.linear_divergence(**(arguments | options))
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"kind": "reverse_kl", "support": "sampled"}, "support='sampled', only 'full'; use"),
-        ({"support": TopK(3)}, r"support=TopK\(k=3.*only 'full'; use implementation='chunked'"),
+        (
+            {"divergence": Divergence("reverse_kl", support="sampled")},
+            "support='sampled', only 'full'; use",
+        ),
+        (
+            {"divergence": Divergence(support="student", top_k=3)},
+            "support='student', only 'full'; use implementation='chunked'",
+        ),
+        ({"student": Logits(np.ones((3, 9, 37)))}, "a student given as Logits, only Hidden"),
+        ({"teacher": Logits(np.ones((3, 9, 37)))}, "a teacher given as Logits, only Hidden"),
         ({"implementation": Blocks(8, 128, 128, 2**24)}, r"blocks of \(8, 128, 128\); choose"),
     ],
 )
@@ -455,20 +481,22 @@ def test_operands_of_float32_are_served_where_float64_is_allowed():
 
 
 def test_float64_is_refused():
-    with jax.enable_x64(True), pytest.raises(ValueError, match="hidden of dtype float64"):
+    with (
+        jax.enable_x64(True),
+        pytest.raises(ValueError, match="student.states of dtype float64"),
+    ):
         call("float64")
 
 
 def test_a_teacher_of_stored_logps_is_refused():
     hidden, head, *_, targets, mask, weights = make(RAGGED)
     ids = np.zeros((*mask.shape, 1), np.int32)
-    stored = kernels.StoredTeacher(jnp.asarray(ids), jnp.zeros(ids.shape))
-    with pytest.raises(ValueError, match="cannot serve support=TopK"):
+    stored = Stored(jnp.asarray(ids), jnp.zeros(ids.shape))
+    with pytest.raises(ValueError, match="cannot serve a teacher given as Stored"):
         kernels.linear_divergence_loss(
             lambda stats, aux: stats.divergence,
-            *(hidden, head, stored, targets, mask, weights[0]),
-            kind="forward_kl",
-            support=TopK(1, of="teacher"),
+            *(Hidden(hidden, head), stored, targets, mask, weights[0]),
+            divergence=Divergence("forward_kl"),
             implementation=BLOCKS,
         )
 
@@ -479,7 +507,9 @@ def test_inside_a_checking_shard_map_it_is_refused():
     data, whole = jax.sharding.PartitionSpec("data"), jax.sharding.PartitionSpec()
 
     def local(hidden, head, targets, mask):
-        return kernels.linear_logprob(hidden, head, targets, mask, implementation=BLOCKS)
+        return kernels.linear_logprob(
+            Hidden(hidden, head), targets, mask, implementation=BLOCKS
+        )
 
     mapped = jax.shard_map(local, mesh=mesh, in_specs=(data, whole, data, data), out_specs=data)
     with pytest.raises(ValueError, match=r"differs over \['data'\].*check_vma=False"):

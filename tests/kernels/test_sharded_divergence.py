@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mopd_jax import kernels, losses
-from mopd_jax.kernels import HeadSharding, HiddenTeacher, TopK
+from mopd_jax.kernels import Divergence, HeadSharding, Hidden, Logits, Stored
 
 N, T, D, E, V = 8, 5, 8, 4, 24
 COLLECTIVES = ("all-gather", "reduce-scatter")
@@ -35,7 +35,7 @@ def make():
     # Rows of very different lengths, one empty: devices have different numbers of chunks.
     mask = np.arange(T) < np.int32([5, 1, 0, 2, 5, 5, 1, 3])[:, None]
     hidden[~mask], taught[~mask] = np.nan, np.nan
-    return hidden, head, HiddenTeacher(taught, other), targets, mask, behaviour
+    return hidden, head, Hidden(taught, other), targets, mask, behaviour
 
 
 def token_loss(stats, behaviour):
@@ -46,16 +46,17 @@ def token_loss(stats, behaviour):
 def run(form, sharding, kind, support):
     hidden, head, teacher, targets, mask, behaviour = make()
     weights = losses.token_weights(mask, aggregation="seq-mean-token-mean")
-    options = {"kind": kind, "support": support, "vocab_size": TOKENS, "chunk_tokens": 3}
+    options = {"divergence": Divergence(kind, None, None, *support)}
+    options |= {"vocab_size": TOKENS, "chunk_tokens": 3}
 
     def first(hidden, head):
         rest = (teacher, targets, mask, weights, behaviour)
         return kernels.linear_divergence_loss(
-            token_loss, hidden, head, *rest, sharding=sharding, **options
+            token_loss, Hidden(hidden, head), *rest, sharding=sharding, **options
         )
 
     def later(hidden, head):
-        models = (hidden, head, teacher.hidden, teacher.head, targets, mask)
+        models = (Hidden(hidden, head), teacher, targets, mask)
         stats = kernels.linear_divergence(*models, sharding=sharding, **options)
         return jnp.sum(weights * jnp.where(mask, token_loss(stats, behaviour), 0)), stats
 
@@ -76,10 +77,10 @@ once = functools.cache(lambda form, kind, support: run(form, None, kind, support
 @pytest.mark.parametrize(
     "kind, support",
     [
-        ("jsd", "full"),
-        ("reverse_kl", "full"),
-        ("reverse_kl", "sampled"),
-        ("forward_kl", TopK(3, "union")),
+        ("jsd", ("full",)),
+        ("reverse_kl", ("full",)),
+        ("reverse_kl", ("sampled",)),
+        ("forward_kl", ("union", 3)),
     ],
 )
 @pytest.mark.parametrize(
@@ -93,8 +94,8 @@ def test_a_mesh_does_not_matter(shape, embed, kind, support, form):
 
 def test_tokens_alone_may_be_split():
     sharding = HeadSharding(("data",), mesh=mesh(8))
-    got = run("first", sharding, "jsd", "full")
-    assert_equal_to_rounding(got, once("first", "jsd", "full"))
+    got = run("first", sharding, "jsd", ("full",))
+    assert_equal_to_rounding(got, once("first", "jsd", ("full",)))
 
 
 def test_a_stored_teacher_and_log_probs_are_split_too():
@@ -105,17 +106,18 @@ def test_a_stored_teacher_and_log_probs_are_split_too():
 
         @jax.jit
         def step(hidden, head):
-            stored = kernels.linear_topk(teacher.hidden, teacher.head, mask, 4, **limits)
+            stored = kernels.linear_topk(teacher, mask, 4, **limits)
             # Places that count for nothing: no device may take them for columns of its own.
             idle = jnp.array([[-1, 24, 22]] * T)[None].repeat(N, axis=0)
-            stored = kernels.StoredTeacher(
+            stored = Stored(
                 jnp.concatenate([idle, stored.ids], axis=-1),
                 jnp.concatenate([jnp.zeros(idle.shape), stored.logp], axis=-1),
             )
 
             def loss(hidden, head):
-                logp = kernels.linear_logprob(hidden, head, targets, mask, **limits)
-                stats = kernels.stored_divergence(hidden, head, stored, targets, mask, **limits)
+                student = Hidden(hidden, head)
+                logp = kernels.linear_logprob(student, targets, mask, **limits)
+                stats = kernels.linear_divergence(student, stored, targets, mask, **limits)
                 return jnp.sum(stats.divergence + logp.logp + logp.entropy)
 
             return jax.value_and_grad(loss, (0, 1))(hidden, head), stored
@@ -143,23 +145,21 @@ def test_gradients_lie_as_their_parameters_do_and_heads_are_gathered_once():
         rest = (targets, mask, weights, behaviour)
         return kernels.linear_divergence_loss(
             token_loss,
-            *(hidden, head, teacher, *rest),
-            kind="jsd",
+            *(Hidden(hidden, head), teacher, *rest),
+            divergence=Divergence("jsd"),
             vocab_size=TOKENS,
             chunk_tokens=3,
             sharding=sharding,
         )[0]
 
-    step = jax.jit(
-        jax.grad(loss, (0, 1)), in_shardings=(rows, heads, HiddenTeacher(rows, heads))
-    )
+    step = jax.jit(jax.grad(loss, (0, 1)), in_shardings=(rows, heads, Hidden(rows, heads)))
     compiled = step.lower(hidden, head, teacher).compile()
     text = compiled.as_text()
     counts = {op: len(re.findall(rf"\b{op}(?:-start)?\(", text)) for op in COLLECTIVES}
     assert counts["all-gather"] == 2  # The student's head and the teacher's.
     assert counts["reduce-scatter"] == 1
     to_hidden, to_head = compiled(
-        *jax.device_put((hidden, head, teacher), (rows, heads, HiddenTeacher(rows, heads)))
+        *jax.device_put((hidden, head, teacher), (rows, heads, Hidden(rows, heads)))
     )
     assert to_head.sharding.is_equivalent_to(heads, 2)
     assert to_hidden.sharding.is_equivalent_to(rows, 3)
@@ -174,14 +174,13 @@ def test_inside_a_callers_own_shard_map(form, checked):
     weights = np.float32(mask)
 
     def local(hidden, head, taught, other, targets, mask, weights, behaviour):
-        options = {"kind": "jsd", "chunk_tokens": 3}
+        options = {"divergence": Divergence("jsd"), "chunk_tokens": 3}
+        pair = Hidden(hidden, head), Hidden(taught, other)
         if form == "first":
-            rest = (HiddenTeacher(taught, other), targets, mask, weights, behaviour)
-            loss, _ = kernels.linear_divergence_loss(token_loss, hidden, head, *rest, **options)
+            rest = (targets, mask, weights, behaviour)
+            loss, _ = kernels.linear_divergence_loss(token_loss, *pair, *rest, **options)
         else:
-            stats = kernels.linear_divergence(
-                hidden, head, taught, other, targets, mask, **options
-            )
+            stats = kernels.linear_divergence(*pair, targets, mask, **options)
             loss = jnp.sum(weights * jnp.where(mask, token_loss(stats, behaviour), 0))
         return loss
 
@@ -193,10 +192,10 @@ def test_inside_a_callers_own_shard_map(form, checked):
             in_specs=(rows, same, rows, same, rows, rows, rows, rows),
             out_specs=same,
             check_vma=checked,
-        )(hidden, head, teacher.hidden, other, targets, mask, weights, behaviour)
+        )(hidden, head, teacher.states, other, targets, mask, weights, behaviour)
 
     def alone(hidden, head):
-        return local(hidden, head, teacher.hidden, other, targets, mask, weights, behaviour)
+        return local(hidden, head, teacher.states, other, targets, mask, weights, behaviour)
 
     got, want = (
         jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, head) for f in (over_devices, alone)
@@ -204,9 +203,41 @@ def test_inside_a_callers_own_shard_map(form, checked):
     assert_equal_to_rounding(got, want)
 
 
+@pytest.mark.parametrize(
+    "shape, embed", [((2, 2, 2), "fsdp"), ((1, 1, 8), None), ((8, 1, 1), None)]
+)
+@pytest.mark.parametrize("sides", ["teacher", "both"])
+def test_logits_are_split_too(shape, embed, sides):
+    """Their rows and their columns, and alpha and temperature as arrays."""
+    hidden, head, teacher, targets, mask, behaviour = make()
+    taught = jnp.einsum("nte,ve->ntv", teacher.states, jnp.nan_to_num(teacher.head))
+    student = Hidden(hidden, head)
+    if sides == "both":
+        student = Logits(jnp.einsum("ntd,vd->ntv", hidden, jnp.nan_to_num(head)))
+    weights = losses.token_weights(mask, aggregation="seq-mean-token-mean")
+
+    def run(sharding):
+        def loss(student, alpha, temperature):
+            return kernels.linear_divergence_loss(
+                token_loss,
+                *(student, Logits(taught), targets, mask, weights, behaviour),
+                divergence=Divergence(alpha=alpha),
+                temperature=temperature,
+                vocab_size=TOKENS,
+                chunk_tokens=3,
+                sharding=sharding,
+            )
+
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        return step(student, jnp.float32(0.3), jnp.float32(0.8))
+
+    sharding = HeadSharding(("data", "fsdp"), "tensor", embed, mesh(*shape))
+    assert_equal_to_rounding(run(sharding), run(None))
+
+
 def refused(sharding, **changes):
     hidden, head, teacher, targets, mask, _ = make()
-    models = (hidden, head, teacher.hidden, teacher.head, targets, mask)
+    models = (Hidden(hidden, head), teacher, targets, mask)
     return jax.eval_shape(
         lambda: kernels.linear_divergence(*models, sharding=sharding, **changes)
     )
@@ -224,8 +255,9 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError, match="implementation='reference' materialises"):
         refused(HeadSharding(("data",), mesh=mesh(8)), implementation="reference")
     hidden, head, _, targets, mask, _ = make()
-    for rows, vocab, what in ((6, V, "6 rows of the mask"), (8, 23, "23 rows of the head")):
-        arrays = (hidden[:rows], head[:vocab], targets[:rows], mask[:rows])
+    cases = ((6, V, "6 rows of the mask"), (8, 23, "23 columns of the vocabulary"))
+    for rows, vocab, what in cases:
+        arrays = (Hidden(hidden[:rows], head[:vocab]), targets[:rows], mask[:rows])
         sharding = HeadSharding(("data", "fsdp"), "tensor", mesh=mesh(2, 2, 2))
         with pytest.raises(ValueError, match=f"{what} do not split over"):
             kernels.linear_logprob(*arrays, sharding=sharding)

@@ -11,7 +11,7 @@ import oracles
 import pytest
 
 from mopd_jax import kernels, losses
-from mopd_jax.kernels import StoredTeacher, TopK
+from mopd_jax.kernels import Divergence, Hidden, Logits, Stored
 from mopd_jax.kernels.linear_divergence import statistics
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "sdpo_losses.npz")
@@ -36,10 +36,9 @@ SIDES = ["student", "teacher", "union"]
 def test_values_by_hand(tail, kind, value):
     with jax.enable_x64(True):
         p, q = np.log([[[0.6, 0.25, 0.1, 0.05]], [[0.3, 0.4, 0.05, 0.25]]])
-        got = kernels.logits_divergence(
-            *(p, q, np.int32([0]), np.ones(1, bool)),
-            kind=kind,
-            support=TopK(2, "student", tail),
+        got = kernels.linear_divergence(
+            *(Logits(p), Logits(q), np.int32([0]), np.ones(1, bool)),
+            divergence=Divergence(kind, support="student", top_k=2, tail=tail),
         )
     np.testing.assert_allclose(got.divergence, value, atol=6e-11)
 
@@ -53,12 +52,10 @@ def test_matches_the_reference_codes_loss(name, tail, alpha, implementation):
 
     def loss(logits):
         return losses.distill_loss(
-            *(logits, eye, GOLDEN["teacher"], eye),
+            *(Hidden(logits, eye), Hidden(GOLDEN["teacher"], eye)),
             GOLDEN["ids"],
             GOLDEN["mask"] != 0,
-            divergence="jsd",
-            alpha=alpha,
-            support=TopK(K, "student", tail),
+            divergence=Divergence("jsd", alpha, support="student", top_k=K, tail=tail),
             chunk_tokens=5,
             implementation=implementation,
         )
@@ -75,16 +72,15 @@ def test_matches_the_reference_codes_loss(name, tail, alpha, implementation):
 @pytest.mark.parametrize("alpha", [0, 0.25, 0.5, 1])
 def test_matches_the_reference_codes_loss_with_importance(support, alpha):
     eye = jnp.eye(128)
+    over = ("full",) if support == "full" else ("student", K)
 
     def loss(logits):
         return losses.distill_loss(
-            *(logits, eye, GOLDEN["teacher"], eye),
+            *(Hidden(logits, eye), Hidden(GOLDEN["teacher"], eye)),
             GOLDEN["ids"],
             GOLDEN["mask"] != 0,
-            divergence="jsd",
-            alpha=alpha,
-            support="full" if support == "full" else TopK(K),
-            behaviour_logp=GOLDEN["old_logprobs"],
+            divergence=Divergence("jsd", alpha, None, *over),
+            sampled_logp=GOLDEN["old_logprobs"],
             importance_cap=float(GOLDEN["clip"]),
         )
 
@@ -95,10 +91,10 @@ def test_matches_the_reference_codes_loss_with_importance(support, alpha):
 
 
 def test_matches_the_reference_codes_sampled_token():
-    got = kernels.logits_divergence(
-        *(GOLDEN["student"], GOLDEN["teacher"], GOLDEN["ids"], GOLDEN["mask"] != 0),
-        kind="reverse_kl",
-        support="sampled",
+    got = kernels.linear_divergence(
+        *(Logits(GOLDEN["student"]), Logits(GOLDEN["teacher"])),
+        *(GOLDEN["ids"], GOLDEN["mask"] != 0),
+        divergence=Divergence("reverse_kl", support="sampled"),
     )
     want = GOLDEN["sampled_token_per_token"] * GOLDEN["mask"]
     np.testing.assert_allclose(got.divergence, want, rtol=1e-5, atol=1e-6)
@@ -110,9 +106,11 @@ def test_the_sampled_estimators_expected_gradient_is_the_reverse_kls():
 
     def grad(target, support):
         def value(logits):
-            arrays = (logits, teacher, np.int32([target]), np.ones(1, bool))
-            options = {"kind": "reverse_kl", "support": support}
-            return kernels.logits_divergence(*arrays, **options).divergence[0]
+            pair = Logits(logits), Logits(teacher)
+            of = Divergence("reverse_kl", support=support)
+            return kernels.linear_divergence(
+                *pair, np.int32([target]), np.ones(1, bool), divergence=of
+            ).divergence[0]
 
         return jax.grad(value)(student)
 
@@ -149,11 +147,9 @@ def test_values_match_float64(of, tail, kind, alpha):
         ids = np.unique(np.concatenate(chosen(logp[row], logq[row], 4, of)))
         sides = coarse(logp[row], ids, tail), coarse(logq[row], ids, tail)
         want.append(oracles.divergence(*sides, kind, alpha))
-    got = kernels.logits_divergence(
-        *(student, teacher, np.zeros(9, np.int32), np.ones(9, bool)),
-        kind=kind,
-        alpha=alpha,
-        support=TopK(4, of, tail),
+    got = kernels.linear_divergence(
+        *(Logits(student), Logits(teacher), np.zeros(9, np.int32), np.ones(9, bool)),
+        divergence=Divergence(kind, alpha, None, of, 4, tail),
     )
     np.testing.assert_allclose(got.divergence, want, rtol=1e-5, atol=1e-6)
 
@@ -162,11 +158,12 @@ def test_values_match_float64(of, tail, kind, alpha):
 def test_with_a_tail_it_is_a_lower_bound_and_exact_at_the_whole_vocabulary(of):
     rng = np.random.default_rng(2)
     student, teacher = np.float32(2 * rng.standard_normal((2, 16, 12)))
-    arrays = (student, teacher, np.zeros(16, np.int32), np.ones(16, bool))
-    full = kernels.logits_divergence(*arrays).divergence
+    arrays = (Logits(student), Logits(teacher), np.zeros(16, np.int32), np.ones(16, bool))
+    full = kernels.linear_divergence(*arrays).divergence
     last = 0
     for k in (1, 3, 6, 12):
-        part = kernels.logits_divergence(*arrays, support=TopK(k, of)).divergence
+        over = Divergence(support=of, top_k=k)
+        part = kernels.linear_divergence(*arrays, divergence=over).divergence
         assert np.all(part <= full + 1e-6) and np.all(part >= 0)
         assert of == "union" or np.all(part >= last - 1e-6)
         last = part
@@ -179,10 +176,9 @@ def test_all_mass_in_the_choice_gives_a_finite_tail_without_gradient():
     teacher = np.float32([[60.0, 58.0, 0.0, 0.0]])
 
     def value(logits):
-        arrays = (logits, teacher, np.zeros(1, np.int32), np.ones(1, bool))
-        return kernels.logits_divergence(
-            *arrays, support=TopK(2), kind="forward_kl"
-        ).divergence[0]
+        arrays = (Logits(logits), Logits(teacher), np.zeros(1, np.int32), np.ones(1, bool))
+        over = Divergence("forward_kl", support="student", top_k=2)
+        return kernels.linear_divergence(*arrays, divergence=over).divergence[0]
 
     got, grad = jax.value_and_grad(value)(student)
     assert np.isfinite(got) and np.all(np.isfinite(grad))
@@ -212,10 +208,11 @@ def models(seed=3):
 def test_a_stored_teacher_serves_as_the_teacher_itself(tail):
     """Values and gradients; and the log-prob of a target that was not stored is unknown."""
     (hidden, head, *teacher), targets, mask = models()
-    options = {"kind": "jsd", "alpha": 0.3, "vocab_size": 17, "temperature": 0.8}
+    options = {"vocab_size": 17, "temperature": 0.8}
+    options["divergence"] = Divergence("jsd", 0.3, None, "teacher", 4, tail)
     teacher[0][~mask] = np.nan
     limits = {"temperature": 0.8, "vocab_size": 17}
-    stored = kernels.linear_topk(*teacher, mask, 4, chunk_tokens=3, **limits)
+    stored = kernels.linear_topk(Hidden(*teacher), mask, 4, chunk_tokens=3, **limits)
     np.testing.assert_array_equal(stored.ids[~mask], 0)
     np.testing.assert_array_equal(stored.logp[~mask], 0)
     logq = oracles.linear_logp(teacher[0], teacher[1][:17], 0.8)
@@ -223,17 +220,13 @@ def test_a_stored_teacher_serves_as_the_teacher_itself(tail):
     np.testing.assert_allclose(stored.logp[mask], want[mask], rtol=1e-5, atol=1e-6)
 
     def now(hidden, head):
-        support = TopK(4, "teacher", tail)
-        stats = kernels.linear_divergence(
-            hidden, head, *teacher, targets, mask, support=support, **options
-        )
+        pair = Hidden(hidden, head), Hidden(*teacher)
+        stats = kernels.linear_divergence(*pair, targets, mask, **options)
         return jnp.sum(stats.divergence + stats.logp), stats
 
     def then(implementation, hidden, head):
-        arrays = (hidden, head, stored, targets, mask)
-        stats = kernels.stored_divergence(
-            *arrays, tail=tail, implementation=implementation, **options
-        )
+        arrays = (Hidden(hidden, head), stored, targets, mask)
+        stats = kernels.linear_divergence(*arrays, implementation=implementation, **options)
         return jnp.sum(stats.divergence + stats.logp), stats
 
     (_, stats), grads = jax.value_and_grad(now, (0, 1), has_aux=True)(hidden, head)
@@ -254,10 +247,10 @@ def test_an_id_stored_twice_counts_once():
     (hidden, head, *_), targets, mask = models()
     ids = np.broadcast_to(np.int32([3, 5, 3]), (2, 5, 3))
     logp = np.broadcast_to(np.log(np.float32([0.5, 0.25, 0.5])), (2, 5, 3))
-    twice = StoredTeacher(ids, logp)
-    once = StoredTeacher(ids[..., :2], logp[..., :2])
+    twice = Stored(ids, logp)
+    once = Stored(ids[..., :2], logp[..., :2])
     got, want = (
-        kernels.stored_divergence(hidden, head, x, targets, mask).divergence
+        kernels.linear_divergence(Hidden(hidden, head), x, targets, mask).divergence
         for x in (twice, once)
     )
     np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -269,19 +262,19 @@ def test_a_shorter_list_is_padded_with_what_counts_for_nothing(
     pad_id, pad_logp, implementation
 ):
     (hidden, head, *teacher), targets, mask = models()
-    short = kernels.linear_topk(*teacher, mask, 3)
+    short = kernels.linear_topk(Hidden(*teacher), mask, 3)
     ids = jnp.concatenate([jnp.full((2, 5, 1), pad_id), short.ids], axis=-1)
     logp = jnp.concatenate([jnp.full((2, 5, 1), pad_logp), short.logp], axis=-1)
 
     def run(stored):
         def loss(hidden, head):
-            arrays = (hidden, head, stored, targets, mask)
-            stats = kernels.stored_divergence(*arrays, implementation=implementation)
+            arrays = (Hidden(hidden, head), stored, targets, mask)
+            stats = kernels.linear_divergence(*arrays, implementation=implementation)
             return jnp.sum(stats.divergence), stats.teacher_logp
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(hidden, head)
 
-    got, want = run(StoredTeacher(ids, logp)), run(short)
+    got, want = run(Stored(ids, logp)), run(short)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
@@ -289,8 +282,9 @@ def test_a_shorter_list_is_padded_with_what_counts_for_nothing(
 def test_union_counts_a_shared_token_once():
     logits = np.float32([[3.0, 2.0, 1.0, 0.0]])
     other = np.float32([[3.0, 1.0, 2.0, 0.0]])
-    arrays = (logits, other, np.zeros(1, np.int32), np.ones(1, bool))
-    got = kernels.logits_divergence(*arrays, support=TopK(2, "union"), kind="forward_kl")
+    arrays = (Logits(logits), Logits(other), np.zeros(1, np.int32), np.ones(1, bool))
+    over = Divergence("forward_kl", support="union", top_k=2)
+    got = kernels.linear_divergence(*arrays, divergence=over)
     sides = (
         coarse(oracles.log_softmax(x), np.array([[0, 1, 2]]), True) for x in (logits, other)
     )

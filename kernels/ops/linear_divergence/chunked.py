@@ -5,14 +5,17 @@ of one, reads its statistics and, where gradients are wanted, takes the cotangen
 statistics from a loss per token, turns them into the gradient of the logits, and that at once
 into those of the hidden states and the head. Two users:
 
-- `loss_first` is given the loss beforehand: gradients are made in the forward pass and kept,
-  which takes 4 matrix products (logits of both, both gradients), the fewest possible;
-- `statistics_first` returns the statistics for any later use: its backward pass is the loop
-  once more, the loss being the inner product with the cotangents. 6 products.
+- `loss_with_gradients` is given the loss beforehand: gradients are made in the forward pass and
+  kept, which takes 4 matrix products (logits of both, both gradients), the fewest possible;
+- `differentiable_statistics` returns the statistics for any later use: its backward pass is the
+  loop once more, the loss being the inner product with the cotangents. 6 products.
 
 Products take the dtype of their operands and give float32: logits in bfloat16 are 0.125 apart
 at 16, which ruins the gradient of a small divergence. Only the gradient of the logits is
 rounded, once, to the dtype of the operands. The head's gradient is summed in float32.
+
+Both are themselves written in differentiable operations, so that a derivative of a gradient
+exists; it is exact, and takes the memory that automatic differentiation of the loop takes.
 """
 
 from __future__ import annotations
@@ -25,338 +28,340 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mopd_jax.kernels.linear_divergence import sharded
-from mopd_jax.kernels.linear_divergence.options import HiddenTeacher, Spec, StoredTeacher
+from mopd_jax.kernels.linear_divergence import logits, sharded, token_losses
+from mopd_jax.kernels.linear_divergence.options import Dials, Spec
+from mopd_jax.kernels.linear_divergence.outputs import Logits, Output, Stored, Teacher
 from mopd_jax.kernels.linear_divergence.partition import partition, put, take
-from mopd_jax.kernels.linear_divergence.statistics import Part, TokenLogprob, TokenStats
-
-Teacher = HiddenTeacher | StoredTeacher | None
-Stats = TokenStats | TokenLogprob
-# (statistics f32[C], aux of the same tokens [C, ...]) -> f32[C].
-TokenLoss = Callable[[Stats, Any], jax.Array]
+from mopd_jax.kernels.linear_divergence.records import (
+    FusedRowStatistics,
+    Part,
+    RowStatistics,
+    Stats,
+    TokenLogprob,
+    TokenStats,
+)
+from mopd_jax.kernels.linear_divergence.token_losses import TokenLoss
 
 
 class Operands(NamedTuple):
     """What is not differentiated; [...] stands for the dimensions of the tokens."""
 
-    teacher: Teacher
-    targets: jax.Array  # i32[...]
+    teacher: Teacher | None
+    targets: jax.Array | None  # i32[...]
     mask: jax.Array  # bool[...]
+    dials: Dials = Dials()
 
 
 class Gradients(NamedTuple):
     """Of a weighted loss."""
 
-    hidden: jax.Array  # [..., D]
-    head: jax.Array | None  # [V, D]
+    student: Any  # As the student: Hidden of [..., D] and [V, D], or Logits of [..., V]
     weights: jax.Array  # f32[...]
     aux: Any  # its floating leaves, in order
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def statistics_first(
-    spec: Spec, rows: Callable, hidden: jax.Array, head: jax.Array | None, operands: Operands
+def differentiable_statistics(
+    spec: Spec, row_statistics: RowStatistics, student: Output, operands: Operands
 ) -> Stats:
-    """Statistics f32[...], 0 outside the mask; differentiable in hidden and head.
-
-    Without heads, the states of both models are their logits [..., V].
-    """
-    return run(spec, rows, None, hidden, head, operands)[1]
+    """Statistics f32[...], 0 outside the mask; differentiable in the student's arrays."""
+    return run(spec, row_statistics, None, student, operands)[1]
 
 
-def _statistics_forward(spec, rows, hidden, head, operands):
-    stats = run(spec, rows, None, hidden, head, operands)[1]
-    return stats, (hidden, head, operands)
+def _statistics_forward(
+    spec: Spec, row_statistics: RowStatistics, student: Output, operands: Operands
+) -> tuple[Stats, Any]:
+    stats = run(spec, row_statistics, None, student, operands)[1]
+    return stats, (student, operands)
 
 
-def _statistics_backward(spec, rows, residuals, cotangents):
-    hidden, head, operands = residuals
+def _statistics_backward(
+    spec: Spec, row_statistics: RowStatistics, residuals: Any, cotangents: Stats
+) -> tuple[Output, None]:
+    student, operands = residuals
     ones = jnp.ones(operands.mask.shape, jnp.float32)
-    grads = run(spec, rows, _inner, hidden, head, operands, ones, cotangents)[2]
-    return *jax.tree.map(sharded.reduced, grads[:2], (hidden, head)), None
+    grads = run(spec, row_statistics, _inner, student, operands, ones, cotangents)[2]
+    return jax.tree.map(sharded.reduced, grads.student, student), None
 
 
-def _inner(stats, cotangents):
-    products = jax.tree.map(jnp.multiply, stats, cotangents)
-    return sum(jax.tree.leaves(products))
+def _inner(stats: Stats, cotangents: Stats) -> jax.Array:
+    products = jax.tree.leaves(jax.tree.map(jnp.multiply, stats, cotangents))
+    return functools.reduce(jnp.add, products)
 
 
-statistics_first.defvjp(_statistics_forward, _statistics_backward)
+differentiable_statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def loss_first(
+def loss_with_gradients(
     spec: Spec,
-    rows: Callable,
+    row_statistics: RowStatistics,
     token_loss: TokenLoss,
-    hidden: jax.Array,
-    head: jax.Array,
+    student: Output,
     operands: Operands,
     weights: jax.Array,
     aux: Any,
 ) -> tuple[jax.Array, Stats]:
     """sum(weights * token_loss(stats, aux)) f32[], and the statistics, without gradient.
 
-    Differentiable in hidden, head, weights and the floating leaves of aux, once.
+    Differentiable in the student's arrays, weights and the floating leaves of aux.
     """
-    stats = run(spec, rows, None, hidden, head, operands)[1]
-    return weighted_sum(token_loss, stats, operands.mask, weights, aux), stats
+    stats = run(spec, row_statistics, None, student, operands)[1]
+    return token_losses.weighted_sum(token_loss, stats, operands.mask, weights, aux), stats
 
 
-def weighted_sum(
-    token_loss: TokenLoss, stats: Stats, mask: jax.Array, weights: jax.Array, aux: Any
-) -> jax.Array:
-    """sum(weights * token_loss(stats, aux)) under the mask, by plain means: -> f32[]."""
-
-    def shown(x):
-        return jnp.where(mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x, 0)
-
-    flat = jax.tree.map(
-        lambda x: shown(x).reshape(-1, *x.shape[mask.ndim :]), (stats, weights, aux)
-    )
-    each, *_ = _weighted(token_loss, flat[0], flat[2], flat[1])
-    dtype = jnp.result_type(stats.logp, weights)
-    return jnp.sum(jnp.where(mask.reshape(-1), flat[1] * each, 0)).astype(dtype)
-
-
-def _loss_forward(spec, rows, token_loss, hidden, head, operands, weights, aux):
-    loss, stats, grads = run(spec, rows, token_loss, hidden, head, operands, weights, aux)
+def _loss_forward(
+    spec: Spec,
+    row_statistics: RowStatistics,
+    token_loss: TokenLoss,
+    student: Output,
+    operands: Operands,
+    weights: jax.Array,
+    aux: Any,
+) -> tuple[Any, Any]:
+    loss, stats, grads = run(spec, row_statistics, token_loss, student, operands, weights, aux)
     # Arrays of no size carry types and shapes into the backward pass.
-    return (loss, stats), (grads, hidden[..., :0], head[:, :0], weights, aux)
+    empty = jax.tree.map(lambda x: x[..., :0], student)
+    return (loss, stats), (grads, empty, weights, aux)
 
 
-def _loss_backward(spec, rows, token_loss, residuals, cotangents):
-    del spec, rows, token_loss
-    grads, hidden, head, weights, aux = residuals
+def _loss_backward(
+    spec: Spec,
+    row_statistics: RowStatistics,
+    token_loss: TokenLoss,
+    residuals: Any,
+    cotangents: Any,
+) -> tuple[Any, None, jax.Array, Any]:
+    del spec, row_statistics, token_loss
+    grads, student, weights, aux = residuals
     by = cotangents[0]
 
-    def scaled(grad, primal):
+    def scaled(grad: jax.Array, primal: jax.Array) -> jax.Array:
         grad = (by * grad.astype(by.dtype)).astype(grad.dtype)
         return sharded.reduced(grad, primal)
 
     leaves, tree = jax.tree.flatten(aux)
     floating = iter(grads.aux)
-    to_aux = [scaled(next(floating), x) if is_floating(x) else None for x in leaves]
+    to_aux = [
+        scaled(next(floating), x) if token_losses.is_floating(x) else None for x in leaves
+    ]
     return (
-        scaled(grads.hidden, hidden),
-        scaled(grads.head, head),
+        jax.tree.map(scaled, grads.student, student),
         None,
         scaled(grads.weights, weights),
         jax.tree.unflatten(tree, to_aux) if any(x is not None for x in to_aux) else None,
     )
 
 
-loss_first.defvjp(_loss_forward, _loss_backward)
+loss_with_gradients.defvjp(_loss_forward, _loss_backward)
 
 
 def run(
     spec: Spec,
-    rows: Callable,
+    row_statistics: RowStatistics,
     token_loss: TokenLoss | None,
-    hidden: jax.Array,
-    head: jax.Array,
+    student: Output,
     operands: Operands,
     weights: jax.Array | None = None,
     aux: Any = None,
-) -> tuple[jax.Array | None, Stats, Gradients | None]:
+) -> tuple[Any, Any, Any]:
     """Statistics; with `token_loss`, also the weighted loss and its gradients.
 
     Args:
-        rows: `statistics.token_statistics`, or what does the same.
+        row_statistics: `statistics.token_statistics`, or what does the same.
         token_loss: None, and then weights and aux are too.
+
+    Returns:
+        The loss f32[] or None, the statistics f32[...], and Gradients or None.
     """
-    local = functools.partial(_run, spec, rows, token_loss)
-    arguments = (hidden, head, operands, weights, aux)
+    local = functools.partial(_run, spec, row_statistics, token_loss)
+    arguments = (student, operands, weights, aux)
     if spec.sharding is None:
         return local(*arguments)
-    tokens, heads = sharded.specs(spec.sharding)
-    taught = sharded.teacher_specs(operands.teacher, spec.sharding)
-    outputs = (None, tokens, None)
+    tokens: Any  # In records, specs take the places of arrays.
+    tokens, _ = sharded.specs(spec.sharding)
+    everywhere: Any = jax.sharding.PartitionSpec()
+    mine = sharded.output_specs(student, spec.sharding)
+    theirs = sharded.output_specs(operands.teacher, spec.sharding)
+    outputs: Any = (None, tokens, None)
     if token_loss is not None:
-        everywhere = jax.sharding.PartitionSpec()
-        outputs = (everywhere, tokens, Gradients(tokens, heads, tokens, tokens))
+        outputs = (everywhere, tokens, Gradients(mine, tokens, tokens))
     return sharded.over_mesh(
         local,
         spec.sharding,
-        inputs=(tokens, heads, Operands(taught, tokens, tokens), tokens, tokens),
+        inputs=(mine, Operands(theirs, tokens, tokens, everywhere), tokens, tokens),
         outputs=outputs,
     )(*arguments)
+
+
+class _Tokens(NamedTuple):
+    """What there is a row of for each token: of the M of a device, or of the C of a chunk."""
+
+    student: jax.Array  # states [M, D] or logits [M, V]
+    teacher: jax.Array | Stored | None
+    targets: jax.Array | None
+    weights: Any  # f32[M], None where only statistics are wanted
+    aux: Any
 
 
 class _Sums(NamedTuple):
     """What the loop carries beside the statistics."""
 
     loss: jax.Array  # f32[]
-    grads: Gradients  # over M tokens, the head's in f32
+    to_student: jax.Array  # [M, D] or [M, V]
+    to_head: Any  # f32[V, D], None where the student is Logits
+    to_weights: jax.Array  # f32[M]
+    to_aux: list[jax.Array]
 
 
-def _run(spec, rows, token_loss, hidden, given, operands, weights, aux):
+class _Fixed(NamedTuple):
+    """What every chunk reads."""
+
+    spec: Spec
+    row_statistics: RowStatistics
+    part: Part
+    head: jax.Array | None  # the student's, as `sharded.gather` gives it
+    teacher_head: jax.Array | None
+
+
+def _run(
+    spec: Spec,
+    row_statistics: RowStatistics,
+    token_loss: TokenLoss | None,
+    student: Output,
+    operands: Operands,
+    weights: jax.Array | None,
+    aux: Any,
+) -> tuple[Any, Any, Any]:
     """`run` on one device's share."""
-    if given is None:
-        head, part = None, Part(padded=hidden.shape[-1] > spec.vocab_size)
-    else:
-        part = sharded.vocabulary(given, spec)
-        head = sharded.gather(given, part, spec)
-    lead = operands.mask.shape
-    arrays = (hidden, operands.teacher, operands.targets, weights, aux)
-    by_hidden = isinstance(operands.teacher, HiddenTeacher)
-    if by_hidden:
-        other = operands.teacher.head
-        other = None if other is None else sharded.gather(other, part, spec)
-        arrays = (hidden, operands.teacher.hidden, *arrays[2:])
-    arrays = jax.tree.map(lambda x: x.reshape(-1, *x.shape[len(lead) :]), arrays)
-    tokens = operands.mask.size
+    spec = spec.at(operands.dials)
+    part = sharded.vocabulary(logits.columns(student), spec)
+    lead, tokens = operands.mask.ndim, operands.mask.size
+    mine, theirs = (logits.side(x, lead, part, spec) for x in (student, operands.teacher))
+    flat = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[lead:]), (operands.targets, weights, aux)
+    )
+    every = _Tokens(mine.by_token, theirs.by_token, *flat)
+    fixed = _Fixed(spec, row_statistics, part, mine.head, theirs.head)
     size = min(spec.chunk_tokens, tokens)
     order, live = partition(operands.mask.reshape(-1), size)
 
-    def chunk(i, carry):
+    def chunk(i: jax.Array, carry: tuple[Any, Any]) -> tuple[Any, Any]:
         stats, sums = carry
         places = jax.lax.dynamic_slice_in_dim(order, i * size, size)
-        states, taught, targets, weight, extra = jax.tree.map(lambda x: take(x, places), arrays)
-        if by_hidden:
-            taught = _logits(taught, other)
-        logits = _logits(states, head)
-        models = (logits, taught, targets)
+        some = jax.tree.map(lambda x: take(x, places), every)
         if token_loss is None:
-            found = _by_rows(
-                lambda *models: rows(*models, spec=spec, part=part)[0], models, part
-            )
-            return _put_all(stats, places, found), sums
-        valid = places < tokens
-        narrow = jnp.result_type(states, *jax.tree.leaves(head))
-        weighted = functools.partial(_weighted, token_loss)
-        # Rows may offer all of it at once, for an aux that suits them.
-        fuses = getattr(rows, "fuses", lambda aux: False)
-        at_once = rows.losses if fuses(extra) else functools.partial(_losses, rows)
-        found, each, to_aux, grad = at_once(
-            weighted, *models, weight, extra, valid, spec=spec, part=part, dtype=narrow
-        )
-        stats = _put_all(stats, places, found)
-        to_hidden, to_head = grad, None
-        if head is not None:
-            to_hidden = sharded.sum_vocabulary(product("cv,vd->cd", grad, head), part)
-            to_head = sums.grads.head + product("cv,cd->vd", grad, states)
-        grads = Gradients(
-            hidden=put(sums.grads.hidden, places, to_hidden),
-            head=to_head,
-            weights=put(sums.grads.weights, places, each),
-            aux=[put(x, places, new) for x, new in zip(sums.grads.aux, to_aux, strict=True)],
-        )
-        loss = sums.loss + jnp.sum(jnp.where(valid, weight * each, 0))
-        return stats, _Sums(loss.astype(sums.loss.dtype), grads)
+            new = _score(fixed, some)
+        else:
+            new, sums = _train(fixed, token_loss, some, places, tokens, sums)
+        return jax.tree.map(lambda all_, x: put(all_, places, x), stats, new), sums
 
-    carry = _start(spec, token_loss, arrays, head)
-    carry = jax.tree.map(lambda x: sharded.varying(x, *jax.tree.leaves((arrays, head))), carry)
+    carry = _start(spec, token_loss, every, mine.head)
+    like = jax.tree.leaves((every, mine.head, theirs.head, operands.dials))
+    carry = jax.tree.map(lambda x: sharded.varying(x, *like), carry)
     stats, sums = jax.lax.fori_loop(0, sharded.most(live, spec), chunk, carry)
-    stats = jax.tree.map(lambda x: x.reshape(lead), stats)
+    shape = operands.mask.shape
+    stats = jax.tree.map(lambda x: x.reshape(shape), stats)
     if token_loss is None:
         return None, stats, None
     grads = Gradients(
-        hidden=sums.grads.hidden.reshape(hidden.shape),
-        head=None if head is None else sharded.scatter(sums.grads.head, given, part, spec),
-        weights=sums.grads.weights.reshape(lead),
-        aux=[x.reshape(*lead, *x.shape[1:]) for x in sums.grads.aux],
+        student=_to_student(student, sums, part, spec),
+        weights=sums.to_weights.reshape(shape),
+        aux=[x.reshape(*shape, *x.shape[1:]) for x in sums.to_aux],
     )
     return sharded.sum_tokens(sums.loss, spec), stats, grads
 
 
-def _losses(rows, weighted, *arrays, spec, part, dtype):
-    """Statistics and losses f32[C], gradients to floating aux [C, ...] and logits [C, V].
-
-    Args:
-        weighted: `_weighted` of a token loss.
-        arrays: logits f32[C, V], the teacher's side, targets, weights, aux, and bool[C], where
-            a token is.
-    """
-
-    def whole(logits, taught, targets, weights, aux, valid):
-        found, pull = rows(logits, taught, targets, spec=spec, part=part)
-        each, to_stats, to_aux = weighted(found, aux, weights)
-        # Where no token is, a loss of zeros need not have a derivative.
-        to_stats = {name: jnp.where(valid, x, 0) for name, x in vars(to_stats).items()}
-        grad = pull(*(to_stats.get(name) for name in _PULLED)).astype(dtype)
-        return found, each, to_aux, grad
-
-    return _by_rows(whole, arrays, part)
+def _to_student(student: Output, sums: _Sums, part: Part, spec: Spec) -> Output:
+    """The sums of the loop as gradients of the student's own arrays."""
+    if isinstance(student, Logits):
+        return Logits(sums.to_student.reshape(student.values.shape))
+    return dataclasses.replace(
+        student,
+        states=sums.to_student.reshape(student.states.shape),
+        head=sharded.scatter(sums.to_head, student.head, part, spec),
+    )
 
 
-# f32 arrays of a block of tokens on a CPU: a dozen of them should lie in its caches.
-_BLOCK_LOGITS = 2**18
+def _logits_of(fixed: _Fixed, some: _Tokens) -> tuple[jax.Array, Any, jax.Array | None]:
+    """(student's logits, what is read of the teacher, targets) of a chunk."""
+    spec, part = fixed.spec, fixed.part
+    teacher = logits.of_tokens(some.teacher, fixed.teacher_head, part, spec)
+    return logits.logits(some.student, fixed.head, part, spec), teacher, some.targets
 
 
-def _by_rows(function, arrays, part):
-    """`function(*arrays)` of [C, ...], which treats tokens apart; on a CPU few at a time.
+def _score(fixed: _Fixed, some: _Tokens) -> Stats:
+    """Statistics f32[C] of a chunk."""
 
-    XLA's loops over a whole chunk would there be bound by memory, a dozen of them in turn.
-    """
-    tokens, columns = arrays[0].shape
-    most = max(_BLOCK_LOGITS // columns, 2)
-    size = max(n for n in range(1, min(most, tokens) + 1) if tokens % n == 0)
-    # A count without a fitting divisor is left whole: blocks that are too small cost more.
-    if part.axis is not None or size == tokens or 4 * size < most:
-        return function(*arrays)
+    def statistics(*models: Any) -> Stats:
+        return fixed.row_statistics(*models, spec=fixed.spec, part=fixed.part)[0]
 
-    def blocks(*arrays):
-        split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
-        found = jax.lax.map(lambda block: function(*block), split)
-        return jax.tree.map(lambda x: x.reshape(tokens, *x.shape[2:]), found)
-
-    return jax.lax.platform_dependent(*arrays, cpu=blocks, default=function)
+    return token_losses.by_rows(statistics, _logits_of(fixed, some), fixed.part)
 
 
-def _put_all(stats, places, new):
-    return jax.tree.map(lambda all_, x: put(all_, places, x), stats, new)
+def _train(
+    fixed: _Fixed,
+    token_loss: TokenLoss,
+    some: _Tokens,
+    places: jax.Array,
+    tokens: int,
+    sums: _Sums,
+) -> tuple[Stats, _Sums]:
+    """Statistics f32[C] of a chunk, and the sums with its part."""
+    valid = places < tokens
+    states, head, rows = some.student, fixed.head, fixed.row_statistics
+    narrow = jnp.result_type(states, *jax.tree.leaves(head))
+    weighted = functools.partial(token_losses.weighted, token_loss)
+    at_once: Callable[..., Any] = functools.partial(token_losses.losses_of_rows, rows)
+    if isinstance(rows, FusedRowStatistics) and rows.fuses(some.aux):
+        at_once = rows.losses
+    stats, each, to_aux, grad = at_once(
+        weighted,
+        *_logits_of(fixed, some),
+        some.weights,
+        some.aux,
+        valid,
+        spec=fixed.spec,
+        part=fixed.part,
+        dtype=narrow,
+    )
+    to_head, to_states = None, grad
+    if head is not None:
+        product = logits.product("cv,vd->cd", grad, head)
+        to_states = sharded.sum_vocabulary(product, fixed.part)
+        to_head = sums.to_head + logits.product("cv,cd->vd", grad, states)
+    else:  # The columns that `logits.logits` cut.
+        to_states = jnp.pad(grad, ((0, 0), (0, states.shape[-1] - grad.shape[-1])))
+    loss = sums.loss + jnp.sum(jnp.where(valid, some.weights * each, 0))
+    pairs = zip(sums.to_aux, to_aux, strict=True)
+    return stats, _Sums(
+        loss=loss.astype(sums.loss.dtype),
+        to_student=put(sums.to_student, places, to_states),
+        to_head=to_head,
+        to_weights=put(sums.to_weights, places, each),
+        to_aux=[put(x, places, new) for x, new in pairs],
+    )
 
 
-_PULLED = ("divergence", "logp", "entropy")  # The statistics that are differentiable.
-
-
-def _start(spec, token_loss, arrays, head):
+def _start(
+    spec: Spec, token_loss: TokenLoss | None, every: _Tokens, head: jax.Array | None
+) -> tuple[Stats, _Sums | None]:
     """Zeros for what the loop carries."""
-    hidden, _, targets, weights, aux = arrays
-    dtype = jnp.result_type(jnp.float32, hidden, *jax.tree.leaves(head))
-    kind = TokenLogprob if spec.measure is None else TokenStats
-    stats = kind(*[jnp.zeros(targets.shape, dtype) for _ in dataclasses.fields(kind)])
-    if token_loss is None:
+    states, weights = every.student, every.weights
+    dtype = jnp.result_type(jnp.float32, states, *jax.tree.leaves(head))
+    zeros = jnp.zeros(states.shape[:1], dtype)
+    of_target = None if every.targets is None else zeros
+    stats: Stats = TokenLogprob(zeros, zeros)
+    if spec.divergence is not None:
+        stats = TokenStats(zeros, of_target, of_target, zeros)
+    if token_loss is None or weights is None:
         return stats, None
-    aux = [jnp.zeros_like(x) for x in jax.tree.leaves(aux) if is_floating(x)]
-    to_head = None if head is None else jnp.zeros(head.shape, dtype)
-    grads = Gradients(jnp.zeros_like(hidden), to_head, jnp.zeros_like(weights), aux)
-    return stats, _Sums(jnp.zeros((), jnp.result_type(dtype, weights)), grads)
-
-
-def _weighted(token_loss, stats, aux, weights):
-    """Losses f32[C], and the gradients of their weighted sum to statistics and floating aux."""
-    leaves, tree = jax.tree.flatten(aux)
-
-    def losses(stats, floating):
-        floating = iter(floating)
-        both = [next(floating) if is_floating(x) else x for x in leaves]
-        return token_loss(stats, jax.tree.unflatten(tree, both))
-
-    each, back = jax.vjp(losses, stats, [x for x in leaves if is_floating(x)])
-    if each.shape != weights.shape:
-        raise ValueError(
-            f"token_loss must return one number a token, of shape {weights.shape}, as the"
-            f" statistics it is given; got {each.shape}"
-        )
-    return each, *back(weights.astype(each.dtype))
-
-
-def is_floating(x) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)
-
-
-def _logits(states, head):
-    if head is None:
-        return states.astype(jnp.promote_types(jnp.float32, states.dtype))
-    return product("cd,vd->cv", states, head)
-
-
-def product(dims: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    """A matrix product in the dtype of its operands, accumulated in and returned as f32."""
-    dtype = jnp.promote_types(left.dtype, right.dtype)
-    # Float32 operands mean float32 products on TPU and GPU too; the default has fewer bits.
-    precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-    wide = jnp.promote_types(jnp.float32, dtype)
-    return jnp.einsum(dims, left, right, preferred_element_type=wide, precision=precision)
+    return stats, _Sums(
+        loss=jnp.zeros((), jnp.result_type(dtype, weights)),
+        to_student=jnp.zeros_like(states),
+        to_head=None if head is None else jnp.zeros(head.shape, dtype),
+        to_weights=jnp.zeros_like(weights),
+        to_aux=[
+            jnp.zeros_like(x) for x in jax.tree.leaves(every.aux) if token_losses.is_floating(x)
+        ],
+    )

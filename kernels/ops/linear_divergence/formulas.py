@@ -24,28 +24,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """A divergence with its parameters settled; `measure` makes one."""
-
-    kind: Divergence
-    alpha: float | None = None  # The weight of the teacher, inside (0, 1); None for a KL.
-    scale: float = 1.0  # Multiplies value and gradient.
-    clip: float | None = None  # The most that one token of the vocabulary may add, in nats.
-
-    @property
-    def merges(self) -> bool:
-        """Its sums over parts of the vocabulary, each under its own softmax, can be merged."""
-        return self.kind != "jsd" and self.clip is None
+from mopd_jax.kernels.linear_divergence.divergence import Divergence
 
 
 class Terms(NamedTuple):
@@ -56,67 +41,22 @@ class Terms(NamedTuple):
     to_teacher: jax.Array
 
 
-def measure(
-    kind: Divergence,
-    alpha: float | None = None,
-    *,
-    continuous: bool = False,
-    clip: float | None = None,
-) -> Measure:
-    """Settles what a kind and an alpha mean.
-
-    With p the student, q the teacher and m = (1 - alpha) p + alpha q, a jsd is
-    (1 - alpha) KL(p || m) + alpha KL(q || m). It vanishes as alpha goes to 0 or 1, so at the
-    ends the limits of the rescaled one are taken: alpha 0 is the forward KL, alpha 1 the
-    reverse. That is a jump, unless `continuous` divides by alpha (1 - alpha) in between.
-
-    Args:
-        kind: "forward_kl" is KL(teacher || student), "reverse_kl" KL(student || teacher).
-        alpha: weight of the teacher in a jsd, 0 <= alpha <= 1; None means 0.5 there, and is the
-            only choice for a KL.
-        continuous: divide a jsd by alpha (1 - alpha).
-        clip: the most that one token may add (point-wise clipping, arXiv 2601.18734): the sum
-            is that of min(p log(p/q), clip) for a KL, of the two terms of m together for a jsd.
-            Where it acts the token has no gradient of its own. What is left of a KL may be
-            negative, with its minimum away from the teacher; a jsd stays a divergence.
-
-    Raises:
-        ValueError: `kind` is unknown, a KL is given an alpha, or alpha or clip has no meaning.
-    """
-    if clip is not None and not 0 < clip < math.inf:
-        raise ValueError(f"clip must be positive and finite, or None for off, got {clip}")
-    whole = _measure(kind, alpha, continuous)
-    return dataclasses.replace(whole, clip=None if clip is None else float(clip))
-
-
-def _measure(kind, alpha, continuous) -> Measure:
-    if kind not in get_args(Divergence):
-        raise ValueError(f"divergence kind {kind!r} is none of {get_args(Divergence)}")
-    if kind != "jsd":
-        if continuous:
-            raise ValueError(f"continuous rescales a jsd, {kind} has no alpha; leave it False")
-        if alpha is not None:
-            raise ValueError(f"alpha={alpha} was given, but {kind} has none; leave it None")
-        return Measure(kind)
-    alpha = 0.5 if alpha is None else float(alpha)
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(
-            f"jsd needs 0 <= alpha <= 1, the weight of the teacher, got {alpha};"
-            " 0 is forward_kl and 1 is reverse_kl"
-        )
-    if alpha in (0.0, 1.0):
-        return Measure("reverse_kl" if alpha else "forward_kl")
-    return Measure("jsd", alpha, 1.0 / (alpha * (1.0 - alpha)) if continuous else 1.0)
-
-
-def divergence(student_logp: jax.Array, teacher_logp: jax.Array, measure: Measure) -> jax.Array:
+def value(
+    student_logp: jax.Array, teacher_logp: jax.Array, divergence: Divergence
+) -> jax.Array:
     """The divergence at each position, in nats: f32[..., V], f32[..., V] -> f32[...].
 
     Log-probs are normalised, -inf where impossible. A KL is unbounded, and infinite where its
-    first distribution can say what the second cannot; a jsd lies in [0, scale H(alpha)].
-    Differentiable in both; no gradient is stopped here.
+    first distribution can say what the second cannot; a jsd lies in [0, H(alpha)].
+    Differentiable in both log-probs; an alpha that is an array is a constant.
+
+    Args:
+        divergence: as `divergence.settled` makes it; `support` is not read.
     """
-    return jnp.sum(_values(student_logp, teacher_logp, measure), axis=-1)
+    alpha = None
+    if divergence.alpha is not None and not isinstance(divergence.alpha, float | int):
+        alpha, divergence = divergence.alpha, dataclasses.replace(divergence, alpha=None)
+    return jnp.sum(_values(student_logp, teacher_logp, alpha, divergence), axis=-1)
 
 
 def entropy(logp: jax.Array) -> jax.Array:
@@ -127,41 +67,48 @@ def entropy(logp: jax.Array) -> jax.Array:
     return -jnp.sum(jnp.where(possible, jnp.exp(safe) * safe, 0), axis=-1)
 
 
-def terms(student_logp: jax.Array, teacher_logp: jax.Array, measure: Measure) -> Terms:
+def terms(student_logp: jax.Array, teacher_logp: jax.Array, divergence: Divergence) -> Terms:
     """The addends of a divergence, elementwise: twice f32[..., V] -> Terms of f32[..., V].
 
     The derivatives are to the log-probs as free variables; `statistics.logit_gradients` takes
     them through the softmax.
     """
-    if measure.kind == "forward_kl":
+    if divergence.kind == "forward_kl":
         value, to_teacher, to_student = _kl(teacher_logp, student_logp)
-    elif measure.kind == "reverse_kl":
+    elif divergence.kind == "reverse_kl":
         value, to_student, to_teacher = _kl(student_logp, teacher_logp)
     else:
-        value, to_student, to_teacher = _jsd(student_logp, teacher_logp, measure.alpha)
-    if measure.scale != 1.0:
-        value, to_student, to_teacher = (
-            measure.scale * x for x in (value, to_student, to_teacher)
-        )
-    found = Terms(value, to_student, to_teacher)
-    return (
-        found if measure.clip is None else _clipped(found, student_logp, teacher_logp, measure)
-    )
+        if divergence.alpha is None:
+            raise TypeError("the alpha of a jsd is open; call divergence.settled first")
+        value, to_student, to_teacher = _jsd(student_logp, teacher_logp, divergence.alpha)
+    each = Terms(value, to_student, to_teacher)
+    if divergence.clip is None:
+        return each
+    return _clipped(each, student_logp, teacher_logp, divergence, float(divergence.clip))
 
 
-def _clipped(each: Terms, student_logp, teacher_logp, measure: Measure) -> Terms:
-    """Terms of which none adds more than `measure.clip`.
+def _clipped(
+    each: Terms,
+    student_logp: jax.Array,
+    teacher_logp: jax.Array,
+    divergence: Divergence,
+    clip: float,
+) -> Terms:
+    """Terms of which none adds more than `clip`.
 
     What is bounded is p log(p/q), without the centring; that stays, for it has no sum.
     """
-    if measure.kind == "jsd":
-        bare, (value, to_student, to_teacher) = each.value, (measure.clip, 0.0, 0.0)
+    value: float | jax.Array
+    to_student: float | jax.Array
+    to_teacher: float | jax.Array
+    if divergence.kind == "jsd":
+        bare, (value, to_student, to_teacher) = each.value, (clip, 0.0, 0.0)
     else:
         p, q = jnp.exp(student_logp), jnp.exp(teacher_logp)
-        sign = 1 if measure.kind == "reverse_kl" else -1
+        sign = 1 if divergence.kind == "reverse_kl" else -1
         bare = each.value + sign * (p - q)
-        value, to_student, to_teacher = measure.clip + sign * (q - p), -sign * p, sign * q
-    over = bare > measure.clip
+        value, to_student, to_teacher = clip + sign * (q - p), -sign * p, sign * q
+    over = bare > clip
     return Terms(
         jnp.where(over, value, each.value),
         jnp.where(over, to_student, each.to_student),
@@ -169,19 +116,33 @@ def _clipped(each: Terms, student_logp, teacher_logp, measure: Measure) -> Terms
     )
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _values(student: jax.Array, teacher: jax.Array, measure: Measure) -> jax.Array:
-    return terms(student, teacher, measure).value
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _values(
+    student: jax.Array, teacher: jax.Array, alpha: jax.Array | None, divergence: Divergence
+) -> jax.Array:
+    return _terms_at(student, teacher, alpha, divergence).value
 
 
 @functools.partial(_values.defjvp, symbolic_zeros=True)
-def _values_jvp(measure, primals, tangents):
-    value, *slopes = terms(*primals, measure)
+def _values_jvp(
+    divergence: Divergence, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[jax.Array, jax.Array]:
+    student, teacher, alpha = primals
+    value, *slopes = _terms_at(student, teacher, alpha, divergence)
     out = jnp.zeros_like(value)
-    for tangent, slope in zip(tangents, slopes, strict=True):
+    for tangent, slope in zip(tangents[:2], slopes, strict=True):
         if not isinstance(tangent, SymbolicZero):
             out = out + tangent * slope
     return value, out
+
+
+def _terms_at(
+    student: jax.Array, teacher: jax.Array, alpha: jax.Array | None, divergence: Divergence
+) -> Terms:
+    """`terms`, with an alpha that is an array apart from what is static."""
+    if alpha is not None:
+        divergence = dataclasses.replace(divergence, alpha=alpha)
+    return terms(student, teacher, divergence)
 
 
 def _kl(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -202,11 +163,36 @@ def _kl(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return value, to_a, to_b
 
 
-def _jsd(s: jax.Array, t: jax.Array, alpha: float):
-    """(1 - alpha) p log(p/m) + alpha q log(q/m); with its derivatives to log p and to log q."""
-    if alpha > 0.5:  # The same with the sides exchanged; the form below is for a light teacher.
-        value, to_t, to_s = _jsd(t, s, 1 - alpha)
+def _jsd(
+    s: jax.Array, t: jax.Array, alpha: float | jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(1 - alpha) p log(p/m) + alpha q log(q/m); with its derivatives to log p and to log q.
+
+    `_light_jsd` is for a light teacher; for a heavy one the sides are exchanged.
+    """
+    if isinstance(alpha, float | int):
+        if alpha <= 0.5:
+            return _light_jsd(s, t, alpha)
+        value, to_t, to_s = _light_jsd(t, s, 1 - alpha)
         return value, to_s, to_t
+    alpha = alpha.astype(s.dtype)
+    # An array cannot be refused while tracing: out of range it shows.
+    alpha = jnp.where((alpha >= 0) & (alpha <= 1), alpha, jnp.nan)
+    heavy = alpha > 0.5
+    value, to_first, to_second = _light_jsd(
+        jnp.where(heavy, t, s), jnp.where(heavy, s, t), jnp.where(heavy, 1 - alpha, alpha)
+    )
+    return (
+        value,
+        jnp.where(heavy, to_second, to_first),
+        jnp.where(heavy, to_first, to_second),
+    )
+
+
+def _light_jsd(
+    s: jax.Array, t: jax.Array, alpha: float | jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`_jsd` of an alpha of at most 1/2."""
     p, q = jnp.exp(s), jnp.exp(t)
     d = jnp.where(q != 0, t, 0) - jnp.where(p != 0, s, 0)  # log(q/p)
     d = jnp.where(q != 0, jnp.where(p != 0, d, _FAR), -_FAR)
@@ -243,7 +229,7 @@ _FAR = 30.0
 def _expm1_minus(x: jax.Array) -> jax.Array:
     """e^x - 1 - x >= 0 by its series, |x| <= 1/2."""
     last = 15 if x.dtype == jnp.float64 else 9
-    series = 0.0
+    series: float | jax.Array = 0.0
     for n in range(last, 1, -1):
         series = series * x + 1 / math.factorial(n)
     return series * x * x
@@ -252,7 +238,7 @@ def _expm1_minus(x: jax.Array) -> jax.Array:
 def _minus_log1p(z: jax.Array) -> jax.Array:
     """z - log(1 + z) >= 0 by its series, |z| <= 1/8."""
     last = 18 if z.dtype == jnp.float64 else 9
-    series = 0.0
+    series: float | jax.Array = 0.0
     for n in range(last, 1, -1):
         series = (1 if n % 2 == 0 else -1) / n + z * series
     return series * z * z

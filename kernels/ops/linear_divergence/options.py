@@ -3,58 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
 
-from mopd_jax.kernels.linear_divergence.formulas import Measure
-
-
-@dataclasses.dataclass(frozen=True)
-class TopK:
-    """A divergence over k chosen tokens per position instead of the whole vocabulary.
-
-    With `tail` the rest of the vocabulary is one more outcome of both models, so that what is
-    measured is a divergence, at most the full one. Without, both are renormalised on the chosen
-    tokens and what they say elsewhere is not seen. Log-probs and entropy stay full.
-    """
-
-    k: int
-    of: Literal["student", "teacher", "union"] = "student"  # Whose k largest are chosen.
-    tail: bool = True
-
-    def __post_init__(self):
-        if not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"TopK: k must be at least 1, an int, got {self.k!r}")
-        if self.of not in ("student", "teacher", "union"):
-            raise ValueError(f"TopK: of={self.of!r} is none of student, teacher, union")
-
-
-# "sampled" is the one-token estimator of the reverse KL's gradient: see `statistics`.
-Support = Literal["full", "sampled"] | TopK
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StoredTeacher:
-    """What was kept of a teacher: its log-probs of K tokens at each position.
-
-    The log-probs are under the full softmax at the temperature of the call, so that what they
-    leave over is the tail's. Where fewer are known, pad with id -1 or log-prob -inf.
-    """
-
-    ids: jax.Array  # i32[..., K]
-    logp: jax.Array  # f32[..., K] nats
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class HiddenTeacher:
-    """A teacher by its hidden states and head."""
-
-    hidden: jax.Array  # [..., E]
-    head: jax.Array  # [V, E]
+from mopd_jax.kernels.linear_divergence.divergence import Divergence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +24,7 @@ class HeadSharding:
     embed: str | None = None
     mesh: Any = None  # None takes the mesh in context (`jax.set_mesh`).
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.tokens, tuple) or len(set(self.tokens)) < len(self.tokens):
             raise ValueError(
                 f"HeadSharding: tokens={self.tokens!r} must be a tuple of different axes, such"
@@ -86,62 +39,31 @@ class HeadSharding:
             )
 
 
+class Dials(NamedTuple):
+    """Numbers of a call that are arrays: they may change without compiling anew."""
+
+    alpha: jax.Array | None = None  # floating []; of a jsd.
+    temperature: jax.Array | None = None  # floating []
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """The static options of one call, checked by `mopd_jax.kernels`."""
+    """The static options of one call, checked by `mopd_jax.kernels.checks`."""
 
-    measure: Measure | None  # None: no teacher, log-prob and entropy only.
-    support: Support
-    temperature: float
+    divergence: Divergence | None  # Settled. None: no teacher, log-prob and entropy only.
+    temperature: float | jax.Array
     student_cap: float | None  # Logits are cap tanh(logits / cap), before the temperature.
     teacher_cap: float | None
-    vocab_size: int  # Columns that exist; the heads may be padded beyond.
+    vocab_size: int  # Columns that exist; the outputs may be padded beyond.
     chunk_tokens: int
     sharding: HeadSharding | None = None
 
-
-def soft_caps(soft_cap) -> tuple[float | None, float | None]:
-    """(student's, teacher's) of one value for both or of a pair.
-
-    Raises:
-        ValueError: a cap is not positive and finite, or there are not two.
-    """
-    caps = soft_cap if isinstance(soft_cap, tuple | list) else (soft_cap, soft_cap)
-    numbers = [cap for cap in caps if cap is not None]
-    if len(caps) != 2 or not all(
-        isinstance(cap, int | float) and 0 < cap < math.inf for cap in numbers
-    ):
-        raise ValueError(
-            f"soft_cap must be a positive number, None, or a pair (student's, teacher's) of"
-            f" these, got {soft_cap!r}"
-        )
-    return tuple(caps)
-
-
-def check_support(support: Support, measure: Measure, stored: StoredTeacher | None) -> None:
-    """Refuses supports that mean nothing.
-
-    Raises:
-        ValueError: unknown, "sampled" of something else than the reverse KL, or not that of a
-            stored teacher.
-    """
-    if not isinstance(support, TopK) and support not in ("full", "sampled"):
-        raise ValueError(f"support={support!r} is none of 'full', 'sampled' or a TopK(...)")
-    if support == "sampled" and measure.kind != "reverse_kl":
-        raise ValueError(
-            f"support='sampled' estimates the reverse KL only, got kind={measure.kind!r}; use"
-            " kind='reverse_kl', or another support"
-        )
-    if support == "sampled" and measure.clip is not None:
-        raise ValueError(
-            f"clip={measure.clip} bounds what a token of the vocabulary adds, and"
-            " support='sampled' has no such terms; leave it None, or use another support"
-        )
-    if stored is None:
-        return
-    own = TopK(stored.ids.shape[-1], of="teacher", tail=getattr(support, "tail", True))
-    if support != own:
-        raise ValueError(
-            f"a stored teacher knows its own tokens only, got support={support!r}; use"
-            f" TopK({own.k}, of='teacher'), {own.k} being how many are stored"
-        )
+    def at(self, dials: Dials) -> Spec:
+        """With the dials in their places, for one computation: no longer hashable."""
+        spec = self
+        if dials.alpha is not None and spec.divergence is not None:
+            divergence = dataclasses.replace(spec.divergence, alpha=dials.alpha)
+            spec = dataclasses.replace(spec, divergence=divergence)
+        if dials.temperature is not None:
+            spec = dataclasses.replace(spec, temperature=dials.temperature)
+        return spec

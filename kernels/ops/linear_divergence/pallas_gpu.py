@@ -24,19 +24,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mopd_jax.kernels.linear_divergence import pallas_gpu_kernels
-from mopd_jax.kernels.linear_divergence.chunked import is_floating
-from mopd_jax.kernels.linear_divergence.options import Spec, StoredTeacher
-from mopd_jax.kernels.linear_divergence.statistics import (
+from mopd_jax.kernels.linear_divergence.options import Spec
+from mopd_jax.kernels.linear_divergence.outputs import Stored
+from mopd_jax.kernels.linear_divergence.records import (
     WHOLE,
     Part,
     Pull,
+    Stats,
     TokenLogprob,
     TokenStats,
+    Weighted,
+    without_targets,
 )
-
-# (statistics f32[R], aux of the same tokens, weights f32[R]) -> losses f32[R] and the gradients
-# of their weighted sum: to the statistics, a record, and to the floating leaves of aux, a list.
-Weighted = Callable[[Any, Any, jax.Array], tuple[jax.Array, Any, list[jax.Array]]]
+from mopd_jax.kernels.linear_divergence.token_losses import is_floating
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RowKernels:
     stages: int = 2
     interpret: bool = False  # By XLA operations, on any platform: for tests.
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("block", "rows", "warps"):
             size = getattr(self, name)
             if size < 1 or size & (size - 1):
@@ -61,19 +61,19 @@ class RowKernels:
     def __call__(
         self,
         logits: jax.Array,
-        teacher: jax.Array | None,
-        targets: jax.Array,
+        teacher: jax.Array | Stored | None,
+        targets: jax.Array | None,
         *,
         spec: Spec,
         part: Part = WHOLE,
-    ) -> tuple[TokenStats | TokenLogprob, Pull]:
+    ) -> tuple[Stats, Pull]:
         """Statistics of C tokens, and the way back to the logits, a launch each.
 
         Args:
             logits: f32[C, V], the student's.
             teacher: f32[C, V] logits, or None.
-            targets: i32[C]; the log-prob of one outside [0, V) is NaN.
-            spec: with measure None exactly where the teacher is None.
+            targets: i32[C]; the log-prob of one outside [0, V) is NaN. None: no log-probs.
+            spec: with divergence None exactly where the teacher is None.
             part: must be all of the vocabulary.
 
         Returns:
@@ -84,14 +84,19 @@ class RowKernels:
             ValueError: `spec`, `part` or a dtype is one that these kernels cannot serve.
         """
         check(logits, teacher, spec, part)
-        targets = _known(targets, logits)
-        inputs = (logits, teacher, targets)
-        each = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
-        taught = None if teacher is None else each
-        outputs = (_record(teacher, each), pallas_gpu_kernels.Row(*[each] * 3, *[taught] * 3))
+        inputs = (logits, teacher, _known(targets, logits))
+        each: Any = jax.ShapeDtypeStruct(logits.shape[:1], jnp.float32)
+        of_teacher = None if teacher is None else each
+        outputs = (
+            _record(teacher, each),
+            pallas_gpu_kernels.RowTotals(*[each] * 3, *[of_teacher] * 3),
+        )
         stats, row = self._call(pallas_gpu_kernels.statistics_kernel, spec, inputs, outputs)
 
-        def pull(to_divergence, to_logp, to_entropy):
+        def pull(
+            to_divergence: jax.Array | None, to_logp: jax.Array | None, to_entropy: jax.Array
+        ) -> jax.Array:
+            to_logp = jnp.zeros_like(to_entropy) if to_logp is None else to_logp
             cotangents = pallas_gpu_kernels.Cotangents(to_logp, to_entropy, to_divergence)
             output = jax.ShapeDtypeStruct(logits.shape, jnp.float32)
             known = (*inputs, row, cotangents)
@@ -99,7 +104,7 @@ class RowKernels:
                 pallas_gpu_kernels.gradient_kernel, spec, known, output, by_block=True
             )
 
-        return stats, pull
+        return (stats if targets is not None else without_targets(stats)), pull
 
     def fuses(self, aux: Any) -> bool:
         """Whether `losses` serves this aux [C, ...]: exactly if no leaf has another dimension.
@@ -113,8 +118,8 @@ class RowKernels:
         self,
         weighted: Weighted,
         logits: jax.Array,
-        teacher: jax.Array | None,
-        targets: jax.Array,
+        teacher: jax.Array | Stored | None,
+        targets: jax.Array | None,
         weights: jax.Array,
         aux: Any,
         valid: jax.Array,
@@ -122,7 +127,7 @@ class RowKernels:
         spec: Spec,
         dtype: jnp.dtype,
         part: Part = WHOLE,
-    ) -> tuple[TokenStats | TokenLogprob, jax.Array, list[jax.Array], jax.Array]:
+    ) -> tuple[Stats, jax.Array, list[jax.Array], jax.Array]:
         """Statistics, losses and all gradients of C tokens in one launch.
 
         Args:
@@ -142,9 +147,8 @@ class RowKernels:
             ValueError: as a call.
         """
         check(logits, teacher, spec, part)
-        targets = _known(targets, logits)
         leaves, tree = jax.tree.flatten(aux)
-        each = jax.ShapeDtypeStruct(targets.shape, jnp.float32)
+        each = jax.ShapeDtypeStruct(logits.shape[:1], jnp.float32)
         outputs = (
             _record(teacher, each),
             each,
@@ -154,24 +158,36 @@ class RowKernels:
         # Bits are no type of memory.
         stored = [x.astype(jnp.int32) if x.dtype == jnp.bool_ else x for x in leaves]
 
-        def restored(values):
+        def restored(values: list[jax.Array]) -> Any:
             pairs = zip(leaves, values, strict=True)
-            return tree.unflatten([x.astype(like.dtype) for like, x in pairs])
+            return jax.tree.unflatten(tree, [x.astype(like.dtype) for like, x in pairs])
 
         kernel = functools.partial(
-            pallas_gpu_kernels.loss_kernel, weighted=weighted, restored=restored
+            pallas_gpu_kernels.loss_kernel,
+            weighted=weighted if targets is not None else _blind(weighted),
+            restored=restored,
         )
-        inputs = (logits, teacher, targets, weights, stored, valid.astype(jnp.int32))
-        return self._call(kernel, spec, inputs, outputs)
+        known = _known(targets, logits)
+        inputs = (logits, teacher, known, weights, stored, valid.astype(jnp.int32))
+        stats, *rest = self._call(kernel, spec, inputs, outputs)
+        return (stats if targets is not None else without_targets(stats)), *rest
 
-    def _call(self, kernel, spec, inputs, outputs, *, by_block=False):
+    def _call(
+        self,
+        kernel: Callable[..., None],
+        spec: Spec,
+        inputs: tuple[Any, ...],
+        outputs: Any,
+        *,
+        by_block: bool = False,
+    ) -> Any:
         """A program for each `rows` tokens; with `by_block`, for each block of theirs."""
         tokens, columns = inputs[0].shape
-        grid = (pl.cdiv(tokens, self.rows),)
+        grid: tuple[int, ...] = (pl.cdiv(tokens, self.rows),)
         if by_block:
             grid = (*grid, pl.cdiv(columns, self.block))
 
-        def body(*refs):
+        def body(*refs: Any) -> None:
             first = pl.program_id(0) * self.rows
             kernel(
                 pallas_gpu_kernels.Window(tokens, columns, self.rows, self.block, first),
@@ -191,14 +207,14 @@ class RowKernels:
 
 
 def check(
-    logits: jax.Array, teacher: jax.Array | StoredTeacher | None, spec: Spec, part: Part
+    logits: jax.Array, teacher: jax.Array | Stored | None, spec: Spec, part: Part
 ) -> None:
     """Raises ValueError, with the remedy, for what these kernels cannot serve."""
-    why = None
-    if isinstance(teacher, StoredTeacher):
-        why = "a stored teacher, its kernels read the teacher's logits"
-    elif spec.support != "full":
-        why = f"support={spec.support!r}, its kernels sum over the whole vocabulary"
+    why, divergence = None, spec.divergence
+    if isinstance(teacher, Stored):
+        why = "a Stored teacher, its kernels read the teacher's logits"
+    elif divergence is not None and divergence.support != "full":
+        why = f"support={divergence.support!r}, its kernels sum over the whole vocabulary"
     elif part.axis is not None:
         why = f"a vocabulary split over the mesh axis {part.axis!r}, its kernels see whole rows"
     elif part.padded:
@@ -211,21 +227,36 @@ def check(
         )
 
 
-def _varying(outputs, inputs):
+def _varying(outputs: Any, inputs: Any) -> Any:
     """Shapes of outputs, typed as differing between devices inside a caller's `shard_map`."""
 
-    def filled(inputs):
+    def filled(inputs: Any) -> Any:
         first = sum(x[(0,) * x.ndim].astype(jnp.float32) for x in jax.tree.leaves(inputs))
         return jax.tree.map(lambda x: jnp.full(x.shape, first, x.dtype), outputs)
 
     return jax.eval_shape(filled, inputs)
 
 
-def _known(targets, logits):
-    """Targets i32[C], -1 for those that are no column."""
+def _known(targets: jax.Array | None, logits: jax.Array) -> jax.Array:
+    """Targets i32[C], -1 for those that are no column; without targets all are."""
+    if targets is None:
+        return jnp.full(logits.shape[:1], -1, jnp.int32)
     known = (targets >= 0) & (targets < logits.shape[1])
     return jnp.where(known, targets, -1).astype(jnp.int32)
 
 
-def _record(teacher, each):
+def _blind(weighted: Weighted) -> Weighted:
+    """`weighted` that is shown no log-probs of targets."""
+
+    def call(
+        stats: Stats, aux: Any, weights: jax.Array
+    ) -> tuple[jax.Array, Any, list[jax.Array]]:
+        each, to_stats, to_aux = weighted(without_targets(stats), aux, weights)
+        zero = jnp.zeros_like(to_stats.entropy)
+        return each, dataclasses.replace(to_stats, logp=zero, teacher_logp=zero), to_aux
+
+    return call
+
+
+def _record(teacher: Any, each: Any) -> Any:
     return TokenLogprob(each, each) if teacher is None else TokenStats(each, each, each, each)

@@ -14,7 +14,8 @@ Arrays are [R, B] and [R] for the R tokens of a program and the B columns of a b
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +23,27 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from mopd_jax.kernels.linear_divergence import formulas, statistics
-from mopd_jax.kernels.linear_divergence.formulas import Measure
-from mopd_jax.kernels.linear_divergence.statistics import Moments, TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.divergence import Divergence
+from mopd_jax.kernels.linear_divergence.options import Spec
+from mopd_jax.kernels.linear_divergence.records import (
+    Stats,
+    TokenLogprob,
+    TokenStats,
+    Weighted,
+)
+from mopd_jax.kernels.linear_divergence.statistics import (
+    Moments,
+)
 
 # A logit of a column that is not there, and the maximum of no logits; finite, because
 # infinities would meet in differences. `statistics.merge` takes it for empty too.
 _EMPTY = -1e30
 
+# Which block of columns; a number of the grid or of a loop.
+Index = jax.Array | int
 
-class Row(NamedTuple):
+
+class RowTotals(NamedTuple):
     """What the gradient needs to know of whole rows, f32[R]; the last three with a teacher."""
 
     top: jax.Array
@@ -38,9 +51,8 @@ class Row(NamedTuple):
     entropy: jax.Array
     teacher_top: jax.Array | None = None
     teacher_log_sum: jax.Array | None = None
-    slopes: jax.Array | None = (
-        None  # The total of the divergence's derivatives to the log-probs.
-    )
+    # The total of the divergence's derivatives to the log-probs.
+    slopes: jax.Array | None = None
 
 
 class Cotangents(NamedTuple):
@@ -63,7 +75,7 @@ class _Walk(NamedTuple):
     logit: jax.Array  # The target's if it is among the columns, else 0.
     teacher_top: jax.Array | None = None
     teacher_total: jax.Array | None = None
-    teacher_logit: jax.Array | None = None
+    teacher_logit: Any = None
     value: jax.Array | None = None
     slopes: jax.Array | None = None
 
@@ -82,42 +94,42 @@ class Window:
     def blocks(self) -> int:
         return pl.cdiv(self.columns, self.block)
 
-    def load(self, ref) -> jax.Array:
+    def load(self, ref: Any) -> jax.Array:
         """One number a token: [C] -> [R], 0 where there is none."""
         return _load(ref.at[pl.ds(self.first, self.rows)], self._there())
 
-    def store(self, ref, values: jax.Array) -> None:
+    def store(self, ref: Any, values: jax.Array) -> None:
         where = ref.at[pl.ds(self.first, self.rows)]
         plgpu.store(where, values.astype(ref.dtype), mask=self._there())
 
-    def load_block(self, ref, j) -> jax.Array:
+    def load_block(self, ref: Any, j: Index) -> jax.Array:
         """Logits of block j: f32[C, V] -> f32[R, B], 0 where there is none."""
         return _load(self._tile(ref, j), self._real(j))
 
-    def store_block(self, ref, j, values: jax.Array) -> None:
+    def store_block(self, ref: Any, j: Index, values: jax.Array) -> None:
         plgpu.store(self._tile(ref, j), values.astype(ref.dtype), mask=self._real(j))
 
-    def ids(self, j) -> jax.Array:
+    def ids(self, j: Index) -> jax.Array:
         """Ids of the tokens of block j: i32[R, B]."""
         within = jax.lax.broadcasted_iota(jnp.int32, (self.rows, self.block), 1)
         return jnp.int32(j) * self.block + within
 
-    def beyond(self, j, values: jax.Array) -> jax.Array:
+    def beyond(self, j: Index, values: jax.Array) -> jax.Array:
         """Logits f32[R, B] of block j, as good as impossible where there is no column."""
         if self.columns % self.block == 0:
             return values
         return jnp.where(self.ids(j) < self.columns, values, _EMPTY)
 
-    def _tile(self, ref, j):
+    def _tile(self, ref: Any, j: Index) -> Any:
         start = jnp.int32(j) * self.block
         return ref.at[pl.ds(self.first, self.rows), pl.ds(start, self.block)]
 
-    def _there(self):
+    def _there(self) -> jax.Array | None:
         if self.tokens % self.rows == 0:
             return None
         return self.first + jax.lax.iota(jnp.int32, self.rows) < self.tokens
 
-    def _real(self, j):
+    def _real(self, j: Index) -> jax.Array | None:
         there = self._there()
         shape = (self.rows, self.block)
         mask = None if there is None else jnp.broadcast_to(there[:, None], shape)
@@ -127,12 +139,23 @@ class Window:
         return real if mask is None else real & mask
 
 
-def statistics_kernel(window, spec, logits, teacher, targets, stats, row):
-    found, known = _walk(window, spec, logits, teacher, targets)
-    jax.tree.map(window.store, (stats, row), (found, known))
+def statistics_kernel(
+    window: Window, spec: Spec, logits: Any, teacher: Any, targets: Any, stats: Any, row: Any
+) -> None:
+    new, totals = _walk_rows(window, spec, logits, teacher, targets)
+    jax.tree.map(window.store, (stats, row), (new, totals))
 
 
-def gradient_kernel(window, spec, logits, teacher, targets, row, cotangents, out):
+def gradient_kernel(
+    window: Window,
+    spec: Spec,
+    logits: Any,
+    teacher: Any,
+    targets: Any,
+    row: Any,
+    cotangents: Any,
+    out: Any,
+) -> None:
     j = pl.program_id(1)
     row, cotangents = jax.tree.map(window.load, (row, cotangents))
     models = (logits, teacher, window.load(targets))
@@ -140,20 +163,32 @@ def gradient_kernel(window, spec, logits, teacher, targets, row, cotangents, out
 
 
 def loss_kernel(
-    window, spec, logits, teacher, targets, weights, aux, valid, *outputs, weighted, restored
-):
+    window: Window,
+    spec: Spec,
+    logits: Any,
+    teacher: Any,
+    targets: Any,
+    weights: Any,
+    aux: Any,
+    valid: Any,
+    *outputs: Any,
+    weighted: Weighted,
+    restored: Callable[[list[jax.Array]], Any],
+) -> None:
     stats_out, each_out, aux_out, grad_out = outputs
-    stats, row = _walk(window, spec, logits, teacher, targets)
+    stats, row = _walk_rows(window, spec, logits, teacher, targets)
     aux = restored([window.load(x) for x in aux])
     each, to_stats, to_aux = weighted(stats, aux, window.load(weights))
     jax.tree.map(window.store, (stats_out, each_out, aux_out), (stats, each, to_aux))
     # Where no token is, a loss of zeros need not have a derivative.
     there = window.load(valid) != 0
-    to_stats = {name: jnp.where(there, x, 0) for name, x in vars(to_stats).items()}
-    cotangents = Cotangents(*map(to_stats.get, Cotangents._fields))
+    to_stats = jax.tree.map(lambda x: jnp.where(there, x, 0), to_stats)
+    cotangents = Cotangents(
+        to_stats.logp, to_stats.entropy, getattr(to_stats, "divergence", None)
+    )
     targets = window.load(targets)
 
-    def write(j, carry):
+    def write(j: jax.Array, carry: int) -> int:
         grad = _gradient(window, spec, j, logits, teacher, targets, row, cotangents)
         window.store_block(grad_out, j, grad)
         return carry
@@ -161,57 +196,76 @@ def loss_kernel(
     jax.lax.fori_loop(0, window.blocks, write, 0)
 
 
-def _walk(window, spec, logits, teacher, targets):
-    """Statistics f32[R] of a program's tokens, and their Row."""
+def _walk_rows(
+    window: Window, spec: Spec, logits: Any, teacher: Any, targets: Any
+) -> tuple[Stats, RowTotals]:
+    """Statistics f32[R] of a program's tokens, and their RowTotals."""
     targets = window.load(targets)
+    divergence = spec.divergence
 
-    def add(j, found):
-        return _merge(found, _block(window, spec, j, logits, teacher, targets), spec.measure)
+    def add(j: jax.Array, walk: _Walk) -> _Walk:
+        return _merge(walk, _block(window, spec, j, logits, teacher, targets), divergence)
 
-    found = jax.lax.fori_loop(0, window.blocks, add, _nothing(window.rows, spec.measure))
-    log_sum = _log_sum(found.top, found.total)
-    entropy = _if_known(log_sum, found.entropy)
+    walk = jax.lax.fori_loop(0, window.blocks, add, _nothing(window.rows, divergence))
+    log_sum = _log_sum(walk.top, walk.total)
+    entropy = _if_known(log_sum, walk.entropy)
     known = targets >= 0
-    logp = jnp.where(known, (found.logit - found.top) - log_sum, jnp.nan)
-    row = Row(found.top, log_sum, entropy)
-    if teacher is None:
+    logp = jnp.where(known, (walk.logit - walk.top) - log_sum, jnp.nan)
+    row = RowTotals(walk.top, log_sum, entropy)
+    if divergence is None:
         return TokenLogprob(logp, entropy), row
-    log_sum = _log_sum(found.teacher_top, found.teacher_total)
-    row = row._replace(teacher_top=found.teacher_top, teacher_log_sum=log_sum)
-    taught = jnp.where(known, (found.teacher_logit - found.teacher_top) - log_sum, jnp.nan)
-    value, slopes = found.value, found.slopes
+    log_sum = _log_sum(walk.teacher_top, walk.teacher_total)
+    row = row._replace(teacher_top=walk.teacher_top, teacher_log_sum=log_sum)
+    at_teacher = jnp.where(known, (walk.teacher_logit - walk.teacher_top) - log_sum, jnp.nan)
+    value, slopes = walk.value, walk.slopes
     if value is None:
-        value, slopes = _sums(window, spec, logits, teacher, row)
-    value = _if_known(row.log_sum + row.teacher_log_sum, value)
+        value, slopes = _sums(window, spec, divergence, logits, teacher, row)
+    value = _if_known(row.log_sum + log_sum, value)
     row = row._replace(slopes=_if_known(value, slopes))
-    return TokenStats(value, logp, taught, entropy), row
+    return TokenStats(value, logp, at_teacher, entropy), row
 
 
-def _log_sum(top, total):
+def _log_sum(top: Any, total: Any) -> jax.Array:
     """NaN where no logit is above _EMPTY: that is no distribution."""
     return jnp.where(top > _EMPTY, jnp.log(total), jnp.nan)
 
 
-def _if_known(by, values):
+def _if_known(by: jax.Array, values: Any) -> jax.Array:
     """NaN where `by` is, which the GPU's minimum and maximum may have dropped on the way."""
     return jnp.where(by == by, values, jnp.nan)
 
 
-def _sums(window, spec, logits, teacher, row):
+def _sums(
+    window: Window,
+    spec: Spec,
+    divergence: Divergence,
+    logits: Any,
+    teacher: Any,
+    row: RowTotals,
+) -> tuple[jax.Array, jax.Array]:
     """Divergence and total of its slopes, f32[R], with the log-sums known."""
 
-    def add(j, sums):
+    def add(j: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logp, _ = _log_probs(window, j, logits, spec.student_cap, spec, row.top, row.log_sum)
-        taught = (row.teacher_top, row.teacher_log_sum)
-        other, _ = _log_probs(window, j, teacher, spec.teacher_cap, spec, *taught)
-        each = formulas.terms(logp, other, spec.measure)
+        of_teacher = (row.teacher_top, row.teacher_log_sum)
+        other, _ = _log_probs(window, j, teacher, spec.teacher_cap, spec, *of_teacher)
+        each = formulas.terms(logp, other, divergence)
         return sums[0] + jnp.sum(each.value, axis=1), sums[1] + jnp.sum(each.to_student, axis=1)
 
     zeros = jnp.zeros((window.rows,), jnp.float32)
     return jax.lax.fori_loop(0, window.blocks, add, (zeros, zeros))
 
 
-def _gradient(window, spec, j, logits, teacher, targets, row, cotangents):
+def _gradient(
+    window: Window,
+    spec: Spec,
+    j: Index,
+    logits: Any,
+    teacher: Any,
+    targets: jax.Array,
+    row: Any,
+    cotangents: Any,
+) -> jax.Array:
     """Gradient to the student's logits of block j, f32[R, B]: the formula of `statistics`."""
     logp, slope = _log_probs(window, j, logits, spec.student_cap, spec, row.top, row.log_sum)
     p = jnp.exp(logp)
@@ -219,50 +273,56 @@ def _gradient(window, spec, j, logits, teacher, targets, row, cotangents):
     c_y, c_h = cotangents.logp[:, None], cotangents.entropy[:, None]
     hit = window.ids(j) == targets[:, None]
     grad = jnp.where(hit, c_y, 0) - p * (c_y + c_h * (finite + row.entropy[:, None]))
-    if teacher is not None:
-        taught = (row.teacher_top, row.teacher_log_sum)
-        other, _ = _log_probs(window, j, teacher, spec.teacher_cap, spec, *taught)
-        slopes = formulas.terms(logp, other, spec.measure).to_student
+    if spec.divergence is not None:
+        of_teacher = (row.teacher_top, row.teacher_log_sum)
+        other, _ = _log_probs(window, j, teacher, spec.teacher_cap, spec, *of_teacher)
+        slopes = formulas.terms(logp, other, spec.divergence).to_student
         grad += cotangents.divergence[:, None] * (slopes - p * row.slopes[:, None])
     return grad * slope
 
 
-def _log_probs(window, j, ref, cap, spec, top, log_sum):
+def _log_probs(
+    window: Window, j: Index, ref: Any, cap: float | None, spec: Spec, top: Any, log_sum: Any
+) -> tuple[jax.Array, jax.Array]:
     """Of block j, f32[R, B]; and the derivative of its logits after cap and temperature."""
     scaled, slope = statistics.soften(window.load_block(ref, j), cap, spec.temperature)
     scaled = window.beyond(j, scaled)
     return (scaled - top[:, None]) - log_sum[:, None], slope
 
 
-def _nothing(rows, measure):
+def _nothing(rows: int, divergence: Divergence | None) -> _Walk:
     """The _Walk over no column."""
     zero = jnp.zeros((rows,), jnp.float32)
     empty = zero + _EMPTY
-    if measure is None:
+    if divergence is None:
         return _Walk(empty, zero, zero, zero)
-    kl = zero if measure.merges else None
+    kl = zero if divergence.merges else None
     return _Walk(empty, zero, zero, zero, empty, zero, zero, kl, kl)
 
 
-def _block(window, spec, j, logits, teacher, targets):
+def _block(
+    window: Window, spec: Spec, j: Index, logits: Any, teacher: Any, targets: jax.Array
+) -> _Walk:
     """The _Walk over block j."""
     hit = window.ids(j) == targets[:, None]
     top, total, logp, logit = _block_softmax(window, spec, j, logits, spec.student_cap, hit)
     p = jnp.exp(logp)
     entropy = -jnp.sum(p * jnp.where(p != 0, logp, 0), axis=1)
-    found = _Walk(top, total, entropy, logit)
-    if teacher is None:
-        return found
+    walk = _Walk(top, total, entropy, logit)
+    if spec.divergence is None:
+        return walk
     top, total, other, logit = _block_softmax(window, spec, j, teacher, spec.teacher_cap, hit)
-    found = found._replace(teacher_top=top, teacher_total=total, teacher_logit=logit)
-    if not spec.measure.merges:
-        return found
-    each = formulas.terms(logp, other, spec.measure)
+    walk = walk._replace(teacher_top=top, teacher_total=total, teacher_logit=logit)
+    if not spec.divergence.merges:
+        return walk
+    each = formulas.terms(logp, other, spec.divergence)
     value, slopes = (jnp.sum(x, axis=1) for x in (each.value, each.to_student))
-    return found._replace(value=value, slopes=slopes)
+    return walk._replace(value=value, slopes=slopes)
 
 
-def _block_softmax(window, spec, j, ref, cap, hit):
+def _block_softmax(
+    window: Window, spec: Spec, j: Index, ref: Any, cap: float | None, hit: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Maximum and total f32[R] of block j, log-probs f32[R, B], and the target's logit."""
     scaled, _ = statistics.soften(window.load_block(ref, j), cap, spec.temperature)
     scaled = window.beyond(j, scaled)
@@ -273,51 +333,53 @@ def _block_softmax(window, spec, j, ref, cap, hit):
     return top, total, shifted - _log(total)[:, None], logit
 
 
-def _log(total):
+def _log(total: jax.Array) -> jax.Array:
     """log(total), finite of nothing; the maximum of nothing is small enough."""
     return jnp.where(total == 0, 0, jnp.log(total))
 
 
-def _merge(first: _Walk, second: _Walk, measure: Measure | None) -> _Walk:
+def _merge(first: _Walk, second: _Walk, divergence: Divergence | None) -> _Walk:
     """The _Walk over the columns of both, which share none."""
     parts = (first, second)
     top, total, sums, log_sum = _merge_sums(*[(x.top, x.total) for x in parts])
-    taught_top, taught_total, taught, taught_log_sum = None, None, sums, log_sum
-    if measure is not None:
-        taught_top, taught_total, taught, taught_log_sum = _merge_sums(
+    teacher_top, teacher_total, teacher_sums, teacher_log_sum = None, None, sums, log_sum
+    if divergence is not None:
+        teacher_top, teacher_total, teacher_sums, teacher_log_sum = _merge_sums(
             *[(x.teacher_top, x.teacher_total) for x in parts]
         )
     zero = jnp.zeros_like(top)
     # Of the two KLs in moments, the one that is not measured is not read.
     moments = [
         Moments(a, b, x.entropy, *[zero if x.value is None else x.value] * 2)
-        for a, b, x in zip(sums, taught, parts, strict=True)
+        for a, b, x in zip(sums, teacher_sums, parts, strict=True)
     ]
     both = statistics.merge(*moments)
-    found = _Walk(top, total, both.entropy, first.logit + second.logit)
-    if measure is None:
-        return found
-    logit = first.teacher_logit + second.teacher_logit
-    found = found._replace(
-        teacher_top=taught_top, teacher_total=taught_total, teacher_logit=logit
+    walk = _Walk(top, total, both.entropy, first.logit + second.logit)
+    if divergence is None:
+        return walk
+    walk = walk._replace(
+        teacher_top=teacher_top,
+        teacher_total=teacher_total,
+        teacher_logit=first.teacher_logit + second.teacher_logit,
     )
-    if not measure.merges:
-        return found
+    if not divergence.merges:
+        return walk
     slopes = zero
-    for x, a, b in zip(parts, sums, taught, strict=True):
-        share, taught_share = a - log_sum, b - taught_log_sum
-        moved = formulas.terms(share, taught_share, measure).to_student
-        slopes += jnp.exp(share) * x.slopes + moved
-    value = both.forward_kl if measure.kind == "forward_kl" else both.reverse_kl
-    return found._replace(value=value, slopes=slopes)
+    own = (first.slopes, second.slopes)
+    for x, a, b in zip(own, sums, teacher_sums, strict=True):
+        share, teacher_share = a - log_sum, b - teacher_log_sum
+        moved = formulas.terms(share, teacher_share, divergence).to_student
+        slopes += jnp.exp(share) * cast(jax.Array, x) + moved
+    value = both.forward_kl if divergence.kind == "forward_kl" else both.reverse_kl
+    return walk._replace(value=value, slopes=slopes)
 
 
-def _merge_sums(*parts):
+def _merge_sums(*parts: Any) -> tuple[jax.Array, jax.Array, list[jax.Array], jax.Array]:
     """Maximum and total of two parts, their log-sums relative to that, and the log of both."""
     top = jnp.maximum(parts[0][0], parts[1][0])
     total = sum(total * jnp.exp(above - top) for above, total in parts)
     return top, total, [_log(total) + (above - top) for above, total in parts], _log(total)
 
 
-def _load(ref, mask):
+def _load(ref: Any, mask: jax.Array | None) -> jax.Array:
     return plgpu.load(ref) if mask is None else plgpu.load(ref, mask=mask, other=0)

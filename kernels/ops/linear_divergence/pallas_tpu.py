@@ -17,56 +17,70 @@ What the backward pass needs of the forward is 8 floats a token.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec
 
 from mopd_jax.kernels.linear_divergence import pallas_tpu_kernels as kernels
+from mopd_jax.kernels.linear_divergence import pallas_tpu_launch as launch
 from mopd_jax.kernels.linear_divergence import sharded, statistics
-from mopd_jax.kernels.linear_divergence.chunked import Operands, Stats
-from mopd_jax.kernels.linear_divergence.options import HiddenTeacher, Spec
+from mopd_jax.kernels.linear_divergence.chunked import Operands
+from mopd_jax.kernels.linear_divergence.options import Spec
+from mopd_jax.kernels.linear_divergence.outputs import Hidden, Output
 from mopd_jax.kernels.linear_divergence.partition import partition, put, take
-from mopd_jax.kernels.linear_divergence.statistics import Part, TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.records import (
+    Part,
+    Stats,
+    TokenLogprob,
+    TokenStats,
+    without_targets,
+)
 from mopd_jax.kernels.linear_divergence.tuning import Blocks
 
 _LANES = 128
 
 
-def statistics_first(
-    spec: Spec, blocks: Blocks, hidden: jax.Array, head: jax.Array, operands: Operands
+def differentiable_statistics(
+    spec: Spec, blocks: Blocks, student: Output, operands: Operands
 ) -> Stats:
-    """Statistics f32[...], 0 outside the mask; differentiable in hidden [..., D], head [V, D].
+    """Statistics f32[...], 0 outside the mask; differentiable in the student's arrays.
 
-    As `chunked.statistics_first`, of bf16 and f32 operands, over the full vocabulary.
+    As `chunked.differentiable_statistics`, of bf16 and f32 operands, over the full vocabulary.
 
     Raises:
         ValueError: what these kernels cannot compute, and what can.
     """
-    _check(spec, blocks, hidden, head, operands)
-    return _statistics(spec, blocks, hidden, head, operands)
+    student = _checked(spec, blocks, student, operands)
+    if operands.targets is not None:
+        return _statistics(spec, blocks, student.states, student.head, operands)
+    # The kernels look for targets whatever they are.
+    operands = operands._replace(targets=jnp.zeros(operands.mask.shape, jnp.int32))
+    return without_targets(_statistics(spec, blocks, student.states, student.head, operands))
 
 
-def _check(spec, blocks, hidden, head, operands):
-    def refuse(why, remedy="use implementation='chunked'") -> NoReturn:
-        raise ValueError(f"implementation='pallas_tpu' cannot serve {why}; {remedy}")
+def _refuse(why: str, remedy: str = "use implementation='chunked'") -> NoReturn:
+    raise ValueError(f"implementation='pallas_tpu' cannot serve {why}; {remedy}")
 
+
+def _checked(spec: Spec, blocks: Blocks, student: Output, operands: Operands) -> Hidden:
+    """The student, of which these kernels make the logits."""
     teacher = operands.teacher
-    if spec.measure is not None and spec.support != "full":
-        refuse(f"support={spec.support!r}, only 'full'")
-    if teacher is not None and not isinstance(teacher, HiddenTeacher):
-        refuse(f"a teacher of type {type(teacher).__name__}, only HiddenTeacher")
-    arrays = {"hidden": hidden, "head": head}
+    if not isinstance(student, Hidden):
+        _refuse(f"a student given as {type(student).__name__}, only Hidden")
+    if teacher is not None and not isinstance(teacher, Hidden):
+        _refuse(f"a teacher given as {type(teacher).__name__}, only Hidden")
+    if spec.divergence is not None and spec.divergence.support != "full":
+        _refuse(f"support={spec.divergence.support!r}, only 'full'")
+    arrays = {"student.states": student.states, "student.head": student.head}
     if teacher is not None:
-        arrays |= {"teacher hidden": teacher.hidden, "teacher head": teacher.head}
+        arrays |= {"teacher.states": teacher.states, "teacher.head": teacher.head}
     for name, array in arrays.items():
         if array.dtype not in (jnp.bfloat16, jnp.float32):
-            refuse(f"{name} of dtype {array.dtype}, only bfloat16 and float32")
+            _refuse(f"{name} of dtype {array.dtype}, only bfloat16 and float32")
         if jax.typeof(array).mat.varying:
-            refuse(
+            _refuse(
                 f"{name} that differs over {sorted(jax.typeof(array).mat.varying)}, axes of a"
                 " shard_map around it that checks what differs",
                 "pass sharding=HeadSharding(...) in its place, give the shard_map"
@@ -74,37 +88,44 @@ def _check(spec, blocks, hidden, head, operands):
             )
     sizes = (blocks.tokens, blocks.vocab, blocks.head_vocab)
     if not blocks.interpret and any(size < 1 or size % _LANES for size in sizes):
-        refuse(f"blocks of {sizes}", f"choose multiples of {_LANES}")
+        _refuse(f"blocks of {sizes}", f"choose multiples of {_LANES}")
+    return student
 
 
 class _Saved(NamedTuple):
     """What the backward pass reads, a number per token in the order of the partition."""
 
-    found: jax.Array  # f32[ROWS, M'], of the first sweep, finished over all devices
+    swept: jax.Array  # f32[ROWS, M'], of the first sweep, finished over all devices
     slopes: jax.Array  # f32[M'], the sum of the divergence's slopes
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _statistics(spec, blocks, hidden, head, operands):
+def _statistics(
+    spec: Spec, blocks: Blocks, hidden: jax.Array, head: jax.Array, operands: Operands
+) -> Stats:
     return _forward(spec, blocks, hidden, head, operands)[0]
 
 
-def _statistics_forward(spec, blocks, hidden, head, operands):
+def _statistics_forward(
+    spec: Spec, blocks: Blocks, hidden: jax.Array, head: jax.Array, operands: Operands
+) -> tuple[Stats, Any]:
     stats, saved = _forward(spec, blocks, hidden, head, operands)
     return stats, (hidden, head, operands, saved)
 
 
-def _statistics_backward(spec, blocks, residuals, cotangents):
+def _statistics_backward(
+    spec: Spec, blocks: Blocks, residuals: Any, cotangents: Any
+) -> tuple[jax.Array, jax.Array, None]:
     hidden, head, operands, saved = residuals
     local = functools.partial(_gradients, spec, blocks)
     arguments = (hidden, head, operands, saved, cotangents)
     if spec.sharding is None:
         return *local(*arguments), None
-    tokens, heads, taught, kept = _specs(spec, operands)
+    tokens, heads, theirs, kept = _specs(spec, operands)
     grads = sharded.over_mesh(
         local,
         spec.sharding,
-        inputs=(tokens, heads, Operands(taught, tokens, tokens), kept, tokens),
+        inputs=(tokens, heads, Operands(theirs, tokens, tokens), kept, tokens),
         outputs=(tokens, heads),
     )(*arguments)
     return *grads, None
@@ -113,56 +134,54 @@ def _statistics_backward(spec, blocks, residuals, cotangents):
 _statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
-def _forward(spec, blocks, hidden, head, operands):
+def _forward(
+    spec: Spec, blocks: Blocks, hidden: jax.Array, head: jax.Array, operands: Operands
+) -> tuple[Stats, _Saved]:
     local = functools.partial(_sweeps, spec, blocks)
     if spec.sharding is None:
         return local(hidden, head, operands)
-    tokens, heads, taught, kept = _specs(spec, operands)
+    tokens, heads, theirs, kept = _specs(spec, operands)
     return sharded.over_mesh(
         local,
         spec.sharding,
-        inputs=(tokens, heads, Operands(taught, tokens, tokens)),
+        inputs=(tokens, heads, Operands(theirs, tokens, tokens)),
         outputs=(tokens, kept),
     )(hidden, head, operands)
 
 
-def _specs(spec, operands):
+def _specs(spec: Spec, operands: Operands) -> tuple[Any, Any, Any, Any]:
     """How arrays of tokens, heads, the teacher and what is saved lie on the mesh."""
+    if spec.sharding is None:
+        raise TypeError("no sharding was given")
+    tokens: Any  # In records, specs take the places of arrays.
     tokens, heads = sharded.specs(spec.sharding)
-    kept = _Saved(PartitionSpec(None, spec.sharding.tokens), tokens)
-    return tokens, heads, sharded.teacher_specs(operands.teacher, spec.sharding), kept
+    rows: Any = PartitionSpec(None, spec.sharding.tokens)
+    kept = _Saved(rows, tokens)
+    return tokens, heads, sharded.output_specs(operands.teacher, spec.sharding), kept
 
 
-class _Inputs(NamedTuple):
-    """One device's share as the kernels take it; M' tokens, the valid ones in front."""
-
-    counts: jax.Array  # i32[2]: live blocks of tokens, columns of the vocabulary that exist
-    matrices: tuple[jax.Array, ...]  # hidden [M', D], head [V, D], and the teacher's two
-    targets: jax.Array  # i32[M'], ids of this device's columns
-    places: jax.Array  # i32[M']: the token's index, out of range where there is none
-    tokens: int  # a block
-    part: Part
-
-
-def _inputs(spec, blocks, hidden, head, operands) -> _Inputs:
-    teacher, targets, mask = operands
+def _inputs(
+    spec: Spec, blocks: Blocks, hidden: jax.Array, head: jax.Array, operands: Operands
+) -> launch.Inputs:
+    teacher, mask = cast(Hidden | None, operands.teacher), operands.mask
+    targets = cast(jax.Array, operands.targets)
     tokens = min(blocks.tokens, -(-mask.size // _LANES) * _LANES)
     places, live = partition(mask.reshape(-1), tokens)
-    part = sharded.vocabulary(head, spec)
+    part = sharded.vocabulary(head.shape[0], spec)
     here = jnp.clip(spec.vocab_size - part.start, 0, head.shape[0])
 
-    def ordered(states):
+    def ordered(states: jax.Array) -> jax.Array:
         return take(states.reshape(mask.size, states.shape[-1]), places)
 
-    def whole(head):
+    def whole(head: jax.Array) -> jax.Array:
         if spec.sharding is None or spec.sharding.embed is None:
             return head
         return jax.lax.all_gather(head, spec.sharding.embed, axis=1, tiled=True)
 
     matrices = [ordered(hidden), whole(head)]
     if teacher is not None:
-        matrices += [ordered(teacher.hidden), whole(teacher.head)]
-    return _Inputs(
+        matrices += [ordered(teacher.states), whole(teacher.head)]
+    return launch.Inputs(
         counts=jnp.stack([live, here]).astype(jnp.int32),
         matrices=tuple(matrices),
         targets=take(targets.reshape(-1).astype(jnp.int32), places) - part.start,
@@ -172,64 +191,65 @@ def _inputs(spec, blocks, hidden, head, operands) -> _Inputs:
     )
 
 
-def _sweeps(spec, blocks, hidden, head, operands):
+def _sweeps(
+    spec: Spec, blocks: Blocks, hidden: jax.Array, head: jax.Array, operands: Operands
+) -> tuple[Stats, _Saved]:
     """Statistics of one device's tokens, finished over the devices of the vocabulary."""
     inputs = _inputs(spec, blocks, hidden, head, operands)
     targets = inputs.targets[None]
-    found = _call(
+    swept = launch.by_tokens(
         kernels.first_sweep, spec, blocks, inputs, (targets,), rows=kernels.ROWS, name="sweep"
     )
-    found = _merged(found, inputs.part, spec)
-    kind = None if spec.measure is None else spec.measure.kind
-    value, slopes = found[kernels.VALUE], jnp.zeros_like(found[0])
-    if kind is not None and not spec.measure.merges:
-        second = _call(
-            *(kernels.second_sweep, spec, blocks, inputs, (found,)),
+    swept = _merged(swept, inputs.part, spec)
+    kind = None if spec.divergence is None else spec.divergence.kind
+    value, slopes = swept[kernels.VALUE], jnp.zeros_like(swept[0])
+    if spec.divergence is not None and not spec.divergence.merges:
+        second = launch.by_tokens(
+            *(kernels.second_sweep, spec, blocks, inputs, (swept,)),
             rows=kernels.ROWS,
             name="second_sweep",
         )
         second = sharded.sum_vocabulary(second, inputs.part)
         value, slopes = second[kernels.SUM_VALUES], second[kernels.SUM_SLOPES]
     elif kind is not None:
-        value = spec.measure.scale * value
         # Of p log(p/q) - p + q the slopes to log p sum to p log(p/q), those to log q to q - p.
         slopes = value if kind == "reverse_kl" else slopes
-    given = operands.targets
+    given = cast(jax.Array, operands.targets)
     known = (given >= 0) & (given < spec.vocab_size)
 
-    def result(values):
+    def result(values: jax.Array) -> jax.Array:
         flat = put(jnp.zeros(operands.mask.size, values.dtype), inputs.places, values)
         return flat.reshape(operands.mask.shape)
 
-    def of_target(row, top, rest):
-        logp = jnp.where(known, result(found[row] - found[top] - found[rest]), jnp.nan)
+    def of_target(row: int, top: int, rest: int) -> jax.Array:
+        logp = jnp.where(known, result(swept[row] - swept[top] - swept[rest]), jnp.nan)
         return jnp.where(operands.mask, logp, 0)
 
     logp = of_target(kernels.AT_TARGET, kernels.TOP, kernels.REST)
-    entropy = result(found[kernels.ENTROPY])
-    saved = _Saved(found, slopes)
+    entropy = result(swept[kernels.ENTROPY])
+    saved = _Saved(swept, slopes)
     if kind is None:
         return TokenLogprob(logp, entropy), saved
-    taught = of_target(kernels.TEACHER_AT_TARGET, kernels.TEACHER_TOP, kernels.TEACHER_REST)
-    return TokenStats(result(value), logp, taught, entropy), saved
+    at_teacher = of_target(kernels.TEACHER_AT_TARGET, kernels.TEACHER_TOP, kernels.TEACHER_REST)
+    return TokenStats(result(value), logp, at_teacher, entropy), saved
 
 
-def _merged(found, part, spec):
+def _merged(swept: jax.Array, part: Part, spec: Spec) -> jax.Array:
     """The first sweep's rows over all devices that hold a part of the vocabulary."""
     if part.axis is None:
-        return found
-    parts = jax.lax.all_gather(found, part.axis)  # [parts, ROWS, M']
-    rows = dict.fromkeys(range(kernels.ROWS))
+        return swept
+    parts = jax.lax.all_gather(swept, part.axis)  # [parts, ROWS, M']
+    rows: dict[int, jax.Array] = {}
     sides = ((kernels.TOP, kernels.REST), (kernels.TEACHER_TOP, kernels.TEACHER_REST))
     lses = []
     for top, rest in sides:
         rows[top] = jnp.max(parts[:, top], axis=0)
         lses.append(parts[:, top] - rows[top][None] + parts[:, rest])
         rows[rest] = jnp.log(jnp.sum(jnp.exp(lses[-1]), axis=0))
-    kind = None if spec.measure is None else spec.measure.kind
-    online = {}
-    if kind is not None and spec.measure.merges:
-        online = {kind: parts[:, kernels.VALUE]}
+    kind = None if spec.divergence is None else spec.divergence.kind
+    online: dict[str, jax.Array] = {}
+    if spec.divergence is not None and spec.divergence.merges:
+        online = {spec.divergence.kind: parts[:, kernels.VALUE]}
     if kind is None:
         lses = lses[:1]
     each = kernels.moments(lses, entropy=parts[:, kernels.ENTROPY], **online)
@@ -240,28 +260,39 @@ def _merged(found, part, spec):
     apart = [statistics.Moments(*(x[i] for x in each)) for i in range(len(parts))]
     merged = functools.reduce(statistics.merge, apart)
     rows[kernels.ENTROPY] = merged.entropy
-    rows[kernels.VALUE] = getattr(merged, kind) if online else jnp.zeros_like(found[0])
+    rows[kernels.VALUE] = jnp.zeros_like(swept[0])
+    for name in online:
+        rows[kernels.VALUE] = getattr(merged, name)
     for row in (kernels.AT_TARGET, kernels.TEACHER_AT_TARGET):
         rows[row] = jnp.sum(parts[:, row], axis=0)
     return jnp.stack([rows[row] for row in range(kernels.ROWS)])
 
 
-def _gradients(spec, blocks, hidden, head, operands, saved, cotangents):
+def _gradients(
+    spec: Spec,
+    blocks: Blocks,
+    hidden: jax.Array,
+    head: jax.Array,
+    operands: Operands,
+    saved: _Saved,
+    cotangents: Any,
+) -> tuple[jax.Array, jax.Array]:
     """Gradients of one device's tokens to hidden [..., D] and to its share of the head."""
     inputs = _inputs(spec, blocks, hidden, head, operands)
     part = inputs.part
 
-    def ordered(name):
-        if not hasattr(cotangents, name):
+    def ordered(name: str) -> jax.Array:
+        each = getattr(cotangents, name, None)
+        if each is None:
             return jnp.zeros_like(saved.slopes)
-        return take(getattr(cotangents, name).reshape(-1), inputs.places)
+        return take(each.reshape(-1), inputs.places)
 
-    rows = [saved.found[row] for row in range(kernels.TOTAL_SLOPE)]
+    rows = [saved.swept[row] for row in range(kernels.TOTAL_SLOPE)]
     rows += [saved.slopes, ordered("divergence"), ordered("logp"), ordered("entropy")]
     rows += [jnp.zeros_like(rows[0])] * (kernels.BACKWARD_ROWS - len(rows))
     known = jnp.stack(rows)
     dtype = hidden.dtype if part.axis is None else jnp.float32
-    to_hidden = _call(
+    to_hidden = launch.by_tokens(
         *(kernels.hidden_gradient, spec, blocks, inputs, (inputs.targets[:, None], known.T)),
         dtype=dtype,
         name="hidden_gradient",
@@ -269,145 +300,7 @@ def _gradients(spec, blocks, hidden, head, operands, saved, cotangents):
     to_hidden = sharded.sum_vocabulary(to_hidden, part).astype(hidden.dtype)
     flat = jnp.zeros((operands.mask.size, hidden.shape[-1]), hidden.dtype)
     to_hidden = put(flat, inputs.places, to_hidden).reshape(hidden.shape)
-    to_head = _head_gradient(spec, blocks, inputs, known, head.dtype)
+    to_head = launch.head_gradient(spec, blocks, inputs, known, head.dtype)
     if spec.sharding is not None:
         to_head = sharded.scatter(to_head, head, part, spec)
     return to_hidden, to_head
-
-
-def _call(kernel, spec, blocks, inputs, extra, *, name, rows=None, dtype=jnp.float32):
-    """Launches a kernel that holds a block of tokens while the vocabulary passes.
-
-    `extra` are numbers per token, tokens last where the result has `rows` of them, and first
-    where it is [M', D].
-    """
-    hidden, head = inputs.matrices[:2]
-    tokens, vocab = inputs.tokens, blocks.vocab
-    steps = hidden.shape[0] // tokens
-    # Of blocks that are not computed the maps name one that is there already, which is no
-    # transfer.
-    grid = (steps, pl.cdiv(head.shape[0], vocab))
-
-    def live(i, counts):
-        return jnp.minimum(kernels.place(i, steps), jnp.maximum(counts[0] - 1, 0))
-
-    def column(i, j, counts):
-        last = _last(counts[1], vocab)
-        return jnp.where(kernels.place(i, steps) < counts[0], jnp.minimum(j, last), last)
-
-    in_specs = []
-    for index, matrix in enumerate(inputs.matrices):
-        if index % 2:
-            block = (vocab, matrix.shape[1])
-            in_specs.append(pl.BlockSpec(block, lambda i, j, c: (column(i, j, c), 0)))
-        else:
-            block = (tokens, matrix.shape[1])
-            in_specs.append(pl.BlockSpec(block, lambda i, j, c: (live(i, c), 0)))
-    if rows is not None:
-        in_specs += [
-            pl.BlockSpec((x.shape[0], tokens), lambda i, j, c: (0, live(i, c))) for x in extra
-        ]
-        shape = (rows, hidden.shape[0])
-        out = pl.BlockSpec((rows, tokens), lambda i, j, c: (0, kernels.place(i, steps)))
-    else:
-        in_specs += [
-            pl.BlockSpec((tokens, x.shape[1]), lambda i, j, c: (live(i, c), 0)) for x in extra
-        ]
-        shape = hidden.shape
-        out = pl.BlockSpec((tokens, shape[1]), lambda i, j, c: (kernels.place(i, steps), 0))
-    scratch = [] if rows is not None else [pltpu.VMEM((tokens, shape[1]), jnp.float32)]
-    return _launch(
-        *(kernel, spec, blocks, inputs, extra),
-        grid=grid,
-        in_specs=in_specs,
-        out_specs=out,
-        out_shape=jax.ShapeDtypeStruct(shape, dtype),
-        scratch=scratch,
-        products=0 if rows is not None else 1,
-        reads=steps * sum(map(_bytes, inputs.matrices[1::2])),
-        name=name,
-    )
-
-
-def _head_gradient(spec, blocks, inputs, known, dtype):
-    """[V, D]: holds a block of the head while the tokens pass."""
-    hidden, head = inputs.matrices[:2]
-    tokens, vocab = inputs.tokens, blocks.head_vocab
-    steps = hidden.shape[0] // tokens
-    if spec.sharding is not None:
-        dtype = jnp.float32  # It is yet to be summed over devices.
-    grid = (pl.cdiv(head.shape[0], vocab), steps)
-
-    def column(j, counts):
-        return jnp.minimum(j, _last(counts[1], vocab))
-
-    def live(j, i, counts):
-        last = jnp.maximum(counts[0] - 1, 0)
-        return jnp.where(j * vocab < counts[1], jnp.minimum(i, last), last)
-
-    in_specs = []
-    for index, matrix in enumerate(inputs.matrices):
-        if index % 2:
-            block = (vocab, matrix.shape[1])
-            in_specs.append(pl.BlockSpec(block, lambda j, i, c: (column(j, c), 0)))
-        else:
-            block = (tokens, matrix.shape[1])
-            in_specs.append(pl.BlockSpec(block, lambda j, i, c: (live(j, i, c), 0)))
-    extra = (inputs.targets[None], known)
-    in_specs += [
-        pl.BlockSpec((x.shape[0], tokens), lambda j, i, c: (0, live(j, i, c))) for x in extra
-    ]
-    return _launch(
-        *(kernels.head_gradient, spec, blocks, inputs, extra),
-        grid=grid,
-        in_specs=in_specs,
-        out_specs=pl.BlockSpec((vocab, head.shape[1]), lambda j, i, c: (j, 0)),
-        out_shape=jax.ShapeDtypeStruct(head.shape, dtype),
-        scratch=[pltpu.VMEM((vocab, head.shape[1]), jnp.float32)],
-        products=1,
-        reads=grid[0] * sum(map(_bytes, inputs.matrices[::2])),
-        name="head_gradient",
-    )
-
-
-def _launch(
-    kernel, spec, blocks, inputs, extra, *, grid, scratch, products, reads, name, **options
-):
-    """One `pallas_call`; `products` beside the logits, `reads` bytes of what passes by."""
-    grid_spec = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=1,
-        grid=grid,
-        in_specs=options.pop("in_specs"),
-        out_specs=options.pop("out_specs"),
-        scratch_shapes=scratch,
-    )
-    hidden, head = inputs.matrices[:2]
-    logits = hidden.shape[0] * head.shape[0]
-    width = sum(x.shape[1] for x in inputs.matrices[::2]) + products * hidden.shape[1]
-    held = sum(map(_bytes, (*inputs.matrices, *extra, options["out_shape"])))
-    cost = pl.CostEstimate(
-        flops=2 * logits * width,
-        transcendentals=3 * logits,
-        bytes_accessed=reads + held,
-    )
-    return pl.pallas_call(
-        functools.partial(kernel, spec=spec),
-        grid_spec=grid_spec,
-        interpret=blocks.interpret,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"),
-            vmem_limit_bytes=blocks.vmem_limit_bytes,
-        ),
-        cost_estimate=cost,
-        name=f"linear_divergence_{name}",
-        **options,
-    )(inputs.counts, *inputs.matrices, *extra)
-
-
-def _last(size, block):
-    """Index of the last block that has a part of `size` columns; 0 of none."""
-    return jax.lax.div(jnp.maximum(size - 1, 0), jnp.int32(block))
-
-
-def _bytes(array):
-    return array.size * array.dtype.itemsize

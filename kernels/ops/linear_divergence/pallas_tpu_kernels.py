@@ -14,16 +14,20 @@ padding rows, and a block that sticks out of an array is not filled at all.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from mopd_jax.kernels.linear_divergence import formulas, statistics
+from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.options import Spec
-from mopd_jax.kernels.linear_divergence.statistics import Moments
+from mopd_jax.kernels.linear_divergence.statistics import (
+    Moments,
+)
 
 EMPTY = -1e30  # A logit that is not there: finite, because inf - inf is NaN.
 
@@ -38,7 +42,7 @@ TOTAL_SLOPE, TO_DIVERGENCE, TO_LOGP, TO_ENTROPY = range(5, 9)
 BACKWARD_ROWS = 2 * ROWS
 
 
-def place(i, blocks: int):
+def place(i: Any, blocks: Any) -> jax.Array:
     """Which block of tokens step `i` of `blocks` takes: the even ones, then the odd ones.
 
     Where two cores share a grid, each takes half of it. The live blocks come first, so that in
@@ -61,7 +65,7 @@ def product(left: jax.Array, right: jax.Array, axes: tuple[int, int]) -> jax.Arr
     )
 
 
-def first_sweep(counts, *refs, spec: Spec):
+def first_sweep(counts: Any, *refs: Any, spec: Spec) -> None:
     """Moments of one block of tokens, a block of the vocabulary at a time.
 
     Grid (token blocks, vocabulary blocks). `refs`: hidden [C, D], head [V, D], the teacher's
@@ -75,52 +79,52 @@ def first_sweep(counts, *refs, spec: Spec):
     rows = inputs[1].shape[0]
 
     @pl.when(j == 0)
-    def _():
+    def _() -> None:
         out[...] = jnp.zeros_like(out)
         for top, rest in ((TOP, REST), (TEACHER_TOP, TEACHER_REST)):
             _write(out, top, jnp.full((1, out.shape[1]), EMPTY, jnp.float32))
             _write(out, rest, jnp.ones((1, out.shape[1]), jnp.float32))
 
     @pl.when(alive & (j * rows < counts[1]))
-    def _():
+    def _() -> None:
         real, hit = _columns(j * rows, counts[1], targets, (rows, out.shape[1]), 0)
         student, teacher, _ = _scores(inputs, real, spec, tokens_last=True)
         _fold(out, student, teacher, hit, spec)
 
     @pl.when(last)
-    def _():
+    def _() -> None:
         for rest in (REST, TEACHER_REST):
             _write(out, rest, jnp.log(_read(out, rest)))
         out[...] = jnp.where(alive, out[...], 0)
 
 
-def second_sweep(counts, *refs, spec: Spec):
+def second_sweep(counts: Any, *refs: Any, spec: Spec) -> None:
     """Sums of a divergence whose terms need both log-probs normalised over the vocabulary.
 
     Grid and inputs as in `first_sweep`, then its output; out f32[ROWS, C]: the value and the
     sum of its slopes.
     """
-    *inputs, found, out = refs
+    *inputs, swept, out = refs
     i, j = place(pl.program_id(0), pl.num_programs(0)), pl.program_id(1)
     rows = inputs[1].shape[0]
 
     @pl.when(j == 0)
-    def _():
+    def _() -> None:
         out[...] = jnp.zeros_like(out)
 
     @pl.when((i < counts[0]) & (j * rows < counts[1]))
-    def _():
+    def _() -> None:
         real, _ = _columns(j * rows, counts[1], None, (rows, out.shape[1]), 0)
         student, teacher, _ = _scores(inputs, real, spec, tokens_last=True)
-        get = functools.partial(_read, found)
+        get = functools.partial(_read, swept)
         logp = student - get(TOP) - get(REST)
-        taught = teacher - get(TEACHER_TOP) - get(TEACHER_REST)
-        each = formulas.terms(logp, taught, spec.measure)
+        teacher_logp = teacher - get(TEACHER_TOP) - get(TEACHER_REST)
+        each = formulas.terms(logp, teacher_logp, cast(Divergence, spec.divergence))
         for row, values in ((SUM_VALUES, each.value), (SUM_SLOPES, each.to_student)):
             _write(out, row, _read(out, row) + jnp.sum(values, axis=0, keepdims=True))
 
 
-def hidden_gradient(counts, *refs, spec: Spec):
+def hidden_gradient(counts: Any, *refs: Any, spec: Spec) -> None:
     """Grid (token blocks, vocabulary blocks).
 
     `refs`: as `first_sweep` with targets i32[C, 1], then known f32[C, BACKWARD_ROWS]; out
@@ -134,33 +138,33 @@ def hidden_gradient(counts, *refs, spec: Spec):
     alive = (i < counts[0]) & (left > 0)
 
     @pl.when(j == 0)
-    def _():
+    def _() -> None:
         total[...] = jnp.zeros_like(total)
 
     @pl.when(alive)
-    def _():
+    def _() -> None:
         real, hit = _columns(start, counts[1], targets, (out.shape[0], rows), 1)
         grad = _logit_gradients(
             inputs, real, hit, lambda row: known[:, row : row + 1], spec, tokens_last=False
         ).astype(jnp.promote_types(inputs[0].dtype, head.dtype))
 
         @pl.when(left >= rows)
-        def _():
+        def _() -> None:
             total[...] += product(grad, head[...], (1, 0))
 
         @pl.when(left < rows)
-        def _():
+        def _() -> None:
             # Of rows that do not exist the gradient is 0, but 0 times their bits may be NaN.
             row = jax.lax.broadcasted_iota(jnp.int32, head.shape, 0)
             there = jnp.where(row < left, head[...].astype(jnp.float32), 0)
             total[...] += product(grad, there.astype(head.dtype), (1, 0))
 
     @pl.when(j == pl.num_programs(1) - 1)
-    def _():
+    def _() -> None:
         out[...] = total[...].astype(out.dtype)
 
 
-def head_gradient(counts, *refs, spec: Spec):
+def head_gradient(counts: Any, *refs: Any, spec: Spec) -> None:
     """Grid (vocabulary blocks, token blocks).
 
     `refs`: as `first_sweep`, then known f32[BACKWARD_ROWS, C]; out [V, D]; scratch f32[V, D].
@@ -170,11 +174,11 @@ def head_gradient(counts, *refs, spec: Spec):
     hidden, rows = inputs[0], out.shape[0]
 
     @pl.when(i == 0)
-    def _():
+    def _() -> None:
         total[...] = jnp.zeros_like(total)
 
     @pl.when((i < counts[0]) & (j * rows < counts[1]))
-    def _():
+    def _() -> None:
         real, hit = _columns(j * rows, counts[1], targets, (rows, hidden.shape[0]), 0)
         get = functools.partial(_read, known)
         grad = _logit_gradients(inputs, real, hit, get, spec, tokens_last=True)
@@ -182,19 +186,21 @@ def head_gradient(counts, *refs, spec: Spec):
         total[...] += product(grad, hidden[...], (1, 0))
 
     @pl.when(i == pl.num_programs(1) - 1)
-    def _():
+    def _() -> None:
         out[...] = total[...].astype(out.dtype)
 
 
-def _read(ref, row):
+def _read(ref: Any, row: int) -> jax.Array:
     return ref[row : row + 1, :]
 
 
-def _write(ref, row, values):
+def _write(ref: Any, row: int, values: jax.Array) -> None:
     ref[row : row + 1, :] = values
 
 
-def _columns(start, size, targets, shape, axis):
+def _columns(
+    start: Any, size: Any, targets: Any, shape: tuple[int, int], axis: int
+) -> tuple[jax.Array, Any]:
     """bool of `shape`, the vocabulary along `axis`: columns that exist, and the targets'."""
     ids = start + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
     real = ids < size
@@ -202,25 +208,27 @@ def _columns(start, size, targets, shape, axis):
     return real, None if targets is None else (ids == targets[...]) & real
 
 
-def _scores(inputs, real, spec, *, tokens_last):
+def _scores(
+    inputs: list[Any], real: jax.Array, spec: Spec, *, tokens_last: bool
+) -> tuple[jax.Array, Any, jax.Array]:
     """Logits after cap and temperature, student's and teacher's, EMPTY where not `real`.
 
     Also the slope of the student's, of any bits where not `real`.
     """
     hidden, head, *teacher = inputs
 
-    def scores(hidden, head, cap):
+    def scores(hidden: Any, head: Any, cap: float | None) -> tuple[jax.Array, jax.Array]:
         left, right = (head, hidden) if tokens_last else (hidden, head)
         raw = product(left[...], right[...], (1, 1))
         soft, slope = statistics.soften(raw, cap, spec.temperature)
         return jnp.where(real, soft, EMPTY), slope
 
     student, slope = scores(hidden, head, spec.student_cap)
-    taught = scores(*teacher, spec.teacher_cap)[0] if teacher else None
-    return student, taught, slope
+    other = scores(teacher[0], teacher[1], spec.teacher_cap)[0] if teacher else None
+    return student, other, slope
 
 
-def _fold(state, student, teacher, hit, spec):
+def _fold(state: Any, student: Any, teacher: Any, hit: Any, spec: Spec) -> None:
     """Adds a block of logits f32[V, C] to the state of a sweep.
 
     The block's moments are finished under its own softmax, then merged: what is summed is
@@ -244,39 +252,48 @@ def _fold(state, student, teacher, hit, spec):
         heres.append(top - new + log_rest)
         _write(state, top_row, new)
         _write(state, rest_row, old_rest * jnp.exp(old - new) + rest * jnp.exp(top - new))
-        found = jnp.sum(jnp.where(hit, scores, 0), axis=0, keepdims=True)
-        _write(state, target_row, _read(state, target_row) + found)
+        at_target = jnp.sum(jnp.where(hit, scores, 0), axis=0, keepdims=True)
+        _write(state, target_row, _read(state, target_row) + at_target)
     logp = logps[0]
     entropy = -jnp.sum(jnp.exp(logp) * logp, axis=0, keepdims=True)
-    old = {"entropy": _read(state, ENTROPY)}
-    new = {"entropy": entropy}
-    online = spec.measure is not None and spec.measure.merges
-    if online:
-        # A scale would not be that of the shares which `merge` adds; it multiplies the result.
-        measure = dataclasses.replace(spec.measure, scale=1.0)
-        each = formulas.terms(logp, logps[1], measure).value
-        new[measure.kind] = jnp.sum(each, axis=0, keepdims=True)
-        old[measure.kind] = _read(state, VALUE)
-    merged = statistics.merge(moments(befores, **old), moments(heres, **new))
+    past = {"entropy": _read(state, ENTROPY)}
+    here = {"entropy": entropy}
+    online = None
+    if spec.divergence is not None and spec.divergence.merges:
+        online = spec.divergence.kind
+        each = formulas.terms(logp, logps[1], spec.divergence).value
+        here[online] = jnp.sum(each, axis=0, keepdims=True)
+        past[online] = _read(state, VALUE)
+    merged = statistics.merge(moments(befores, **past), moments(heres, **here))
     _write(state, ENTROPY, merged.entropy)
-    if online:
-        _write(state, VALUE, getattr(merged, measure.kind))
+    if online is not None:
+        _write(state, VALUE, getattr(merged, online))
 
 
-def moments(lses, *, entropy, reverse_kl=0.0, forward_kl=0.0) -> Moments:
+def moments(
+    lses: list[jax.Array], *, entropy: jax.Array, reverse_kl: Any = 0.0, forward_kl: Any = 0.0
+) -> Moments:
     """Of one side or two, with what is not known 0."""
     return Moments(lses[0], lses[-1], entropy, reverse_kl, forward_kl)
 
 
-def _logit_gradients(inputs, real, hit, get, spec, *, tokens_last):
+def _logit_gradients(
+    inputs: list[Any],
+    real: jax.Array,
+    hit: jax.Array,
+    get: Callable[[int], jax.Array],
+    spec: Spec,
+    *,
+    tokens_last: bool,
+) -> jax.Array:
     """Gradient of the cotangents' sum to the student's logits; `get` reads a row per token."""
     student, teacher, slope = _scores(inputs, real, spec, tokens_last=tokens_last)
     logp = student - get(TOP) - get(REST)
     p = jnp.exp(logp)
     to_logp = get(TO_LOGP)
     grad = jnp.where(hit, to_logp, 0) - p * (to_logp + get(TO_ENTROPY) * (logp + get(ENTROPY)))
-    if teacher is not None:
-        taught = teacher - get(TEACHER_TOP) - get(TEACHER_REST)
-        slopes = formulas.terms(logp, taught, spec.measure).to_student
+    if spec.divergence is not None:
+        teacher_logp = teacher - get(TEACHER_TOP) - get(TEACHER_REST)
+        slopes = formulas.terms(logp, teacher_logp, spec.divergence).to_student
         grad = grad + get(TO_DIVERGENCE) * (slopes - p * get(TOTAL_SLOPE))
     return jnp.where(real, grad * slope, 0)

@@ -6,48 +6,64 @@ the others write out.
 
 from __future__ import annotations
 
+import dataclasses
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 
 from mopd_jax.kernels.linear_divergence import formulas, statistics
-from mopd_jax.kernels.linear_divergence.chunked import Operands, Stats, product
-from mopd_jax.kernels.linear_divergence.options import HiddenTeacher, Spec
-from mopd_jax.kernels.linear_divergence.statistics import TokenLogprob, TokenStats
+from mopd_jax.kernels.linear_divergence.chunked import Operands
+from mopd_jax.kernels.linear_divergence.divergence import Divergence
+from mopd_jax.kernels.linear_divergence.logits import product
+from mopd_jax.kernels.linear_divergence.options import Spec
+from mopd_jax.kernels.linear_divergence.outputs import Hidden, Logits, Output, Stored
+from mopd_jax.kernels.linear_divergence.records import (
+    Stats,
+    TokenLogprob,
+    TokenStats,
+)
 
 
-def token_statistics(
-    spec: Spec, hidden: jax.Array, head: jax.Array, operands: Operands
-) -> Stats:
-    """Statistics f32[...], exactly 0 outside the mask.
+def token_statistics(spec: Spec, student: Output, operands: Operands) -> Stats:
+    """Statistics f32[...], exactly 0 outside the mask; f64 in, f64 out.
 
     Args:
-        hidden: [..., D], of any floating dtype; f64 in, f64 out.
-        head: [V, D].
-        operands: outside their mask nothing, not even a NaN, reaches value or gradient.
+        operands: outside their mask nothing, not even a NaN, reaches value or gradient. They
+            are constant, the dials too.
     """
-    teacher, targets, mask = operands
-    logp = _log_probs(hidden, head, mask, spec.student_cap, spec)
-    of_target = at_targets(logp, targets)
+    teacher, targets, mask, dials = jax.lax.stop_gradient(operands)
+    spec = spec.at(dials)
+    logp = _log_probs(student, mask, spec.student_cap, spec)
+    of_target = None if targets is None else at_targets(logp, targets)
     entropy = under_mask(mask, formulas.entropy(logp))
-    if teacher is None:
+    divergence = spec.divergence
+    at_teacher = None
+    if divergence is None or teacher is None:
+        if of_target is None:
+            raise TypeError("log-probs of targets are asked for, and there are no targets")
         return TokenLogprob(under_mask(mask, of_target), entropy)
-    teacher = jax.lax.stop_gradient(teacher)
-    if isinstance(teacher, HiddenTeacher):
-        taught = _log_probs(teacher.hidden, teacher.head, mask, spec.teacher_cap, spec)
-        at_teacher = at_targets(taught, targets)
+    if isinstance(teacher, Stored):
+        wide = jnp.promote_types(jnp.float32, teacher.logp.dtype)
+        teacher = dataclasses.replace(teacher, logp=teacher.logp.astype(wide))
+        if targets is not None:
+            at_teacher = statistics.stored_logp(teacher, targets, spec)
+        value = _over_ids(logp, teacher, divergence, spec.vocab_size)
     else:
-        taught = teacher
-        at_teacher = statistics.stored_logp(teacher, targets, spec)
-    if spec.support == "full":
-        value = formulas.divergence(logp, taught, spec.measure)
-    elif spec.support == "sampled":
-        value = jax.lax.stop_gradient(of_target - at_teacher) * of_target
-    else:
-        value = _chosen(logp, taught, spec)
+        teacher_logp = _log_probs(teacher, mask, spec.teacher_cap, spec)
+        at_teacher = None if targets is None else at_targets(teacher_logp, targets)
+        if divergence.support == "full":
+            value = formulas.value(logp, teacher_logp, divergence)
+        elif of_target is not None and at_teacher is not None and divergence.chosen is None:
+            # "sampled"
+            value = jax.lax.stop_gradient(of_target - at_teacher) * of_target
+        else:
+            chosen = _chosen(logp, teacher_logp, divergence)
+            value = _over_ids(logp, chosen, divergence, spec.vocab_size)
     return TokenStats(
         divergence=under_mask(mask, value),
-        logp=under_mask(mask, of_target),
-        teacher_logp=under_mask(mask, at_teacher),
+        logp=None if of_target is None else under_mask(mask, of_target),
+        teacher_logp=None if at_teacher is None else under_mask(mask, at_teacher),
         entropy=entropy,
     )
 
@@ -67,28 +83,46 @@ def under_mask(mask: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.where(mask, values, jnp.zeros((), values.dtype))
 
 
-def _log_probs(hidden, head, mask, cap, spec):
-    """[..., D], [V, D] -> f32[..., V]; uniform where the mask is false."""
-    # Before the product: 0 times NaN would still be NaN in the gradient of the head.
-    hidden = under_mask(mask[..., None], hidden)
-    logits = product("...d,vd->...v", hidden, head[: spec.vocab_size])
+def _log_probs(output: Output, mask: jax.Array, cap: float | None, spec: Spec) -> jax.Array:
+    """f32[..., V], over the columns that exist; uniform where the mask is false."""
+    if isinstance(output, Logits):
+        values = under_mask(mask[..., None], output.values[..., : spec.vocab_size])
+        logits = values.astype(jnp.promote_types(jnp.float32, values.dtype))
+    else:
+        logits = _from_head(output, mask, spec)
     if cap is not None:
         logits = cap * jnp.tanh(logits / cap)
-    return jax.nn.log_softmax(logits / spec.temperature, axis=-1)
+    temperature = spec.temperature
+    if not isinstance(temperature, float | int):
+        temperature = temperature.astype(logits.dtype)
+        temperature = jnp.where(temperature > 0, temperature, jnp.nan)
+    return jax.nn.log_softmax(logits / temperature, axis=-1)
 
 
-def _chosen(logp, taught, spec):
-    support = spec.support
-    if isinstance(taught, statistics.StoredTeacher):
-        ids, logq = taught.ids, taught.logp
-    else:
-        sides = {"student": (logp,), "teacher": (taught,), "union": (logp, taught)}
-        tops = [
-            jax.lax.top_k(jax.lax.stop_gradient(x), support.k)[1] for x in sides[support.of]
-        ]
-        ids = jnp.concatenate(tops, axis=-1)
-        logq = jnp.take_along_axis(taught, ids, axis=-1)
-    idle = statistics.unused(ids, logq, spec.vocab_size)
+def _from_head(output: Hidden, mask: jax.Array, spec: Spec) -> jax.Array:
+    # Before the product: 0 times NaN would still be NaN in the gradient of the head.
+    states = under_mask(mask[..., None], output.states)
+    return product("...d,vd->...v", states, output.head[: spec.vocab_size])
+
+
+def _chosen(logp: jax.Array, teacher_logp: jax.Array, divergence: Divergence) -> Stored:
+    """The chosen tokens, with the teacher's log-probs of them."""
+    both = {"student": logp, "teacher": teacher_logp}
+    names = tuple(both) if divergence.support == "union" else (divergence.support,)
+    tops = [
+        jax.lax.top_k(jax.lax.stop_gradient(both[name]), cast(int, divergence.chosen))[1]
+        for name in names
+    ]
+    ids = jnp.concatenate(tops, axis=-1)
+    return Stored(ids, jnp.take_along_axis(teacher_logp, ids, axis=-1))
+
+
+def _over_ids(
+    logp: jax.Array, teacher: Stored, divergence: Divergence, vocab_size: int
+) -> jax.Array:
+    """The divergence over the tokens of a Stored, f32[...]."""
+    ids, logq = teacher.ids, teacher.logp
+    idle = statistics.unused(ids, logq, vocab_size)
     chosen = jnp.take_along_axis(logp, jnp.where(idle, 0, ids), axis=-1)
     chosen, logq = (jnp.where(idle, -jnp.inf, x) for x in (chosen, logq))
-    return statistics.coarse_divergence(chosen, logq, support.tail, spec.measure)
+    return statistics.coarse_divergence(chosen, logq, divergence)

@@ -7,14 +7,18 @@ axis; the gradient of the hidden states, summed over `vocab`; the loss, summed o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from mopd_jax.kernels.linear_divergence.options import HeadSharding, HiddenTeacher, Spec
-from mopd_jax.kernels.linear_divergence.statistics import Part
+from mopd_jax.kernels.linear_divergence.options import HeadSharding, Spec
+from mopd_jax.kernels.linear_divergence.outputs import Hidden, Logits, Teacher
+from mopd_jax.kernels.linear_divergence.records import (
+    Part,
+)
 
 
 def specs(sharding: HeadSharding) -> tuple[PartitionSpec, PartitionSpec]:
@@ -22,13 +26,21 @@ def specs(sharding: HeadSharding) -> tuple[PartitionSpec, PartitionSpec]:
     return PartitionSpec(sharding.tokens), PartitionSpec(sharding.vocab, sharding.embed)
 
 
-def teacher_specs(teacher: Any, sharding: HeadSharding) -> Any:
-    """Of a teacher of any kind."""
+def output_specs(output: Teacher | None, sharding: HeadSharding) -> Any:
+    """How a model's output of any kind lies, as a pytree of its structure or a prefix of it."""
     tokens, head = specs(sharding)
-    return HiddenTeacher(tokens, head) if isinstance(teacher, HiddenTeacher) else tokens
+    lies: list[Any] = []
+    if isinstance(output, Hidden):
+        lies = [tokens, head]
+    elif isinstance(output, Logits):
+        between = (None,) * (output.values.ndim - 2)
+        lies = [PartitionSpec(sharding.tokens, *between, sharding.vocab)]
+    return jax.tree.unflatten(jax.tree.structure(output), lies) if lies else tokens
 
 
-def over_mesh(local, sharding: HeadSharding, *, inputs: Any, outputs: Any):
+def over_mesh(
+    local: Callable[..., Any], sharding: HeadSharding, *, inputs: Any, outputs: Any
+) -> Callable[..., Any]:
     """`local` on every device's share, by `shard_map`; it names its own collectives."""
     # Unchecked, because the gradients are made inside and never by transposing this.
     return jax.shard_map(
@@ -36,14 +48,14 @@ def over_mesh(local, sharding: HeadSharding, *, inputs: Any, outputs: Any):
     )
 
 
-def vocabulary(head: jax.Array, spec: Spec) -> Part:
-    """Which columns a device's head [V, D] gives."""
+def vocabulary(columns: int, spec: Spec) -> Part:
+    """Which columns a device has whose share of a head or of logits has so many."""
     if spec.sharding is None or spec.sharding.vocab is None:
         return Part()
     axis = spec.sharding.vocab
     parts = jax.lax.axis_size(axis)
-    start = jax.lax.axis_index(axis) * head.shape[0]
-    return Part(axis, start, padded=parts * head.shape[0] > spec.vocab_size)
+    start = jax.lax.axis_index(axis) * columns
+    return Part(axis, start, padded=parts * columns > spec.vocab_size)
 
 
 def gather(head: jax.Array, part: Part, spec: Spec) -> jax.Array:

@@ -95,25 +95,25 @@ def blocks(device_kind: str, width: int, teacher_width: int, itemsize: int) -> B
     return Blocks(tokens, vocab, head_vocab, chip.vmem_bytes)
 
 
-def _sweep_bytes(tokens, vocab, width, teacher_width, itemsize):
+def _sweep_bytes(tokens: int, vocab: int, width: int, teacher_width: int, itemsize: int) -> int:
     """VMEM of the gradient of the hidden states, the largest of the kernels by tokens."""
     inputs = _input_bytes(tokens + vocab, width + teacher_width, itemsize)
     return inputs + tokens * width * (4 + 2 * itemsize) + _TEMPORARIES * 4 * tokens * vocab
 
 
-def _head_bytes(tokens, vocab, width, teacher_width, itemsize):
+def _head_bytes(tokens: int, vocab: int, width: int, teacher_width: int, itemsize: int) -> int:
     """VMEM of the gradient of the head; over a mesh it leaves the kernel in f32."""
     inputs = _input_bytes(tokens + vocab, width + teacher_width, itemsize)
     return inputs + vocab * width * (4 + 2 * 4) + _TEMPORARIES * 4 * tokens * vocab
 
 
-def _input_bytes(rows, width, itemsize):
+def _input_bytes(rows: int, width: int, itemsize: int) -> int:
     # Two of each, so that one is copied while the other is used; and the three bf16 parts that
     # an f32 product splits its operands into.
     return rows * width * (2 * itemsize + (6 if itemsize == 4 else 0))
 
 
-def _too_wide(device_kind, width, teacher_width, itemsize):
+def _too_wide(device_kind: str, width: int, teacher_width: int, itemsize: int) -> ValueError:
     return ValueError(
         f"implementation='pallas_tpu' cannot serve heads of width {width} and {teacher_width}"
         f" at {itemsize} bytes an element on {device_kind!r}: blocks of {_LANES} tokens and"

@@ -203,9 +203,9 @@ def text_fault(value: str, what: str, *, longest: int = LONGEST) -> str:
     """Why a text cannot be used, as a sentence that begins with `what`; "" if it can."""
     if len(value) > longest:
         return f"{what} has {len(value):,} characters; at most {longest:,}"
-    if found := _CONTROL.search(value):
+    if match := _CONTROL.search(value):
         return (
-            f"{what} has the control character {found[0]!r} at {found.start()}: binary "
+            f"{what} has the control character {match[0]!r} at {match.start()}: binary "
             "data, or a backslash that was read as an escape"
         )
     return _not_unicode(value, what)
@@ -219,8 +219,8 @@ def problem_fault(problem: Problem) -> str:
     """
     if len(problem.id) > LONGEST_ID:
         return f"the id has {len(problem.id):,} characters; at most {LONGEST_ID}"
-    if found := _NOT_IN_ID.search(problem.id):
-        return f"the id has the control character {found[0]!r} at {found.start()}; remove it"
+    if match := _NOT_IN_ID.search(problem.id):
+        return f"the id has the control character {match[0]!r} at {match.start()}; remove it"
     for message in problem.messages:
         role, content = message["role"], message["content"]
         if role not in ROLES:

@@ -311,7 +311,7 @@ def _builder(name: str, splits: Mapping[str, Sequence[Problem]], data_dir: pathl
     tfds = _tfds()
     base: Any = tfds.core.GeneratorBasedBuilder
 
-    class Problems(base, skip_registration=True):
+    class Problems(base, skip_registration=True):  # type: ignore[call-arg]  # TFDS is untyped.
         """Verifiable problems."""
 
         def _info(self) -> Any:

@@ -1,0 +1,65 @@
+"""A model's output at each position: hidden states and a head, logits, or a stored few."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """A model's output as hidden states and head; its logits are states @ head.T in float32.
+
+    Attributes:
+        states: [..., D], at the positions that predict each target.
+        head: [V, D]. A Flax kernel is [D, V]: pass its transpose. A tied embedding as it is.
+        soft_cap: static; logits become cap tanh(logits / cap) before any temperature.
+
+    Raises:
+        ValueError: a soft cap that is not positive and finite.
+    """
+
+    states: jax.Array
+    head: jax.Array
+    soft_cap: float | None = dataclasses.field(default=None, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        cap = self.soft_cap
+        if cap is not None and not (isinstance(cap, float | int) and 0 < cap < math.inf):
+            raise ValueError(
+                f"Hidden: soft_cap must be a positive and finite number, or None, got {cap!r}"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """A model's output as logits, from another framework or an API; a soft cap is in them.
+
+    They are divided by the call's temperature, as those of a `Hidden` are. Log-probs of the
+    whole vocabulary at temperature 1 are logits too. Give those of a student in float32: what
+    bfloat16 has rounded away does not come back.
+    """
+
+    values: jax.Array  # [..., V]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What was kept of a teacher: its log-probs of K tokens at each position.
+
+    The log-probs are under the full softmax at the temperature of the call, so that what they
+    leave over is the tail's. Where fewer are known, pad with id -1 or log-prob -inf. An id that
+    comes twice at a position counts once.
+    """
+
+    ids: jax.Array  # i32[..., K]
+    logp: jax.Array  # f32[..., K] nats
+
+
+Output = Hidden | Logits
+Teacher = Hidden | Logits | Stored
