@@ -123,7 +123,7 @@ def test_programs_have_no_answer_to_compare(any_box):
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("print(1)", "Test 1: wrong answer."),
         ("import os\nos._exit(3)", "Test 1: it ended with an error."),
@@ -136,11 +136,11 @@ def test_programs_have_no_answer_to_compare(any_box):
         ("class Own(Exception): pass\nraise Own('x')", "with an error at line 2."),
     ],
 )
-def test_feedback_says_what_went_wrong_and_not_what_is_right(any_box, source, said):
+def test_feedback_says_what_went_wrong_and_not_what_is_right(any_box, source, message):
     task = problem(("5", "THE-GOLD"), time_limit=0.5)
     verdict = verifiers.verify(task, fenced(source), sandbox=any_box)
     assert verdict.reward == 0.0 and not verdict.feedback_has_gold
-    assert said in verdict.feedback and "THE-GOLD" not in verdict.feedback
+    assert message in verdict.feedback and "THE-GOLD" not in verdict.feedback
     assert len(verdict.feedback) < 600
 
 
@@ -165,18 +165,18 @@ def test_a_program_cannot_write_a_hidden_input_into_the_feedback(any_box, source
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("raise ValueError('a\\nb\\x1b[2J')", "at line 1: b [2J."),
         ("raise ValueError('x' * 9999)", "[... cut]."),
         ("import os\nos._exit(3)", "it ended with an error."),
     ],
 )
-def test_a_problem_may_ask_for_the_disclosing_feedback(any_box, source, said):
+def test_a_problem_may_ask_for_the_disclosing_feedback(any_box, source, message):
     task = problem(("5", "THE-GOLD"), feedback="gold")
     verdict = verifiers.verify(task, fenced(source), sandbox=any_box)
     assert verdict.feedback_has_gold
-    assert said in verdict.feedback and verdict.feedback.endswith("THE-GOLD")
+    assert message in verdict.feedback and verdict.feedback.endswith("THE-GOLD")
     told = code_tests.verify(task, fenced(source), sandbox=any_box, feedback="kind")
     assert not told.feedback_has_gold and "THE-GOLD" not in told.feedback
     wrong = problem(("5", "7"), feedback="all")
@@ -214,7 +214,7 @@ def test_a_response_without_a_program_is_told_so(any_box):
 
 
 @pytest.mark.parametrize(
-    ("meta", "said"),
+    ("meta", "message"),
     [
         ({}, "has no tests"),
         ({"tests": []}, "has no tests"),
@@ -233,9 +233,9 @@ def test_a_response_without_a_program_is_told_so(any_box):
         ({"tests": [{"input": "", "output": "x" * 300_000}]}, "sandbox.output_kb"),
     ],
 )
-def test_tests_that_cannot_be_used_are_an_error(any_box, meta, said):
+def test_tests_that_cannot_be_used_are_an_error(any_box, meta, message):
     verdict = verifiers.verify(Problem("p", (), "", "code", meta), fenced(""), sandbox=any_box)
-    assert verdict.reward == 0.0 and said in verdict.error
+    assert verdict.reward == 0.0 and message in verdict.error
 
 
 @pytest.mark.parametrize("kind", ["starved", "broken"])
@@ -461,7 +461,7 @@ def test_fuzzed_text_for_long(pieces, found, expected):
 
 
 def run_fuzzed(box, count):
-    """Random bytes of programs: there is a verdict on each, and it is no success."""
+    """Random bytes of programs: there is a verdict on each, and it is not a success."""
     rng = random.Random(0)
     parts = [
         *(
@@ -757,7 +757,7 @@ def test_rows_with_workers_are_judged_together_and_counted_as_they_finish(monkey
     assert [(v.feedback, v.error) for v in done] == [("slow", ""), ("fast", "")]
 
 
-def test_without_a_reference_there_is_no_self_test():
+def test_without_a_reference_nothing_is_tested():
     assert code_tests.gold_response(problem(("", ""))) is None
     assert code_tests.mutated(problem(("", ""))) == ()
     named = Problem("p", (), "", "code", {}, solution="print(1)")

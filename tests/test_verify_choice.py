@@ -252,8 +252,8 @@ def test_the_text_of_an_option_counts_only_where_it_is_of_one():
     assert judge("<answer>three</answer>", "C", options=same).reward == 1.0
     # Nothing tells A from B, so neither is wrong where the other is right.
     for gold, reward in {"A": 1.0, "B": 1.0, "C": 0.0}.items():
-        for said in ("two", "A", "B", "A. two", "B. two"):
-            assert judge(f"<answer>{said}</answer>", gold, options=same).reward == reward
+        for text in ("two", "A", "B", "A. two", "B. two"):
+            assert judge(f"<answer>{text}</answer>", gold, options=same).reward == reward
     assert judge("<answer>three</answer>", "C").reward == 0.0
 
 

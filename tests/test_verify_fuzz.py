@@ -188,7 +188,7 @@ def test_ten_thousand_texts_get_a_plain_verdict(name):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-def test_thoughts_are_no_answer(name):
+def test_thoughts_are_not_read(name):
     problem = plain_problem(name)
     right = problem.solution or f"<answer>{problem.answer}</answer>"
     judge = verifiers.VERIFIERS[name]

@@ -372,7 +372,7 @@ DIFFERENT = [
     (r"x<-1\text{ or }x>1", r"(-\infty,-1]\cup[1,\infty)"),
     ("1<x<3", "3>x>2"),
     ("1<x<3", r"3\ge x>1"),
-    # A pair is no number with a comma.
+    # A pair is not a number with a comma.
     ("(0,100)", "100"),
     ("(0,180)", r"180^\circ"),
     ("(3,125)", "3125"),
@@ -390,7 +390,7 @@ DIFFERENT = [
     # Denied relations.
     ("2", r"x \not= 2"),
     ("(0,1)", r"x \not\in (0,1)"),
-    # An interval is no list of its ends.
+    # An interval is not a list of its ends.
     ("-2, 1", "[-2,1]"),
     ("[3,5]", "3,5"),
     (r"\emptyset", r"\{\emptyset\}"),
@@ -403,7 +403,7 @@ DIFFERENT = [
     ("B", r"\text{(B) or (C)}"),
     ("B", r"\text{(B) is wrong}"),
     (r"\textbf{(B)}", r"\textbf{(A) }B"),
-    # Letters that are no articles, and primes in their places.
+    # Letters that are not articles, and primes in their places.
     ("x", "a x"),
     ("b", r"a\,b"),
     ("A'B+C", "AB'+C"),
@@ -669,7 +669,7 @@ def test_what_never_ends_is_wrong_from_any_thread_and_leaves_nothing(pool, monke
     assert len(found) == len(ENDLESS)
     for verdict in found:
         assert (verdict.reward, verdict.error) == (0.0, "")
-    # The answer is not at fault where the gold answer is no better.
+    # The answer is not at fault where the gold answer meets the limit, too.
     assert judge(ENDLESS[1], "2x").error == "not decided in 0.5 s of CPU time"
     assert judge(*ENDLESS).error == "not decided in 0.5 s of CPU time"
     assert judge(r"\sqrt8", r"2\sqrt2").reward == 1.0  # In a new worker.

@@ -29,7 +29,7 @@ def judge(response, gold=GOLD, **meta):
     return verifiers.verify(Problem("p", TURN, answer, "tools", meta), response)
 
 
-def said(*calls):
+def calls_text(*calls):
     return "\n".join(f"Action: {name}\nAction Input: {value}" for name, value in calls)
 
 
@@ -39,31 +39,31 @@ WRONGLY_REFUSED_ELSEWHERE = [
     (
         "name that begins with a bracket",
         [{"Action": "[f", "Action_Input": "{}"}],
-        said(("[f", "{}")),
+        calls_text(("[f", "{}")),
     ),
-    ("number written otherwise", TWICE[:1], said(("f", '{"from": 2.0, "to": 1e0}'))),
+    ("number written otherwise", TWICE[:1], calls_text(("f", '{"from": 2.0, "to": 1e0}'))),
 ]
 # (case, gold, response): wrong, and accepted by graders that merge all arguments.
 WRONGLY_ACCEPTED_ELSEWHERE = [
     (
         "arguments swapped between calls",
         TWICE,
-        said(("f", '{"to": 1, "from": 4}'), ("f", '{"to": 3, "from": 2}')),
+        calls_text(("f", '{"to": 1, "from": 4}'), ("f", '{"to": 3, "from": 2}')),
     ),
     (
         "wrong argument hidden by a later call",
         TWICE,
-        said(("f", '{"to": 9, "from": 9}'), ("f", '{"to": 3, "from": 4}')),
+        calls_text(("f", '{"to": 9, "from": 9}'), ("f", '{"to": 3, "from": 4}')),
     ),
     (
         "wrong argument hidden by a later key",
         TWICE[:1],
-        said(("f", '{"to": 9, "to": 1, "from": 2}')),
+        calls_text(("f", '{"to": 9, "to": 1, "from": 2}')),
     ),
-    ("garbage where nothing is asked", GOLD[1:], said(("g", "{garbage}"))),
-    ("an argument where nothing is asked", GOLD[1:], said(("g", '{"a": 1}'))),
+    ("garbage where nothing is asked", GOLD[1:], calls_text(("g", "{garbage}"))),
+    ("an argument where nothing is asked", GOLD[1:], calls_text(("g", '{"a": 1}'))),
     ("no input at all", GOLD[1:], "Action: g"),
-    ("calls in one name", TWICE[:1], said(("f", '{"to": 1}'), ("f", '{"from": 2}'))),
+    ("calls in one name", TWICE[:1], calls_text(("f", '{"to": 1}'), ("f", '{"from": 2}'))),
 ]
 
 
@@ -95,7 +95,7 @@ def test_wrong_calls_that_other_graders_accept(case, gold, response):
         RIGHT + "\nObservation: done\nFinal Answer: 5",
         "<think>\nAction: h\nAction Input: {}\n</think>\n" + RIGHT,
         RIGHT + "\n<think>\nAction: h\nAction Input: {}",
-        said(("g", "{}"), ("f", json.dumps(NESTED, indent=2))),
+        calls_text(("g", "{}"), ("f", json.dumps(NESTED, indent=2))),
         RIGHT.replace("Action: f", 'Action: "f"'),
         RIGHT.replace("Action: f", "Action:\nf"),
         RIGHT.replace("\nAction: ", "\n1. Action: "),
@@ -125,8 +125,8 @@ def test_ways_to_write_the_same_calls(response):
 )
 def test_types_and_values_are_exact(given, wanted):
     gold = [{"Action": "f", "Action_Input": f'{{"a": {wanted}}}'}]
-    assert judge(said(("f", f'{{"a": {wanted}}}')), gold).reward == 1.0
-    assert judge(said(("f", f'{{"a": {given}}}')), gold).reward == 0.0
+    assert judge(calls_text(("f", f'{{"a": {wanted}}}')), gold).reward == 1.0
+    assert judge(calls_text(("f", f'{{"a": {given}}}')), gold).reward == 0.0
 
 
 @pytest.mark.parametrize(
@@ -150,17 +150,19 @@ def test_a_second_guess_is_not_free(guess):
 def test_equal_calls_have_one_text():
     gold = [{"Action": "f", "Action_Input": {"a": 1}}]
     texts = {
-        judge(said(("f", arguments)), gold).answer
+        judge(calls_text(("f", arguments)), gold).answer
         for arguments in ('{"n": 10, "m": {"x": true, "y": [0.5]}}',
                           '{"m": {"y": [5e-1], "x": true}, "n": 1e1}')
     }  # fmt: skip
     assert texts == {'f {"m": {"x": true, "y": [5e-1]}, "n": 1e1}'}
-    text, number = (judge(said(("f", f'{{"n": {n}}}')), gold).answer for n in ('"10"', "10"))
+    text, number = (
+        judge(calls_text(("f", f'{{"n": {n}}}')), gold).answer for n in ('"10"', "10")
+    )
     assert (text, number) == ('f {"n": "10"}', 'f {"n": 1e1}')
 
 
 def test_the_answer_is_of_the_response_whatever_the_gold():
-    one, two = said(("f", '{"a": 1}')), said(("g", "{}"))
+    one, two = calls_text(("f", '{"a": 1}')), calls_text(("g", "{}"))
     for gold in (GOLD, TWICE, "f(1)"):  # The last is an error.
         answers = [judge(text, gold).answer for text in (f"{one}\n{two}", f"{two}\n{one}")]
         assert answers == ['f {"a": 1e0}\ng {}'] * 2
@@ -169,19 +171,19 @@ def test_the_answer_is_of_the_response_whatever_the_gold():
             assert judge(text, gold).answer is None
 
 
-def test_a_null_is_no_missing_key():
+def test_a_null_is_not_a_missing_key():
     gold = [{"Action": "f", "Action_Input": "{}"}]
-    assert judge(said(("f", '{"a": null}')), gold).reward == 0.0
+    assert judge(calls_text(("f", '{"a": null}')), gold).reward == 0.0
 
 
 def test_order():
-    swapped = said(("f", '{"to": 3, "from": 4}'), ("f", '{"to": 1, "from": 2}'))
+    swapped = calls_text(("f", '{"to": 3, "from": 4}'), ("f", '{"to": 1, "from": 2}'))
     assert judge(swapped, TWICE).reward == 1.0
     assert judge(swapped, TWICE, order="exact").reward == 0.0
-    once = said(("f", '{"to": 3, "from": 4}'))
+    once = calls_text(("f", '{"to": 3, "from": 4}'))
     assert judge(once, TWICE).reward == 0.0
     assert judge(f"{swapped}\n{once}", TWICE).reward == 0.0
-    assert judge(said(("F", "{}")), [{"Action": "f", "Action_Input": {}}]).reward == 0.0
+    assert judge(calls_text(("F", "{}")), [{"Action": "f", "Action_Input": {}}]).reward == 0.0
 
 
 @pytest.mark.parametrize(
@@ -212,14 +214,14 @@ def test_what_cannot_be_read_is_said_without_gold(response, count, why):
 
 
 def test_feedback_has_gold_only_where_it_is_asked_for_and_says_so():
-    wrong = said(("f", '{"a": 2}'))
+    wrong = calls_text(("f", '{"a": 2}'))
     hidden = judge(wrong, TWICE)
     assert hidden.feedback == "Calls that were found: 1."
     assert not hidden.feedback_has_gold
     open_ = judge(wrong, TWICE, feedback="gold")
     assert '\\"from\\": 4' in open_.feedback
     assert open_.feedback_has_gold
-    right = said(*((c["Action"], c["Action_Input"]) for c in TWICE))
+    right = calls_text(*((c["Action"], c["Action_Input"]) for c in TWICE))
     verdict = judge(right, TWICE, feedback="gold")
     assert (verdict.reward, verdict.feedback, verdict.feedback_has_gold) == (1.0, "", False)
 

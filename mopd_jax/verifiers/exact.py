@@ -1,4 +1,4 @@
-"""The verifier `exact`: the text in the last <answer> tag against the gold text."""
+"""The verifier `exact`: the text in the last `<answer>` tag against the gold text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-r"""The verifier `math`: the last \boxed{} of a response against the gold, by exact rules.
+r"""The verifier `math`: the last `\boxed{}` of a response against the gold, by exact rules.
 
 docs/verifiers.md has the rules, one row a case, with examples that a test runs. In short: both
 answers get one spelling (`spelling.py`), are taken apart (`parsing.py`, `numerals.py`), and
