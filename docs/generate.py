@@ -276,8 +276,13 @@ class _Scope:
             for cls in self._types(node.value)
             if node.attr in {field.name for field in dataclasses.fields(cls)}
         }
+        config = self._known.get(scope.name) if isinstance(scope, ast.ClassDef) else None
         for node in nested:
             below = _Scope(self._known, self._names)
+            if config and isinstance(node, ast.FunctionDef):
+                if node.name.startswith("_"):
+                    continue  # A config's check of itself is no use of a value.
+                below._names["self"] = frozenset([config])
             if not isinstance(node, ast.ClassDef):
                 arguments = node.args
                 for arg in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):

@@ -76,6 +76,15 @@ def by_annotation(sampling: RolloutConfig | EvalConfig, run, other):
     return sampling.top_k, run.cfg.seed, other.prompts
 
 
+class LossConfig:
+    @property
+    def shown(self):
+        return self.beta
+
+    def __post_init__(self):
+        assert self.margin
+
+
 class Box:
     def __init__(self, cfg: SandboxConfig):
         self._cfg = cfg
@@ -95,6 +104,7 @@ def test_readers_are_found_by_what_a_value_is():
         (RolloutConfig, "top_k"): {"a.b"},
         (EvalConfig, "top_k"): {"a.b"},
         (LossConfig, "kl_coef"): {"a.b"},
+        (LossConfig, "beta"): {"a.b"},
         (SandboxConfig, "memory_mb"): {"a.b"},
         (SandboxConfig, "file_mb"): {"a.b"},
     }

@@ -496,7 +496,11 @@ def test_a_sampler_that_disagrees(opened, first, fails, monkeypatch, cause):
 
         def shifted(params, prompt, mask, *args, **options):
             return whole(
-                params, prompt, mask & (np.arange(mask.shape[1]) % 2 == 0), *args, **options
+                params,
+                prompt,
+                mask & (np.arange(mask.shape[1]) % 2 == 0)[None],
+                *args,
+                **options,
             )
 
         monkeypatch.setattr(scoring, "response_states", shifted)
