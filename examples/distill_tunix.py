@@ -158,7 +158,7 @@ def accumulation_errors(seed: int = 0) -> tuple[float, float]:
     model = make_model(seed)
     batch = next(on_policy_batches(model, model, 1, seed))
     # Sorted by length, as loaders do to save padding: the first part has the fewest tokens.
-    batch["answer_mask"] = jnp.arange(T) < (1 + jnp.arange(N) * T // N)[:, None]
+    batch["answer_mask"] = jnp.arange(T)[None] < (1 + jnp.arange(N) * T // N)[:, None]
 
     def update(parts):
         student = nnx.clone(model)

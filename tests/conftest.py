@@ -116,13 +116,21 @@ def pytest_collection_modifyitems(config, items):
         items[:] = chosen
 
 
-def pytest_terminal_summary(terminalreporter, config):
+# Around the reporter's own, to write after its last line.
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session):
+    result = yield
+    config = session.config
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or config.option.collectonly:  # Workers have no reporter.
+        return result
     # By id, since every worker reports a file that skips as a whole.
-    skipped = {report.nodeid: report for report in terminalreporter.stats.get("skipped", ())}
+    skipped = {report.nodeid: report for report in reporter.stats.get("skipped", ())}
     reasons = {name: str(report.longrepr[-1]) for name, report in skipped.items()}
     line = wants.closing_line(reasons.values())
     if line:
-        terminalreporter.write_line(line)
-    if config.pluginmanager.hasplugin("cacheprovider") and not config.option.collectonly:
+        reporter.write_line(line)
+    if config.pluginmanager.hasplugin("cacheprovider"):
         wanted = [name for name, why in reasons.items() if wants.REASON.search(why)]
         config.cache.set(WANTED, wanted)
+    return result

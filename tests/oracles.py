@@ -85,8 +85,8 @@ def entropy_grad(logp):
 
 def linear_logp(hidden, head, temperature):
     """log softmax(hidden head^T / temperature): [N, T, D], [V, D] -> float64[N, T, V]."""
-    hidden, head = (np.asarray(x, np.float64) for x in (hidden, head))
-    return log_softmax(hidden @ head.T / temperature)
+    logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64).T
+    return log_softmax(logits / temperature)
 
 
 def linear_grads(logits_grad, hidden, head, temperature):
