@@ -19,8 +19,8 @@ from mopd_jax.kernels.linear_divergence import (
     chunked,
     pallas_tpu,
     reference,
-    statistics,
     token_losses,
+    token_stats,
     topk,
 )
 from mopd_jax.kernels.linear_divergence.divergence import Divergence, DivergenceKind, Support
@@ -214,7 +214,7 @@ def linear_divergence_loss(
     checks.check_weights(weights, aux, call.operands.mask)
     name, settings = _settle(call, options)
     if name in ("chunked", "pallas_gpu"):
-        rows = settings or statistics.token_statistics
+        rows = settings or token_stats.token_statistics
         loss, stats = chunked.loss_with_gradients(
             call.spec, rows, token_loss, call.student, call.operands, weights, aux
         )
@@ -279,5 +279,5 @@ def _statistics(call: Call, name: Implementation, settings: Any) -> Any:
         return pallas_tpu.differentiable_statistics(
             call.spec, settings, call.student, call.operands
         )
-    rows = settings or statistics.token_statistics
+    rows = settings or token_stats.token_statistics
     return chunked.differentiable_statistics(call.spec, rows, call.student, call.operands)

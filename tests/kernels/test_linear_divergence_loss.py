@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mopd_jax import kernels
 from mopd_jax.kernels import Divergence, Hidden, Logits, Stored
-from mopd_jax.kernels.linear_divergence import chunked, formulas, statistics
+from mopd_jax.kernels.linear_divergence import chunked, formulas, token_stats
 from mopd_jax.kernels.linear_divergence.divergence import settled
 from mopd_jax.kernels.linear_divergence.options import Spec
 
@@ -207,7 +207,7 @@ def test_only_chunks_with_a_valid_token_are_computed(valid):
 
     def rows(*arguments, **options):
         jax.debug.callback(lambda: computed.append(1))
-        return statistics.token_statistics(*arguments, **options)
+        return token_stats.token_statistics(*arguments, **options)
 
     spec = Spec(None, 1.0, None, None, V, chunk_tokens=3)
     operands = chunked.Operands(None, *map(jnp.asarray, (targets, mask)))

@@ -15,13 +15,13 @@ import oracles
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from mopd_jax.kernels.linear_divergence import chunked, statistics
+from mopd_jax.kernels.linear_divergence import chunked, token_stats
 from mopd_jax.kernels.linear_divergence.chunked import Operands
 from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.options import Spec
 from mopd_jax.kernels.linear_divergence.outputs import Hidden, Stored
 from mopd_jax.kernels.linear_divergence.pallas_gpu import RowKernels
-from mopd_jax.kernels.linear_divergence.statistics import Part, TokenLogprob
+from mopd_jax.kernels.linear_divergence.token_stats import Part, TokenLogprob
 
 EPS = 2.0**-23
 DIVERGENCES = {
@@ -204,7 +204,7 @@ def test_impossible_tokens_are_as_in_xla(name):
     teacher[3] = -np.inf  # No distribution.
     spec = make_spec(DIVERGENCES[name], columns)
     got = run(rows, spec, student, teacher, targets, cotangents)
-    want = run(statistics.token_statistics, spec, student, teacher, targets, cotangents)
+    want = run(token_stats.token_statistics, spec, student, teacher, targets, cotangents)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, atol=64 * EPS)
 
@@ -255,7 +255,7 @@ def test_one_launch_gives_what_two_and_a_loss_between_give(name, dtype):
 
     @jax.jit
     def apart(student, teacher, targets, weights, aux, valid):
-        stats, pull = statistics.token_statistics(student, teacher, targets, spec=spec)
+        stats, pull = token_stats.token_statistics(student, teacher, targets, spec=spec)
         each, to_stats, to_aux = weighted(stats, aux, weights)
         to_stats = {k: jnp.where(valid, x, 0) for k, x in vars(to_stats).items()}
         grad = pull(to_stats.get("divergence"), to_stats["logp"], to_stats["entropy"])
@@ -314,7 +314,7 @@ def test_statistics_in_bfloat16_is_as_with_rows_of_xla(name):
         return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(hidden, head)
 
     got = both(RowKernels(block=8, interpret=True))
-    want = both(statistics.token_statistics)
+    want = both(token_stats.token_statistics)
     check_bfloat16(got, want)
     assert {x.dtype for x in jax.tree.leaves(got[1])} == {jnp.dtype("float32")}
 
@@ -337,7 +337,7 @@ def test_the_loss_in_bfloat16_is_as_with_rows_of_xla(loss):
         return jax.jit(run)(hidden, head, weights, aux)
 
     got = both(RowKernels(block=8, rows=2, interpret=True))
-    check_bfloat16(got, both(statistics.token_statistics))
+    check_bfloat16(got, both(token_stats.token_statistics))
 
 
 def test_without_targets_it_is_as_with_rows_of_xla():
@@ -366,7 +366,7 @@ def test_without_targets_it_is_as_with_rows_of_xla():
 
     got = total(RowKernels(block=8, rows=2, interpret=True))
     for a, b in zip(
-        jax.tree.leaves(got), jax.tree.leaves(total(statistics.token_statistics)), strict=True
+        jax.tree.leaves(got), jax.tree.leaves(total(token_stats.token_statistics)), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-5)
 

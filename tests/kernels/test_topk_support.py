@@ -12,7 +12,7 @@ import pytest
 
 from mopd_jax import kernels, losses
 from mopd_jax.kernels import Divergence, Hidden, Logits, Stored
-from mopd_jax.kernels.linear_divergence import statistics
+from mopd_jax.kernels.linear_divergence import token_stats
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "sdpo_losses.npz")
 K = int(GOLDEN["k"])
@@ -188,12 +188,12 @@ def test_all_mass_in_the_choice_gives_a_finite_tail_without_gradient():
 def test_rest_is_exact_on_both_sides_of_one_half():
     """log(1 - x) at masses x from 1e-6 to 1 - 1e-6, and the floor of 1e-7 above."""
     mass = np.float64([1e-6, 0.01, 0.4999, 0.5001, 0.9, 0.999])
-    got = statistics.rest(np.float32(np.log(mass))[:, None])[:, 0]
+    got = token_stats.rest(np.float32(np.log(mass))[:, None])[:, 0]
     np.testing.assert_allclose(got, np.log1p(-mass), rtol=2e-4)
     np.testing.assert_allclose(got[2:5], np.log1p(-mass[2:5]), rtol=1e-6)
-    floor = statistics.rest(jnp.zeros((1, 1)))[0, 0]
+    floor = token_stats.rest(jnp.zeros((1, 1)))[0, 0]
     np.testing.assert_allclose(floor, np.log(1e-7), rtol=1e-6)  # -16.1181
-    grad = jax.grad(lambda x: statistics.rest(x)[0])(jnp.zeros(1))
+    grad = jax.grad(lambda x: token_stats.rest(x)[0])(jnp.zeros(1))
     np.testing.assert_array_equal(grad, 0)
 
 

@@ -168,7 +168,7 @@ def run(
     """Statistics; with `token_loss`, also the weighted loss and its gradients.
 
     Args:
-        row_statistics: `statistics.token_statistics`, or what does the same.
+        row_statistics: `token_stats.token_statistics`, or what does the same.
         token_loss: None, and then weights and aux are too.
 
     Returns:

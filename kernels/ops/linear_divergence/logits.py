@@ -41,7 +41,7 @@ def _flat(x: jax.Array, lead: int) -> jax.Array:
 def of_tokens(
     rows: jax.Array | Stored | None, head: jax.Array | None, part: Part, spec: Spec
 ) -> jax.Array | Stored | None:
-    """What `statistics.token_statistics` reads of a model: f32[C, V] logits, or a Stored.
+    """What `token_stats.token_statistics` reads of a model: f32[C, V] logits, or a Stored.
 
     Args:
         rows, head: of C tokens, as a `Side` has them.

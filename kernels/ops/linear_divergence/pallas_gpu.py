@@ -43,7 +43,7 @@ from mopd_jax.kernels.linear_divergence.token_losses import is_floating
 class RowKernels:
     """Statistics of a chunk's tokens from their logits, and gradients, by Triton kernels.
 
-    Called as `statistics.token_statistics` is. Hashable, and equal where its fields are.
+    Called as `token_stats.token_statistics` is. Hashable, and equal where its fields are.
     """
 
     block: int = 2048  # Columns that a program holds at once, a power of two.

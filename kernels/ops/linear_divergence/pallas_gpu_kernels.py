@@ -1,7 +1,7 @@
 """What one program does of `pallas_gpu`: walk along the logits of its tokens, and come back.
 
 - Blocks of the vocabulary are finished under their own softmax and put together by
-  `statistics.merge`.
+  `token_stats.merge`.
 - Log-sums are kept relative to the largest logit, so that a constant added to all logits costs
   no accuracy.
 - The total of the slopes, by which the gradient is centred, is put together from those of the
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from mopd_jax.kernels.linear_divergence import formulas, statistics
+from mopd_jax.kernels.linear_divergence import formulas, token_stats
 from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.options import Spec
 from mopd_jax.kernels.linear_divergence.records import (
@@ -31,12 +31,12 @@ from mopd_jax.kernels.linear_divergence.records import (
     TokenStats,
     Weighted,
 )
-from mopd_jax.kernels.linear_divergence.statistics import (
+from mopd_jax.kernels.linear_divergence.token_stats import (
     Moments,
 )
 
 # A logit of a column that is not there, and the maximum of no logits; finite, because
-# infinities would meet in differences. `statistics.merge` takes it for empty too.
+# infinities would meet in differences. `token_stats.merge` takes it for empty too.
 _EMPTY = -1e30
 
 # Which block of columns; a number of the grid or of a loop.
@@ -285,7 +285,7 @@ def _log_probs(
     window: Window, j: Index, ref: Any, cap: float | None, spec: Spec, top: Any, log_sum: Any
 ) -> tuple[jax.Array, jax.Array]:
     """Of block j, f32[R, B]; and the derivative of its logits after cap and temperature."""
-    scaled, slope = statistics.soften(window.load_block(ref, j), cap, spec.temperature)
+    scaled, slope = token_stats.soften(window.load_block(ref, j), cap, spec.temperature)
     scaled = window.beyond(j, scaled)
     return (scaled - top[:, None]) - log_sum[:, None], slope
 
@@ -324,7 +324,7 @@ def _block_softmax(
     window: Window, spec: Spec, j: Index, ref: Any, cap: float | None, hit: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Maximum and total f32[R] of block j, log-probs f32[R, B], and the target's logit."""
-    scaled, _ = statistics.soften(window.load_block(ref, j), cap, spec.temperature)
+    scaled, _ = token_stats.soften(window.load_block(ref, j), cap, spec.temperature)
     scaled = window.beyond(j, scaled)
     top = jnp.maximum(jnp.max(scaled, axis=1), _EMPTY)
     shifted = scaled - top[:, None]
@@ -353,7 +353,7 @@ def _merge(first: _Walk, second: _Walk, divergence: Divergence | None) -> _Walk:
         Moments(a, b, x.entropy, *[zero if x.value is None else x.value] * 2)
         for a, b, x in zip(sums, teacher_sums, parts, strict=True)
     ]
-    both = statistics.merge(*moments)
+    both = token_stats.merge(*moments)
     walk = _Walk(top, total, both.entropy, first.logit + second.logit)
     if divergence is None:
         return walk

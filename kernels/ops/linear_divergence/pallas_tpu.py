@@ -25,7 +25,7 @@ from jax.sharding import PartitionSpec
 
 from mopd_jax.kernels.linear_divergence import pallas_tpu_kernels as kernels
 from mopd_jax.kernels.linear_divergence import pallas_tpu_launch as launch
-from mopd_jax.kernels.linear_divergence import sharded, statistics
+from mopd_jax.kernels.linear_divergence import sharded, token_stats
 from mopd_jax.kernels.linear_divergence.chunked import Operands
 from mopd_jax.kernels.linear_divergence.options import Spec
 from mopd_jax.kernels.linear_divergence.outputs import Hidden, Output
@@ -257,8 +257,8 @@ def _merged(swept: jax.Array, part: Part, spec: Spec) -> jax.Array:
         reverse_kl=jnp.broadcast_to(each.reverse_kl, each.lse.shape),
         forward_kl=jnp.broadcast_to(each.forward_kl, each.lse.shape),
     )
-    apart = [statistics.Moments(*(x[i] for x in each)) for i in range(len(parts))]
-    merged = functools.reduce(statistics.merge, apart)
+    apart = [token_stats.Moments(*(x[i] for x in each)) for i in range(len(parts))]
+    merged = functools.reduce(token_stats.merge, apart)
     rows[kernels.ENTROPY] = merged.entropy
     rows[kernels.VALUE] = jnp.zeros_like(swept[0])
     for name in online:

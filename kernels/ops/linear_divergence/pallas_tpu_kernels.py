@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from mopd_jax.kernels.linear_divergence import formulas, statistics
+from mopd_jax.kernels.linear_divergence import formulas, token_stats
 from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.options import Spec
-from mopd_jax.kernels.linear_divergence.statistics import (
+from mopd_jax.kernels.linear_divergence.token_stats import (
     Moments,
 )
 
@@ -220,7 +220,7 @@ def _scores(
     def scores(hidden: Any, head: Any, cap: float | None) -> tuple[jax.Array, jax.Array]:
         left, right = (head, hidden) if tokens_last else (hidden, head)
         raw = product(left[...], right[...], (1, 1))
-        soft, slope = statistics.soften(raw, cap, spec.temperature)
+        soft, slope = token_stats.soften(raw, cap, spec.temperature)
         return jnp.where(real, soft, EMPTY), slope
 
     student, slope = scores(hidden, head, spec.student_cap)
@@ -264,7 +264,7 @@ def _fold(state: Any, student: Any, teacher: Any, hit: Any, spec: Spec) -> None:
         each = formulas.terms(logp, logps[1], spec.divergence).value
         here[online] = jnp.sum(each, axis=0, keepdims=True)
         past[online] = _read(state, VALUE)
-    merged = statistics.merge(moments(befores, **past), moments(heres, **here))
+    merged = token_stats.merge(moments(befores, **past), moments(heres, **here))
     _write(state, ENTROPY, merged.entropy)
     if online is not None:
         _write(state, VALUE, getattr(merged, online))

@@ -12,7 +12,7 @@ from typing import cast
 import jax
 import jax.numpy as jnp
 
-from mopd_jax.kernels.linear_divergence import formulas, statistics
+from mopd_jax.kernels.linear_divergence import formulas, token_stats
 from mopd_jax.kernels.linear_divergence.chunked import Operands
 from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.logits import product
@@ -47,7 +47,7 @@ def token_statistics(spec: Spec, student: Output, operands: Operands) -> Stats:
         wide = jnp.promote_types(jnp.float32, teacher.logp.dtype)
         teacher = dataclasses.replace(teacher, logp=teacher.logp.astype(wide))
         if targets is not None:
-            at_teacher = statistics.stored_logp(teacher, targets, spec)
+            at_teacher = token_stats.stored_logp(teacher, targets, spec)
         value = _over_ids(logp, teacher, divergence, spec.vocab_size)
     else:
         teacher_logp = _log_probs(teacher, mask, spec.teacher_cap, spec)
@@ -122,7 +122,7 @@ def _over_ids(
 ) -> jax.Array:
     """The divergence over the tokens of a Stored, f32[...]."""
     ids, logq = teacher.ids, teacher.logp
-    idle = statistics.unused(ids, logq, vocab_size)
+    idle = token_stats.unused(ids, logq, vocab_size)
     chosen = jnp.take_along_axis(logp, jnp.where(idle, 0, ids), axis=-1)
     chosen, logq = (jnp.where(idle, -jnp.inf, x) for x in (chosen, logq))
-    return statistics.coarse_divergence(chosen, logq, divergence)
+    return token_stats.coarse_divergence(chosen, logq, divergence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from mopd_jax.kernels.linear_divergence import logits, sharded, statistics
+from mopd_jax.kernels.linear_divergence import logits, sharded, token_stats
 from mopd_jax.kernels.linear_divergence.options import Dials, Spec
 from mopd_jax.kernels.linear_divergence.outputs import Output, Stored
 from mopd_jax.kernels.linear_divergence.partition import partition, put, take
@@ -42,8 +42,8 @@ def _token_topk(spec: Spec, k: int, model: Output, mask: jax.Array) -> Stored:
     def chunk(i: jax.Array, stored: Stored) -> Stored:
         places = jax.lax.dynamic_slice_in_dim(order, i * size, size)
         scores = logits.logits(take(rows, places), head, part, spec)
-        logp = statistics.token_log_probs(scores, spec, part)
-        best = Stored(*statistics.top_ids(logp, k, part))
+        logp = token_stats.token_log_probs(scores, spec, part)
+        best = Stored(*token_stats.top_ids(logp, k, part))
         return jax.tree.map(lambda x, new: put(x, places, new), stored, best)
 
     shape = (mask.size, k)
