@@ -334,7 +334,7 @@ def test_every_field_is_in_the_table_or_the_loop():
             "workers",
             "python",
             "slow_tests",
-        },  # In `test_sandbox.py`, `test_code.py`.
+        },  # In `test_sandbox.py`, `test_code_tests.py`.
         "teacher": {"no_context", "path", "drift_every", "cache"},
     }
     for section in dataclasses.fields(Config):

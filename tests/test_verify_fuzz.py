@@ -172,7 +172,7 @@ PLAIN = ["codebook", "exact", "reasoning_gym"]
 
 
 def test_every_verifier_is_fuzzed():
-    # Programs are in tests/test_code.py.
+    # Programs are in tests/test_code_tests.py.
     assert {*PIECES, *PLAIN, "code"} == set(verifiers.VERIFIERS)
 
 
