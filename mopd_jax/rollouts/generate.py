@@ -80,14 +80,8 @@ def rollout(
         hidden, suffix = decoder.decode_step(params, last, t - 1, prefix, now.suffix, cfg=cfg)
         token, logp, done = draw(decoder.logits(params, hidden), t, now.done)
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=t, axis=2)
-        return _Decoding(
-            t + 1,
-            put(now.tokens, token),
-            put(now.logps, logp),
-            put(now.live, ~now.done),
-            done,
-            suffix,
-        )
+        columns = (put(now.tokens, token), put(now.logps, logp), put(now.live, ~now.done))
+        return _Decoding(t + 1, *columns, done, suffix)
 
     token, logp, done = draw(first, 0, jnp.zeros((P, G), bool))
     start = _Decoding(
