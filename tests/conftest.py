@@ -60,9 +60,14 @@ SMOKE = {
     "test_verify_choice",
     "test_verify_tools",
 }
-WANTED = (
-    "mopd_jax/wanted"  # Key of pytest's cache: ids of tests that skipped for want of something.
-)
+# Tests in these files that take too long for it.
+NOT_SMOKE = {
+    "test_a_constant_may_have_few_bits",
+    "test_a_second_derivative_agrees_with_the_reference",
+    "test_parts_of_a_batch_may_be_shorter",
+}
+# Key of pytest's cache: ids of tests that skipped for want of something.
+WANTED = "mopd_jax/wanted"
 
 hypothesis.settings.register_profile("same", derandomize=True, max_examples=50, deadline=None)
 hypothesis.settings.load_profile("same")
@@ -107,7 +112,8 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_collection_modifyitems(config, items):
     for item in items:
         minutes = any(item.get_closest_marker(name) for name in ("slow", "long"))
-        if item.path.stem in SMOKE and not minutes:
+        short = item.path.stem in SMOKE and item.originalname not in NOT_SMOKE
+        if short and not minutes:
             item.add_marker("smoke")
     if config.option.wanted:
         wanted = set(config.cache.get(WANTED, []))  # Of tests, and of files that skip whole.
