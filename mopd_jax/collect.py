@@ -44,7 +44,7 @@ def collect(
         devices: that the mesh is laid over, by default all.
 
     Raises:
-        ConfigError, and what `run.open_run` raises: before anything is sampled.
+        ConfigError, and what `opening.prepare` raises: before anything is sampled.
     """
     if cfg.rollout.file is not None:
         raise ConfigError(

@@ -50,7 +50,7 @@ class Chosen:
     usage: peers.Usage
     match: controls.Match | None
     texts: list[list[str]]  # [P][G] responses as they are shown.
-    without_text: int  # Rollouts that are no peers since nothing of them can be shown.
+    without_text: int  # Eligible rollouts whose shown text is empty, so they are no peers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +111,8 @@ def add_contexts(
 def sampler(run: Run, stream: ProblemStream) -> Take:
     """Samples the next problems of the stream, `rollout.batch` prompts at a time.
 
-    A batch is judged while the next is sampled; verdicts do not depend on the load
-    (docs/sandbox.md), so neither do they on this.
+    A batch is judged while the next is sampled. Verdicts do not depend on the load
+    (docs/sandbox.md), so this overlap does not change them.
     """
 
     def take(
@@ -141,8 +141,8 @@ def sample(
     purpose: int,
     step: int,
 ) -> Sampled:
-    """Rollouts on the problem's own messages and nothing else: of the student, or of the
-    teacher where `rollout.policy` says so and the purpose is training.
+    """Samples responses to the plain prompts. The student samples; for training,
+    `rollout.policy` may name the teacher.
 
     Args:
         sampler: `run.sample` or `run.sample_eval`.
@@ -176,7 +176,7 @@ def sample(
 
 
 def _joined(parts: list[Sampled]) -> Sampled:
-    """The batches one behind the other."""
+    """Concatenates the batches."""
 
     def join(values: list[Any]) -> Any:
         return sum(values, []) if isinstance(values[0], list) else np.concatenate(values)
@@ -199,8 +199,9 @@ def verify(student: Student, sampled: Sampled) -> list[list[Verdict]]:
     return [verdicts[p * group : (p + 1) * group] for p in range(prompts)]
 
 
-def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, step: int) -> Chosen:
-    """Who sees whom. Labels are the verifier's; truncation decides who may be shown at all."""
+def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, draw: int) -> Chosen:
+    """Who sees whom. A rollout may be shown if it has a verdict and a text, and was not
+    truncated (or `peers.truncated` allows it)."""
     cfg = run.cfg
     usage = peers.usage(outcomes, cfg.peers)
     texts = blocks.shown_texts(sampled.texts, run.tokenizer, cfg.context)
@@ -216,12 +217,12 @@ def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, step: int) -> C
     )
     rows = usage.has_context
     if cfg.peers.control == "off":
-        plan = peers.choose(candidates, seed=cfg.seed, step=step, cfg=cfg.peers, rows=rows)
+        plan = peers.choose(candidates, seed=cfg.seed, step=draw, cfg=cfg.peers, rows=rows)
         return Chosen(plan, usage, None, texts, without_text)
     plan, match = controls.choose(
         candidates,
         seed=cfg.seed,
-        step=step,
+        step=draw,
         cfg=cfg.peers,
         rows=rows,
         tokens=blocks.block_tokens(texts, run.tokenizer, cfg.context),

@@ -1,4 +1,4 @@
-"""Objectives over the tokens of a batch: distillation (MOPD, OPD, SDPO) and GRPO.
+"""Losses over the tokens of a batch: distillation (MOPD, OPD, SDPO) and GRPO.
 
 Every loss is `sum(weight * token_loss)`. The weights carry the whole normalisation and are made
 once for the whole batch (`token_weights`), so that splitting it into micro-batches or over
@@ -44,7 +44,7 @@ _RENAMED = old_calls.RENAMED | {
 
 
 class Totals(NamedTuple):
-    """What a whole batch has, over all its micro-batches and devices: see `batch_totals`."""
+    """Token and row counts of a whole batch, over all its micro-batches and devices."""
 
     tokens: jax.Array  # f32[], in the mask
     sequences: jax.Array  # f32[], rows of the mean over sequences
@@ -95,7 +95,7 @@ def token_weights(
 
     A mask without tokens gives weights of 0. The loss of a batch is the sum over its parts: a
     trainer that averages over K of them (`optax.MultiSteps`, `pmean`) needs K times these.
-    Packed tokens [M] are one row, of which "token-mean" alone means what it says.
+    Packed tokens [M] are one row, so for them only "token-mean" is meaningful.
 
     Args:
         totals: by default those of this mask. Of a part of a batch, `batch_totals` of the
@@ -103,7 +103,7 @@ def token_weights(
         scale: of seq-mean-token-sum-norm only, by default T; to be given with totals, since a
             part of a batch may be cut shorter.
         steps: i32[..., T] in [0, T), of seq-mean-step-mean only: which step of its response a
-            token belongs to (`steps.step_ids`). A long step weighs no more than a short one.
+            token belongs to (`update.reasoning_steps.step_ids`). A long step weighs no more than a short one.
         dtype: of the weights; float64 for a loss in float64.
 
     Raises:
@@ -113,7 +113,7 @@ def token_weights(
     _check_aggregation(aggregation, totals, scale, steps)
     totals = batch_totals(mask) if totals is None else totals
     k = mask.astype(dtype)
-    # Each maximum acts only where the numerator is 0 as well.
+    # `maximum` only avoids 0 / 0.
     sequences = jnp.maximum(totals.sequences, 1.0).astype(dtype)
     if aggregation == "token-mean":
         return k / jnp.maximum(totals.tokens, 1.0).astype(dtype)
@@ -189,14 +189,14 @@ def distill_loss(
 ) -> tuple[jax.Array, TokenStats]:
     """Distillation loss from the outputs of two models, exact and without [N, T, V] logits.
 
-        loss = sum_nt weights * min(p / p_sampled, cap) * divergence
+        loss = sum_nt weights * min(p / p_sampled, cap) * divergence    (without a cap: times 1)
 
     Gradients flow to the student's arrays only; ratio and weights are constants. The dimensions
     of the tokens, written [N, T], may be any, [M] of packed tokens too.
 
     Args:
         student: `Hidden(states, head)` of [N, T, D] and [V, D], at the positions that predict
-            each target; or `Logits` [N, T, V], at the price of them.
+            each target; or `Logits` [N, T, V], which costs their memory.
         teacher: `Hidden` of [N, T, E] and [V, E], `Logits` [N, T, V], or `Stored` log-probs of
             K tokens [N, T, K]. It may have read another prompt, have another width, and be
             float16.
@@ -272,7 +272,7 @@ def _mask(student: Any, targets: Any, mask: Any) -> jax.Array:
 
 
 def _without_ignored(weights: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-    """Weights that are NaN where a label says "ignore" and the mask says "count"."""
+    """Weights, NaN where a target is below 0 and the mask is true; raises outside `jit`."""
     checks.check_by_token(mask, targets=targets)
     checks.check_weights(weights, None, mask)
     ignored = mask & (targets < 0)
@@ -297,7 +297,7 @@ def _capped_divergence(
 def truncated_ratio(logp: jax.Array, sampled_logp: jax.Array, cap: float | None) -> jax.Array:
     """Constant min(p / p_sampled, cap) of each token; 1 where the cap is None.
 
-    Repairs, up to the cap, that what sampled a token is not quite what trains on it.
+    Corrects, up to the cap, for the difference between sampler and trainer.
     """
     if cap is None:
         return jnp.ones_like(sampled_logp)
@@ -308,8 +308,8 @@ def truncated_ratio(logp: jax.Array, sampled_logp: jax.Array, cap: float | None)
 def k3_kl(logp: jax.Array, reference_logp: jax.Array) -> jax.Array:
     """q/p - log(q/p) - 1 >= 0 of each sampled token, p the policy and q the reference.
 
-    Its mean over tokens drawn from p is KL(p || q), as value; its gradient is that of the
-    estimator, as GRPO has it (arXiv 2402.03300). The exponent is held within +-20.
+    Its mean over tokens drawn from p estimates KL(p || q). Its gradient is not the gradient of
+    that KL; GRPO uses it all the same (arXiv 2402.03300). The exponent is held within +-20.
     """
     gap = jnp.clip(reference_logp - logp, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
     return jnp.exp(gap) - gap - 1

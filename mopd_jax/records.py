@@ -153,6 +153,11 @@ class Sampled:
     texts: list[list[str]]
 
 
+def successes(rewards: np.ndarray, valid: np.ndarray, *, threshold: float) -> np.ndarray:
+    """bool[P, G]: the rollouts with a verdict whose reward f64[P, G] reaches the threshold."""
+    return valid & (rewards >= threshold)
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
     """What the verdicts say of the rollouts, computed once a step."""
@@ -170,7 +175,7 @@ class Outcomes:
         """
         rewards = np.array([[verdict.reward for verdict in row] for row in verdicts])
         valid = np.array([[not verdict.error for verdict in row] for row in verdicts])
-        return cls(rewards, valid, valid & (rewards >= threshold))
+        return cls(rewards, valid, successes(rewards, valid, threshold=threshold))
 
     @property
     def failure(self) -> np.ndarray:
@@ -184,7 +189,7 @@ class Outcomes:
 
 
 class Tokenizer(Protocol):
-    """The part of a Transformers tokenizer that the package uses (`tokenizer.py`)."""
+    """The part of a Transformers tokenizer that the package uses (`models/tokenizer.py`)."""
 
     pad_id: int
     stop_ids: tuple[int, ...]

@@ -1,19 +1,26 @@
 """The training loop: start reading here.
 
-`train` is the algorithm in the paper's order. What it calls is a pure function of arrays (the
-jitted ones are made once, in `run/opening.py`) or a thin handle on files:
+`train` is the algorithm in the paper's order. The jitted functions are made once, in
+`run/opening.py`; the rest runs on the host: verifiers, contexts, files, messages.
 
     rollout -> verify -> choose peers -> render contexts    `experience.gather`
     -> batch -> update -> record
 
 With `rollout.file` the rollouts and verdicts come from a file (`saved_rollouts.py`).
 
-Run folder: `config.json`, `environment.json`, `command.txt`, `self_checks.json`,
-`metrics.jsonl`, `tensorboard/`, `rollouts/`, `checkpoints/`, `evaluations/`. A killed run,
-started again with the same command, goes on from its last checkpoint and ends with the same
-bits as one that was never killed.
+A run folder has these files, written by:
 
-Left out on purpose: several hosts (one process drives all devices), sampling of the next step
+    config.json, environment.json, command.txt    `run/folder.py`
+    self_checks.json                              `selfcheck/`
+    metrics.jsonl, tensorboard/                   `run/logbook.py`
+    rollouts/                                     `rollouts/storage.py`
+    checkpoints/                                  `run/checkpoint.py`
+    evaluations/                                  this module
+
+A killed run, started again with the same command, goes on from its last checkpoint and ends
+with the same bits as one that was never killed.
+
+Left out so far: several hosts (one process drives all devices), sampling of the next step
 beside this step's update (it would train on older rollouts), and buckets of lengths (shapes are
 those of the config).
 """
@@ -43,6 +50,8 @@ from mopd_jax.update import teacher
 
 log = logging.getLogger("mopd")
 
+PHASES = 5  # Of a step: rollout, verify, context (peers and prompts, then the batch), update.
+
 
 def train(
     cfg: Config,
@@ -54,8 +63,8 @@ def train(
     """Runs, or goes on with, the run in `workdir`; returns the final state.
 
     Args:
-        command: noted in the run folder.
-        devices: that the mesh is laid over, by default all.
+        command: written to `command.txt`.
+        devices: of the mesh; by default all.
 
     Raises:
         ConfigError, DataError, RolloutFileError, weights and context errors: before the first
@@ -74,7 +83,7 @@ def train(
         if first == 1:
             _evaluate(run, state, book)
         for step in range(first, cfg.steps + 1):
-            clock = console.Clock(step, cfg.steps, phases=5)
+            clock = console.Clock(step, cfg.steps, phases=PHASES)
             gathered = experience.gather(run, take, state, step, clock)
             with clock.phase("context"):
                 batch = experience.make_batch(run, gathered)
@@ -116,7 +125,8 @@ def _dump(run: Run, gathered: Gathered, step: int) -> None:
 
 
 def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
-    """Held-out solve rate and pass@k of the student as it is; the outcomes are kept as well."""
+    """Evaluates the student on the held-out problems: logs mean@n and pass@k, and writes each
+    outcome to `evaluations/`."""
     cfg, step = run.cfg, int(state.step)
     begun = time.perf_counter()
     responses = heldout.respond(run, state)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from mopd_jax import records
 from mopd_jax.evaluation import estimates
 from mopd_jax.update import advantages
 
@@ -17,10 +18,12 @@ ALL = np.ones((1, 8), bool)
 
 def test_a_success_reaches_the_threshold():
     rewards = np.array([[0.0, 0.5, 0.99, 1.0]])
-    assert advantages.successes(rewards, threshold=1.0).tolist() == [
+    assert records.successes(rewards, rewards >= 0, threshold=1.0).tolist() == [
         [False, False, False, True]
     ]
-    assert advantages.successes(rewards, threshold=0.5).tolist() == [[False, True, True, True]]
+    assert records.successes(rewards, rewards >= 0, threshold=0.5).tolist() == [
+        [False, True, True, True]
+    ]
 
 
 def test_advantages_by_hand():

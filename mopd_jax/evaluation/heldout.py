@@ -108,7 +108,7 @@ def run_eval(
         bleu, budget: of the diversity measures (`diversity.measure`).
 
     Raises:
-        ConfigError, data.DataError, checkpoint.CheckpointError, weights and context errors,
+        ConfigError, sources.DataError, checkpoint.CheckpointError, weights and context errors,
         responses.ResponseError: before anything is sampled.
     """
     responses.check_free(out)

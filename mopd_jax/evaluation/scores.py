@@ -10,7 +10,7 @@ import numpy as np
 
 from mopd_jax.evaluation import estimates
 from mopd_jax.overlap import overlapped
-from mopd_jax.update import advantages
+from mopd_jax.records import successes
 
 Interval = tuple[float, float]
 Batch = TypeVar("Batch")
@@ -137,7 +137,7 @@ def outcome(responses: Sequence[Sequence[Response]], *, threshold: float) -> Eva
     valid = field(lambda r: not r.error)
     fraction = field(lambda r: np.nan if r.test_fraction is None else r.test_fraction)
     return Evaluation(
-        success=valid & advantages.successes(field(lambda r: r.reward), threshold=threshold),
+        success=successes(field(lambda r: r.reward), valid, threshold=threshold),
         valid=valid,
         lengths=field(lambda r: r.tokens),
         stopped=field(lambda r: r.stopped),

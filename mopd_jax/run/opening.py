@@ -43,7 +43,7 @@ def open_run(
     Also which problems it has solved so far.
 
     Raises:
-        ConfigError, data.DataError, context.PromptTooLong, checkpoint.CheckpointError,
+        ConfigError, sources.DataError, render.PromptTooLong, checkpoint.CheckpointError,
         ValueError: for every input that cannot work, before any time is spent on it.
     """
     begun = time.perf_counter()
@@ -178,7 +178,7 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
     """All but the weights of a student that answers the held-out problems.
 
     Raises:
-        ConfigError, data.DataError, context.PromptTooLong, ValueError: as `open_run`.
+        ConfigError, sources.DataError, render.PromptTooLong, ValueError: as `open_run`.
     """
     mesh = sharding.make_mesh(cfg.mesh, devices)
     _check_rows("eval.batch", cfg.eval.batch, sharding.row_shards(mesh))

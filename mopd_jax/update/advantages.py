@@ -1,13 +1,8 @@
-"""What the rewards of a group give its rollouts, on the host: success, advantage, weight."""
+"""What the rewards of a group give its rollouts, on the host: advantage and weight."""
 
 from __future__ import annotations
 
 import numpy as np
-
-
-def successes(rewards: np.ndarray, *, threshold: float) -> np.ndarray:
-    """bool[P, G]: which rewards f64[P, G] reach the threshold."""
-    return rewards >= threshold
 
 
 def advantages(rewards: np.ndarray, valid: np.ndarray, *, scale_by_std: bool) -> np.ndarray:

@@ -70,7 +70,7 @@ def entropy(logp: jax.Array) -> jax.Array:
 def terms(student_logp: jax.Array, teacher_logp: jax.Array, divergence: Divergence) -> Terms:
     """The addends of a divergence, elementwise: twice f32[..., V] -> Terms of f32[..., V].
 
-    The derivatives are to the log-probs as free variables; `token_stats.logit_gradients` takes
+    The derivatives are to the log-probs as free variables; `token_stats` takes
     them through the softmax.
     """
     if divergence.kind == "forward_kl":
