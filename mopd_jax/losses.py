@@ -103,7 +103,8 @@ def token_weights(
         scale: of seq-mean-token-sum-norm only, by default T; to be given with totals, since a
             part of a batch may be cut shorter.
         steps: i32[..., T] in [0, T), of seq-mean-step-mean only: which step of its response a
-            token belongs to (`update.reasoning_steps.step_ids`). A long step weighs no more than a short one.
+            token belongs to (`update.reasoning_steps.step_ids`). A long step weighs no more
+            than a short one.
         dtype: of the weights; float64 for a loss in float64.
 
     Raises:

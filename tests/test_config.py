@@ -73,7 +73,7 @@ def test_keys_are_locked():
 
 
 def test_task_options_may_be_a_mapping():
-    """`data/sources.py` takes `task_options` as a mapping, from a config file and the command line."""
+    """The source takes `task_options` as a mapping, from a config file and the command line."""
     options = {"task": "gcd", "task_options": {"min_numbers": 2}}
     cfg = built(data__source="reasoning_gym", data__options=options)
     assert cfg.data.options == options
