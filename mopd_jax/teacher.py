@@ -81,12 +81,12 @@ def taught(
         return Hidden(states, decoder.head(params).astype(states.dtype))
 
     if cfg.kind == "student":
-        found = output(student, student_model)
+        result = output(student, student_model)
     elif cfg.kind == "trust_region":
         # (1 - r) h W + r h' W' is one product, of states and heads side by side.
         old, new = output(teacher, model), output(student, model)
         states = jnp.concatenate([(1 - cfg.rate) * old.states, cfg.rate * new.states], axis=-1)
-        found = Hidden(states, jnp.concatenate([old.head, new.head], axis=-1))
+        result = Hidden(states, jnp.concatenate([old.head, new.head], axis=-1))
     else:
-        found = output(teacher, model)
-    return jax.lax.stop_gradient(found)
+        result = output(teacher, model)
+    return jax.lax.stop_gradient(result)
