@@ -329,7 +329,7 @@ def test_paths_that_lead_nowhere(folder, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="config.json is not JSON"):
         weights.load_config(folder)
     (tmp_path / "x.gguf").write_bytes(b"no weights, and long enough to have a header")
-    with pytest.raises(ConfigError, match="not a GGUF file"):
+    with pytest.raises(ConfigError, match="cannot be read as a GGUF file"):
         weights.load_config(tmp_path / "x.gguf")
 
 
