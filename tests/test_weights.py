@@ -181,7 +181,7 @@ def test_both_forms_of_rope_mean_the_same():
         ({"quantization_config": {"bits": 4}}, "quantization_config.*unquantized"),
         ({"vocab_size": None}, "vocab_size is None.*positive integer"),
         ({"head_dim": None, "hidden_size": 18}, "hidden_size is 18.*4 heads"),
-        ({"num_key_value_heads": 3}, "heads=4 is no multiple of kv_heads=3"),
+        ({"num_key_value_heads": 3}, "heads=4 is not a multiple of kv_heads=3"),
     ],
 )
 def test_unsupported_config(folder, change, message):
@@ -323,13 +323,13 @@ def test_paths_that_lead_nowhere(folder, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="neither model.safetensors nor"):
         weights.load_params(folder, CONFIGS["qwen3"])
     (folder / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ConfigError, match="no readable safetensors"):
+    with pytest.raises(ConfigError, match="not a safetensors file"):
         weights.load_params(folder, CONFIGS["qwen3"])
     (folder / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="config.json is not JSON"):
         weights.load_config(folder)
     (tmp_path / "x.gguf").write_bytes(b"no weights, and long enough to have a header")
-    with pytest.raises(ConfigError, match="no readable GGUF"):
+    with pytest.raises(ConfigError, match="cannot be read as a GGUF file"):
         weights.load_config(tmp_path / "x.gguf")
 
 
