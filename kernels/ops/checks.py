@@ -1,4 +1,4 @@
-"""Arguments of the ops, checked while tracing: each error names the argument and the remedy."""
+"""Checks the ops' arguments while tracing; each error names the argument and the remedy."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def make_call(
 
 
 def check_weights(weights: jax.Array, aux: Any, mask: jax.Array) -> None:
-    """Raises ValueError where weights or aux are not one for each token of `mask`."""
+    """Raises ValueError unless weights and aux have one entry for each token of `mask`."""
     check_by_token(mask, weights=weights)
     if not jnp.issubdtype(weights.dtype, jnp.floating):
         raise ValueError(f"weights: expected a floating dtype, got {weights.dtype}")
@@ -100,20 +100,20 @@ def check_weights(weights: jax.Array, aux: Any, mask: jax.Array) -> None:
 
 
 def check_by_token(mask: jax.Array, **arrays: jax.Array) -> None:
-    """Raises ValueError, naming it, for an array that is not of the mask's shape."""
+    """Raises ValueError, with the array's name, unless it has the mask's shape."""
     lead = _lead(mask.ndim)
     check_shapes(mask=(mask, lead), **{name: (x, lead) for name, x in arrays.items()})
 
 
 def _arrays(tree: Any) -> Any:
-    """Arguments as arrays, nested lists of numbers too."""
+    """Arguments as arrays; nested lists of numbers are converted."""
     return jax.tree.map(jnp.asarray, tree, is_leaf=lambda x: isinstance(x, list))
 
 
 def _check_kinds(
     student: Any, teacher: Any, targets: Any, mask: Any, divergence: Any, name: str
 ) -> None:
-    """That each argument is a record or an array as it should be, before anything is read."""
+    """Checks the type of each argument, a record or an array, before any is read."""
     if not isinstance(student, Output):
         raise ValueError(
             f"{name}: expected Hidden(states, head) or Logits(values), got {_kind(student)};"
@@ -140,7 +140,7 @@ def _check_kinds(
 
 
 def _kind(value: Any) -> str:
-    """What was given, traced or not."""
+    """Describes an argument for an error message, traced or not."""
     shape = getattr(value, "shape", None)
     return type(value).__name__ if shape is None else f"an array of shape {shape}"
 
@@ -238,7 +238,7 @@ def _check_targets(divergence: Divergence | None, targets: Any) -> None:
 
 
 def _temperature(given: Any) -> tuple[float, jax.Array | None]:
-    """The static temperature, and the array that stands in its place if one was given."""
+    """The static temperature, and the array that replaces it if the caller passed one."""
     check_scalar("temperature", given)
     if not isinstance(given, float | int):
         return 1.0, jnp.asarray(given)
@@ -252,7 +252,7 @@ def _vocab_size(
 ) -> int:
     """How many columns are tokens: one rule for every op and every kind of output.
 
-    Columns from `given` on are padding on both sides, however much either has.
+    Columns from `given` on are padding; the two sides may have different amounts of it.
     """
     sizes = {_columns_name(student, name): columns(student)}
     if isinstance(teacher, Hidden | Logits):
@@ -290,7 +290,7 @@ def _chunk_tokens(given: Options, mask: jax.Array, vocab_size: int) -> int:
 
 
 def _check_unsharded(*arrays: Any) -> None:
-    """Without `sharding`, arrays split over a mesh of explicit axes have no place to go to."""
+    """Refuses arrays split over explicit mesh axes: splitting them here needs `sharding`."""
     for x in jax.tree.leaves(arrays):
         sharding = jax.typeof(x).sharding
         kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))

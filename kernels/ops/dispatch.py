@@ -1,5 +1,4 @@
-"""Which implementation of an op runs, and in what pieces: a name is a promise, None is settled
-here."""
+"""Chooses the implementation of an op and its chunk size; a named one is never replaced."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ Implementation = Literal["reference", "chunked", "pallas_tpu", "pallas_gpu"]
 # By platform, the last for accelerators. Logits of a chunk: the products must be large, and the
 # logits of both models and their gradient are alive at once.
 _LOGITS = {"cpu": 2**23, None: 2**28}
-# Tokens that a chunk has however large the vocabulary is: each chunk reads the head and adds to
-# its gradient.
+# Floor of a usual chunk's tokens, however large the vocabulary: each chunk reads the head and
+# adds to its gradient.
 _USUAL_TOKENS = {"cpu": 256, None: 512}
 # Below these a chunk is not divided further for the sake of the last one.
 _LEAST = {"cpu": (128, 2**20), None: (512, 2**24)}  # tokens, logits
@@ -28,7 +27,7 @@ _LEAST = {"cpu": (128, 2**20), None: (512, 2**24)}  # tokens, logits
 def resolve(name: Implementation | None, platform: str) -> Implementation:
     """The implementation to run on `platform` ("cpu", "gpu", "tpu", as jax names them).
 
-    None is "chunked" everywhere: it takes the fewest matrix products, which are what costs. The
+    None is "chunked" everywhere: it takes the fewest matrix products, the main cost. The
     Pallas ones need less memory for more products ("pallas_tpu"), or save trips to memory
     between the products ("pallas_gpu"); docs/linear_divergence.md says when to name them.
 
@@ -54,7 +53,7 @@ _SETTINGS = {"pallas_tpu": "kernels.Blocks(...)", "pallas_gpu": "kernels.RowKern
 def settle(
     given: Implementation | Blocks | RowKernels | None, student: Output, operands: Operands
 ) -> tuple[Implementation, Blocks | RowKernels | None]:
-    """The implementation and its settings: a name takes those of the device here.
+    """The implementation and its settings; a name takes the settings of the current device.
 
     Args:
         given: settings name their implementation, on whatever platform.
@@ -104,5 +103,5 @@ def default_chunk_tokens(platform: str, vocab_size: int, tokens: int) -> int:
 
 
 def _power_of_two(number: int) -> int:
-    """The largest not above `number`, at least 1."""
+    """The largest power of two up to `number`, at least 1."""
     return 2 ** (max(number, 1).bit_length() - 1)

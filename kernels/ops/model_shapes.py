@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class HeadShape(NamedTuple):
-    """Of a head [V, D] as the published weights have it, padding included."""
+    """Sizes of a head [V, D] as published, padding rows included."""
 
     width: int  # D
     vocab: int  # V

@@ -1,4 +1,4 @@
-"""Calls that were spelled otherwise before 0.1: answered with the spelling that holds."""
+"""Answers calls in the form from before 0.1 with an error that gives today's form."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """The divergence in chunks of valid tokens, so that no [N, T, V] exists in either direction.
 
-One loop does everything. `run` goes over the chunks that hold a valid token, makes the logits
-of one, reads its statistics and, where gradients are wanted, takes the cotangents of the
-statistics from a loss per token, turns them into the gradient of the logits, and that at once
-into those of the hidden states and the head. Two users:
+`run` is the only loop. It visits the chunks that hold a valid token, computes a chunk's logits
+and reads its statistics. For gradients, a loss per token gives the cotangents of the
+statistics; they become the gradient of the logits, and that at once becomes the gradients of
+the hidden states and the head. Two functions use the loop:
 
-- `loss_with_gradients` is given the loss beforehand: gradients are made in the forward pass and
-  kept, which takes 4 matrix products (logits of both, both gradients), the fewest possible;
-- `differentiable_statistics` returns the statistics for any later use: its backward pass is the
-  loop once more, the loss being the inner product with the cotangents. 6 products.
+- `loss_with_gradients` has the loss as an argument: it computes the gradients in the forward
+  pass and keeps them: 4 matrix products (logits of both, both gradients), the fewest possible;
+- `differentiable_statistics` returns the statistics for any later use: its backward pass runs
+  the loop again, with the inner product with the cotangents as the loss. 6 products.
 
 Products take the dtype of their operands and give float32: logits in bfloat16 are 0.125 apart
 at 16, which ruins the gradient of a small divergence. Only the gradient of the logits is
@@ -44,7 +44,7 @@ from mopd_jax.kernels.linear_divergence.token_losses import TokenLoss
 
 
 class Operands(NamedTuple):
-    """What is not differentiated; [...] stands for the dimensions of the tokens."""
+    """Operands without a gradient; [...] are the dimensions of the tokens."""
 
     teacher: Teacher | None
     targets: jax.Array | None  # i32[...]
@@ -55,7 +55,7 @@ class Operands(NamedTuple):
 class Gradients(NamedTuple):
     """Of a weighted loss."""
 
-    student: Any  # As the student: Hidden of [..., D] and [V, D], or Logits of [..., V]
+    student: Any  # Like the student: Hidden of [..., D] and [V, D], or Logits of [..., V]
     weights: jax.Array  # f32[...]
     aux: Any  # its floating leaves, in order
 
@@ -168,8 +168,8 @@ def run(
     """Statistics; with `token_loss`, also the weighted loss and its gradients.
 
     Args:
-        row_statistics: `token_stats.token_statistics`, or what does the same.
-        token_loss: None, and then weights and aux are too.
+        row_statistics: `token_stats.token_statistics`, or a function with the same result.
+        token_loss: if None, weights and aux must be None as well.
 
     Returns:
         The loss f32[] or None, the statistics f32[...], and Gradients or None.
@@ -195,7 +195,7 @@ def run(
 
 
 class _Tokens(NamedTuple):
-    """What there is a row of for each token: of the M of a device, or of the C of a chunk."""
+    """Arrays with a row for each token: the M of a device, or the C of a chunk."""
 
     student: jax.Array  # states [M, D] or logits [M, V]
     teacher: jax.Array | Stored | None
@@ -205,7 +205,7 @@ class _Tokens(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """What the loop carries beside the statistics."""
+    """The sums that the loop carries, besides the statistics."""
 
     loss: jax.Array  # f32[]
     to_student: jax.Array  # [M, D] or [M, V]
@@ -215,7 +215,7 @@ class _Sums(NamedTuple):
 
 
 class _Fixed(NamedTuple):
-    """What every chunk reads."""
+    """Inputs that every chunk reads."""
 
     spec: Spec
     row_statistics: RowStatistics
@@ -284,7 +284,7 @@ def _to_student(student: Output, sums: _Sums, part: Part, spec: Spec) -> Output:
 
 
 def _logits_of(fixed: _Fixed, some: _Tokens) -> tuple[jax.Array, Any, jax.Array | None]:
-    """(student's logits, what is read of the teacher, targets) of a chunk."""
+    """(student's logits, teacher's logits or stored log-probs, targets) of a chunk."""
     spec, part = fixed.spec, fixed.part
     teacher = logits.of_tokens(some.teacher, fixed.teacher_head, part, spec)
     return logits.logits(some.student, fixed.head, part, spec), teacher, some.targets
@@ -346,7 +346,7 @@ def _train(
 def _start(
     spec: Spec, token_loss: TokenLoss | None, every: _Tokens, head: jax.Array | None
 ) -> tuple[Stats, _Sums | None]:
-    """Zeros for what the loop carries."""
+    """Zeros to start the loop's sums from."""
     states, weights = every.student, every.weights
     dtype = jnp.result_type(jnp.float32, states, *jax.tree.leaves(head))
     zeros = jnp.zeros(states.shape[:1], dtype)

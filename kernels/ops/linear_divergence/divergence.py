@@ -41,7 +41,7 @@ class Divergence:
         support: "full" vocabulary; the `top_k` likeliest tokens of the "student", of the
             "teacher", or of both ("union"); or "sampled", for "reverse_kl" only: the estimator
             (logp - teacher_logp) logp of the target, the first factor constant, whose gradient
-            is right on average and whose value means nothing. For a `Stored` teacher the
+            is right on average; do not read its value. For a `Stored` teacher the
             support is what is stored: leave "full", or say "teacher".
         top_k: how many tokens are chosen; None is 100, for a `Stored` teacher all it has.
         tail: of chosen tokens, count the rest of the vocabulary as one more outcome of both
@@ -119,7 +119,7 @@ class Divergence:
 
     @property
     def chosen(self) -> int | None:
-        """How many tokens of a model are chosen at each position; None where none are."""
+        """How many tokens of a model are chosen at each position; None: the support chooses none."""
         if self.support not in CHOSEN:
             return None
         return _DEFAULT_TOP_K if self.top_k is None else self.top_k
@@ -138,7 +138,7 @@ class Divergence:
 
     @classmethod
     def tree_unflatten(cls, fields: tuple[Any, ...], leaves: tuple[Any, ...]) -> Divergence:
-        # Past the checks: transformations put what is no number in the place of a leaf.
+        # Without the checks: transformations replace a leaf by objects that are not numbers.
         made = object.__new__(cls)
         for field, value in zip(dataclasses.fields(cls), fields, strict=True):
             value = leaves[0] if value is _LEAF else value
@@ -151,7 +151,7 @@ _LEAF = Support
 
 
 def check_scalar(name: str, value: Any) -> None:
-    """Raises ValueError for what is neither a Python number nor a floating array of no axis."""
+    """Raises ValueError unless the value is a Python number or a floating scalar array."""
     if isinstance(value, float | int):
         return
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
@@ -168,7 +168,7 @@ def check_scalar(name: str, value: Any) -> None:
 
 
 def settled(divergence: Divergence) -> Divergence:
-    """The same divergence with nothing left open: an alpha of 0, 1 or None is resolved."""
+    """The same divergence with an alpha of 0, 1 or None resolved."""
     if divergence.kind != "jsd":
         return divergence
     alpha = 0.5 if divergence.alpha is None else divergence.alpha

@@ -94,9 +94,9 @@ def _clipped(
     divergence: Divergence,
     clip: float,
 ) -> Terms:
-    """Terms of which none adds more than `clip`.
+    """Terms clipped to at most `clip` each.
 
-    What is bounded is p log(p/q), without the centring; that stays, for it has no sum.
+    The clip bounds p log(p/q) alone; the centring is kept, because its sum is 0.
     """
     value: float | jax.Array
     to_student: float | jax.Array
@@ -139,7 +139,7 @@ def _values_jvp(
 def _terms_at(
     student: jax.Array, teacher: jax.Array, alpha: jax.Array | None, divergence: Divergence
 ) -> Terms:
-    """`terms`, with an alpha that is an array apart from what is static."""
+    """`terms`, with an array alpha as an argument apart from the static fields."""
     if alpha is not None:
         divergence = dataclasses.replace(divergence, alpha=alpha)
     return terms(student, teacher, divergence)
@@ -176,7 +176,7 @@ def _jsd(
         value, to_t, to_s = _light_jsd(t, s, 1 - alpha)
         return value, to_s, to_t
     alpha = alpha.astype(s.dtype)
-    # An array cannot be refused while tracing: out of range it shows.
+    # Tracing cannot check an array's value, so one out of range gives NaN.
     alpha = jnp.where((alpha >= 0) & (alpha <= 1), alpha, jnp.nan)
     heavy = alpha > 0.5
     value, to_first, to_second = _light_jsd(

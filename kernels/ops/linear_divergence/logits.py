@@ -1,4 +1,4 @@
-"""From a model's output to the logits of a chunk of tokens, and how products are taken."""
+"""Logits of a chunk of tokens from a model's output, and the matrix product they use."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from mopd_jax.kernels.linear_divergence.records import (
 
 
 class Side(NamedTuple):
-    """One device's share of a model's output: what has a row for each token, and the head."""
+    """One device's share of a model's output: arrays with a row for each token, the head."""
 
-    by_token: Any  # [M, D], [M, V] or a Stored of [M, K]; None where there is no model
+    by_token: Any  # [M, D], [M, V] or a Stored of [M, K]; None without a model
     head: jax.Array | None  # [V, D], ready for products
 
 
@@ -41,7 +41,7 @@ def _flat(x: jax.Array, lead: int) -> jax.Array:
 def of_tokens(
     rows: jax.Array | Stored | None, head: jax.Array | None, part: Part, spec: Spec
 ) -> jax.Array | Stored | None:
-    """What `token_stats.token_statistics` reads of a model: f32[C, V] logits, or a Stored.
+    """A model's logits f32[C, V], or its Stored, as `token_stats.token_statistics` reads them.
 
     Args:
         rows, head: of C tokens, as a `Side` has them.

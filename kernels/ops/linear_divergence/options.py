@@ -1,4 +1,4 @@
-"""What is static in a call: which statistics, on which support, in what pieces."""
+"""Records of a call's options: how arrays lie on a mesh, and what is static or an operand."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Spec:
     sharding: HeadSharding | None = None
 
     def at(self, dials: Dials) -> Spec:
-        """With the dials in their places, for one computation: no longer hashable."""
+        """The options with the dials' arrays filled in, for one computation; not hashable."""
         spec = self
         if dials.alpha is not None and spec.divergence is not None:
             divergence = dataclasses.replace(spec.divergence, alpha=dials.alpha)

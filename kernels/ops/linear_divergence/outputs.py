@@ -1,4 +1,4 @@
-"""A model's output at each position: hidden states and a head, logits, or a stored few."""
+"""Records of a model's output: hidden states and a head, logits, or stored log-probs."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Logits:
     """A model's output as logits, from another framework or an API; a soft cap is in them.
 
     They are divided by the call's temperature, as those of a `Hidden` are. Log-probs of the
-    whole vocabulary at temperature 1 are logits too. Give those of a student in float32: what
-    bfloat16 has rounded away does not come back.
+    whole vocabulary at temperature 1 are logits too. Give a student's logits in float32: the
+    precision lost to bfloat16 cannot be recovered.
     """
 
     values: jax.Array  # [..., V]
@@ -50,11 +50,11 @@ class Logits:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What was kept of a teacher: its log-probs of K tokens at each position.
+    """A teacher's stored log-probs of K tokens at each position.
 
-    The log-probs are under the full softmax at the temperature of the call, so that what they
-    leave over is the tail's. Where fewer are known, pad with id -1 or log-prob -inf. An id that
-    comes twice at a position counts once.
+    The log-probs are under the full softmax at the temperature of the call, so the tail has the
+    rest of the mass. Where fewer are known, pad with id -1 or log-prob -inf. An id that
+    occurs twice at a position counts once.
     """
 
     ids: jax.Array  # i32[..., K]

@@ -1,12 +1,12 @@
 """Kernels for NVIDIA GPUs between the matrix products of a chunk: one program a token.
 
 XLA makes several passes over the logits of a chunk, each a trip to memory. Here a program walks
-along the logits of its tokens, a block of the vocabulary at a time, and keeps what it found in
+along the logits of its tokens, a block of the vocabulary at a time, and keeps the results in
 registers: once for log-sums, entropy and a KL, once more for a jsd, which needs the log-sums
-first, and once to write the gradient. `statistics` says what is computed, `pallas_gpu_kernels`
-in which order.
+first, and once to write the gradient. `token_stats` defines the results, `pallas_gpu_kernels`
+the order of the work.
 
-Where the loss is given beforehand and its `aux` is one number per token, it is differentiated
+Where the caller passes the loss and its `aux` is one number per token, it is differentiated
 inside the kernel, between the walks (`RowKernels.losses`): one launch a chunk, and the gradient
 of the logits is written in the dtype of the products that follow, never in float32.
 """
@@ -136,7 +136,7 @@ class RowKernels:
             logits, teacher, targets, spec, part: as in a call.
             weights: f32[C].
             aux: pytree of [C], as `fuses` asks.
-            valid: bool[C]; where false, the loss is no loss and has no gradient to the logits.
+            valid: bool[C]; where false, the loss is ignored and the logits get no gradient.
             dtype: of the gradient of the logits.
 
         Returns:
@@ -195,7 +195,7 @@ class RowKernels:
                 *refs,
             )
 
-        # What profiles and compiled programs call it.
+        # The name in profiles and compiled programs.
         body.__name__ = getattr(kernel, "func", kernel).__name__
         return pl.pallas_call(
             body,
@@ -238,7 +238,7 @@ def _varying(outputs: Any, inputs: Any) -> Any:
 
 
 def _known(targets: jax.Array | None, logits: jax.Array) -> jax.Array:
-    """Targets i32[C], -1 for those that are no column; without targets all are."""
+    """Targets i32[C], -1 for ids outside the columns; all -1 without targets."""
     if targets is None:
         return jnp.full(logits.shape[:1], -1, jnp.int32)
     known = (targets >= 0) & (targets < logits.shape[1])
@@ -246,7 +246,7 @@ def _known(targets: jax.Array | None, logits: jax.Array) -> jax.Array:
 
 
 def _blind(weighted: Weighted) -> Weighted:
-    """`weighted` that is shown no log-probs of targets."""
+    """`weighted` for statistics without log-probs of targets."""
 
     def call(
         stats: Stats, aux: Any, weights: jax.Array

@@ -1,4 +1,4 @@
-"""What one program does of `pallas_gpu`: walk along the logits of its tokens, and come back.
+"""The body of one `pallas_gpu` program: reduces its tokens' logits, then writes the gradient.
 
 - Blocks of the vocabulary are finished under their own softmax and put together by
   `token_stats.merge`.
@@ -35,8 +35,8 @@ from mopd_jax.kernels.linear_divergence.token_stats import (
     Moments,
 )
 
-# A logit of a column that is not there, and the maximum of no logits; finite, because
-# infinities would meet in differences. `token_stats.merge` takes it for empty too.
+# The logit of a missing column, and the maximum of no logits. Finite, because the difference
+# of two infinities is NaN. `token_stats.merge` also reads it as empty.
 _EMPTY = -1e30
 
 # Which block of columns; a number of the grid or of a loop.
@@ -44,7 +44,7 @@ Index = jax.Array | int
 
 
 class RowTotals(NamedTuple):
-    """What the gradient needs to know of whole rows, f32[R]; the last three with a teacher."""
+    """Totals of whole rows that the gradient reads, f32[R]; the last three with a teacher."""
 
     top: jax.Array
     log_sum: jax.Array  # Relative to `top`.
@@ -64,7 +64,7 @@ class Cotangents(NamedTuple):
 
 
 class _Walk(NamedTuple):
-    """What is known of some columns of R rows, f32[R], under their own softmax.
+    """Statistics of some columns of R rows, f32[R], under their own softmax.
 
     The teacher's and what follows are None without one, the last two for a jsd as well.
     """
@@ -95,7 +95,7 @@ class Window:
         return pl.cdiv(self.columns, self.block)
 
     def load(self, ref: Any) -> jax.Array:
-        """One number a token: [C] -> [R], 0 where there is none."""
+        """One number a token: [C] -> [R], 0 beyond the last token."""
         return _load(ref.at[pl.ds(self.first, self.rows)], self._there())
 
     def store(self, ref: Any, values: jax.Array) -> None:
@@ -180,7 +180,7 @@ def loss_kernel(
     aux = restored([window.load(x) for x in aux])
     each, to_stats, to_aux = weighted(stats, aux, window.load(weights))
     jax.tree.map(window.store, (stats_out, each_out, aux_out), (stats, each, to_aux))
-    # Where no token is, a loss of zeros need not have a derivative.
+    # Rows without a token are zeros, where the loss may have no derivative.
     there = window.load(valid) != 0
     to_stats = jax.tree.map(lambda x: jnp.where(there, x, 0), to_stats)
     cotangents = Cotangents(
@@ -226,7 +226,7 @@ def _walk_rows(
 
 
 def _log_sum(top: Any, total: Any) -> jax.Array:
-    """NaN where no logit is above _EMPTY: that is no distribution."""
+    """NaN where no logit is above _EMPTY, because such a row has no distribution."""
     return jnp.where(top > _EMPTY, jnp.log(total), jnp.nan)
 
 
@@ -266,7 +266,7 @@ def _gradient(
     row: Any,
     cotangents: Any,
 ) -> jax.Array:
-    """Gradient to the student's logits of block j, f32[R, B]: the formula of `statistics`."""
+    """Gradient to the student's logits of block j, f32[R, B]; formula in `token_stats`."""
     logp, slope = _log_probs(window, j, logits, spec.student_cap, spec, row.top, row.log_sum)
     p = jnp.exp(logp)
     finite = jnp.where(p != 0, logp, 0)  # True of NaN, which must come out.

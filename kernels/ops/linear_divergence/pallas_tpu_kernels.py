@@ -273,7 +273,7 @@ def _fold(state: Any, student: Any, teacher: Any, hit: Any, spec: Spec) -> None:
 def moments(
     lses: list[jax.Array], *, entropy: jax.Array, reverse_kl: Any = 0.0, forward_kl: Any = 0.0
 ) -> Moments:
-    """Of one side or two, with what is not known 0."""
+    """The moments of one model or two; unknown ones are 0."""
     return Moments(lses[0], lses[-1], entropy, reverse_kl, forward_kl)
 
 

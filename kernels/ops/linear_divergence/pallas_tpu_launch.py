@@ -1,4 +1,4 @@
-"""How the kernels of `pallas_tpu` are launched: grids, blocks, and which are live."""
+"""Launches the kernels of `pallas_tpu`: their grids, blocks, and which blocks are live."""
 
 from __future__ import annotations
 

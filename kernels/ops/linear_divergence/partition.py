@@ -1,4 +1,4 @@
-"""Valid tokens to the front, so that the rest costs nothing though shapes are static."""
+"""Moves valid tokens to the front, so that padding costs nothing though shapes are static."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 class Partition(NamedTuple):
     """Places of M tokens in pieces of C, the valid ones first and in their order.
 
-    Gathered with mode "fill" and scattered with mode "drop", a place that is no valid token
+    Gathered with mode "fill" and scattered with mode "drop", a place without a valid token
     reads zeros and writes nothing.
     """
 

@@ -1,4 +1,4 @@
-"""What passes between the implementations: statistics, parts of a vocabulary, and protocols."""
+"""Records and protocols that the implementations share: statistics, parts of a vocabulary."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ Stats = TokenStats | TokenLogprob
 
 
 def without_targets(stats: Stats) -> Stats:
-    """What is left of the statistics where there are no targets."""
+    """The statistics without the log-probs of targets."""
     if isinstance(stats, TokenLogprob):
-        raise TypeError("log-probs of targets are asked for, and there are no targets")
+        raise TypeError("log-probs of targets need targets, and targets is None")
     return dataclasses.replace(stats, logp=None, teacher_logp=None)
 
 
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
     axis: str | None = None  # Mesh axis that the vocabulary is split over.
     start: jax.Array | int = 0  # Id of the first column.
-    padded: bool = False  # Columns from the size of the vocabulary on are there, and not real.
+    padded: bool = False  # Columns from the size of the vocabulary on are padding.
 
     def ids(self, shape: tuple[int, ...]) -> jax.Array:
         """i32[C, V], of each column."""
@@ -75,7 +75,7 @@ Weighted = Callable[[Stats, Any, jax.Array], tuple[jax.Array, Any, list[jax.Arra
 class RowStatistics(Protocol):
     """Statistics of C tokens from their logits, and the way back: `token_statistics` is one.
 
-    What stands between the matrix products of a chunk, for which there may be kernels.
+    The work between the matrix products of a chunk; a kernel may replace it.
     """
 
     def __call__(

@@ -1,7 +1,7 @@
 """The statistics with all logits materialised and automatic differentiation: the specification.
 
-What every implementation must equal. It shares the formulas, and none of the derivatives that
-the others write out.
+Every implementation must equal it. It shares the formulas, but not the derivatives that the
+others write out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def token_statistics(spec: Spec, student: Output, operands: Operands) -> Stats:
 
     Args:
         operands: outside their mask nothing, not even a NaN, reaches value or gradient. They
-            are constant, the dials too.
+            are constant, as are the dials.
     """
     teacher, targets, mask, dials = jax.lax.stop_gradient(operands)
     spec = spec.at(dials)

@@ -1,6 +1,6 @@
-"""The same computation over a mesh: tokens in parts, the vocabulary in parts, or both.
+"""Runs the computation over a mesh: tokens in parts, the vocabulary in parts, or both.
 
-What crosses devices is: the parts of a head stored over the `embed` axis, gathered once a
+Devices exchange: the parts of a head stored over the `embed` axis, gathered once a
 call, their gradients scattered back; maxima and sums of a few floats a token over the `vocab`
 axis; the gradient of the hidden states, summed over `vocab`; the loss, summed over `tokens`.
 """
@@ -69,7 +69,7 @@ def gather(head: jax.Array, part: Part, spec: Spec) -> jax.Array:
 
 
 def scatter(grad: jax.Array, head: jax.Array, part: Part, spec: Spec) -> jax.Array:
-    """The gradient of what `gather` gave, f32, as the gradient of what it was given."""
+    """The gradient f32 of `gather`'s result, as the gradient of its argument."""
     if part.axis is None:
         grad = jnp.pad(grad, ((0, head.shape[0] - grad.shape[0]), (0, 0)))
     sharding = spec.sharding

@@ -1,4 +1,4 @@
-"""From a loss of a token's statistics to its value and gradients, and few tokens at a time."""
+"""Value and gradients of a loss of each token's statistics, a few tokens at a time on a CPU."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def losses_of_rows(
     ) -> tuple[Any, ...]:
         stats, pull = row_statistics(logits, teacher, targets, spec=spec, part=part)
         each, to_stats, to_aux = weighted(stats, aux, weights)
-        # Where no token is, a loss of zeros need not have a derivative.
+        # Rows without a token are zeros, where the loss may have no derivative.
         to_stats = jax.tree.map(lambda x: jnp.where(valid, x, 0), to_stats)
         grad = pull(getattr(to_stats, "divergence", None), to_stats.logp, to_stats.entropy)
         return stats, each, to_aux, grad.astype(dtype)

@@ -1,4 +1,4 @@
-"""From logits to statistics of each token and back: what the implementations share.
+"""Statistics of each token from its logits, and the gradient back, for all implementations.
 
 `token_statistics` reads the logits of some tokens, over the whole vocabulary or over one
 device's part of it, and returns the statistics with `pull`, which turns their cotangents into
@@ -111,7 +111,7 @@ def token_statistics(
 
 
 class _Way(NamedTuple):
-    """What the way back reads."""
+    """Values that the gradient reads."""
 
     spec: Spec
     part: Part
@@ -165,9 +165,9 @@ _Given = TypeVar("_Given")
 
 
 def _required(value: _Given | None) -> _Given:
-    """What `checks` has made sure of."""
+    """The value, which `checks` has already required."""
     if value is None:
-        raise TypeError("an operand is missing that the checks of a call ask for")
+        raise TypeError("an operand is None that `checks` requires; call the ops through `mopd_jax.kernels`")
     return value
 
 
@@ -181,7 +181,7 @@ def _side(
     """
 
     def scores(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-        if real is not None:  # What stands there may be NaN.
+        if real is not None:  # Padding columns may hold NaN.
             logits = jnp.where(real, logits, 0)
         scaled, slope = soften(logits, cap, spec.temperature)
         return scaled if real is None else jnp.where(real, scaled, -jnp.inf), slope
@@ -230,7 +230,7 @@ def soften(
         squashed = jnp.tanh(logits / cap)
         logits, slope = cap * squashed, 1 - squashed * squashed
     if not isinstance(temperature, float | int):
-        # An array cannot be refused while tracing: out of range it shows.
+        # Tracing cannot check an array's value, so one out of range gives NaN.
         temperature = temperature.astype(logits.dtype)
         # A product, as XLA makes of a division by a constant: it is cheaper.
         factor = 1 / jnp.where(temperature > 0, temperature, jnp.nan)
@@ -298,14 +298,14 @@ def rest(logp: jax.Array) -> jax.Array:
 
 
 def unused(ids: jax.Array, logq: jax.Array, vocab_size: int) -> jax.Array:
-    """Which of K places count for nothing, bool[..., K].
+    """Which of K places are ignored, bool[..., K].
 
-    Those whose id is no token or whose log-prob is -inf, which is how a shorter list is padded,
-    and those whose id stood in a used place before: chosen twice, it counts once.
+    Places whose id is not a token or whose log-prob is -inf, which is how a shorter list is
+    padded, and places that repeat the id of an earlier used place.
     """
     idle = (ids < 0) | (ids >= vocab_size) | (logq == -jnp.inf)
     places, lead = ids.shape[-1], range(ids.ndim - 1)
-    unlike = jnp.expand_dims(-1 - jnp.arange(places), lead)  # Equal to no other.
+    unlike = jnp.expand_dims(-1 - jnp.arange(places), lead)  # Differs from all others.
     apart = jnp.where(idle, unlike, ids)
     before = jnp.expand_dims(jnp.tri(places, k=-1, dtype=bool), lead)
     return idle | jnp.any((apart[..., :, None] == apart[..., None, :]) & before, axis=-1)
@@ -352,7 +352,7 @@ def _take(logp: jax.Array, ids: jax.Array, part: Part) -> jax.Array:
 
 
 class Moments(NamedTuple):
-    """What one pass over part of the vocabulary knows of a token, under that part's softmax."""
+    """A token's statistics over part of the vocabulary, under that part's softmax."""
 
     lse: jax.Array  # f32[...] of the student's logits
     teacher_lse: jax.Array  # f32[...]

@@ -4,7 +4,7 @@ A block of tokens stays in VMEM while the head passes by, so each weight that is
 many products as the block has tokens; to be bound by arithmetic and not by memory that must be
 the chip's operations per byte: 240 on a v5e, 166 on a v5p, 560 on a v6e, 312 on a TPU7x. In the
 gradient of the head the roles are exchanged. Beyond that, larger blocks buy little and cost
-compile time. The ahead-of-time tests compile what stands here for each generation.
+compile time. The ahead-of-time tests compile these blocks for each generation.
 """
 
 from __future__ import annotations
