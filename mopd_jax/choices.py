@@ -1,4 +1,4 @@
-"""Names that a setting and an argument share; needs nothing but typing."""
+"""Names that a setting and an argument share; imports only typing."""
 
 from typing import Literal
 

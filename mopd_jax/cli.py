@@ -1,4 +1,4 @@
-"""The command `mopd`: words to settings, a subcommand to run, errors as one line."""
+"""The command `mopd`: parses the command line, runs a subcommand, prints errors as one line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ data     make a checked data set from source files, judge its gold answers, show
 A flag may also be written with a space, --name value.
 
   --config=quickstart:grpo               a shipped config and a variant of it
-  --config=FOLDER/FILE.py:grpo           a file: what has a / or ends in .py
+  --config=FOLDER/FILE.py:grpo           a file: any name with a / or ending in .py
   --config.peers.failures=0              any setting, by its dotted name
   --workdir=DIR                          default: runs/<file>-<variant>-<settings' hash>
   --from=RUN                             a run folder: its latest checkpoint; eval without

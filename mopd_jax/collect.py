@@ -35,8 +35,8 @@ def collect(
 ) -> None:
     """Writes the file `out` with `cfg.steps` steps of rollouts of one student.
 
-    Problems and random keys are those of a run with the same config; so a run's first step and
-    this file's agree. The same arguments on the same devices give the same bytes.
+    Problems and random keys are those of a run with the same config, so the first step of the
+    run and of this file agree. The same arguments on the same devices give the same bytes.
 
     Args:
         start: folder of a run whose newest checkpoint is the student, by default the initial
@@ -63,7 +63,7 @@ def collect(
     weights, zero = sampling_params(run, source, origin), jnp.int32(0)
     state = TrainState(
         params=weights,
-        teacher=weights,  # Whoever samples, these are its weights.
+        teacher=weights,  # The sampler reads these under either `rollout.policy`.
         optimizer=None,
         step=zero,
         skipped=zero,
@@ -79,7 +79,7 @@ def collect(
 
 
 def _rows(run: Run, state: TrainState, problems: Sequence[Problem]) -> Iterator[RolloutRow]:
-    """The rows of all steps; a line is logged of each."""
+    """The rows of all steps; logs a line for each step."""
     cfg = run.cfg
     take = experience.sampler(run, sources.ProblemStream(problems, seed=cfg.seed))
     for step in range(1, cfg.steps + 1):

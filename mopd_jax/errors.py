@@ -1,4 +1,4 @@
-"""Errors of wrong input and the checks that raise them: the value, the limit, the remedy."""
+"""Errors for wrong input, and the checks that raise them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used; the message says what, where and the remedy."""
+    """Input that cannot be used; the message has the value, its place and the remedy."""
 
 
 class ConfigError(InputError):
@@ -22,7 +22,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def at_least(owner: Any, minimum: float, *names: str) -> None:
-    """Every named field of a config is None or at least `minimum`."""
+    """Raises ConfigError unless every named field of a config is None or at least `minimum`."""
     for name in names:
         value = getattr(owner, name)
         require(
@@ -32,7 +32,7 @@ def at_least(owner: Any, minimum: float, *names: str) -> None:
 
 
 def unknown(where: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that is none of `known`."""
+    """The error message for a name outside `known`."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
     return f"{where} does not exist; {hint}"

@@ -1,4 +1,4 @@
-"""From a step's rollouts to the batch of its update, on the host.
+"""Makes a step's rollouts into the batch of its update, on the host.
 
 `gather` is the first half of a training step, shared by `mopd train` and `mopd rollout`:
 
@@ -50,7 +50,7 @@ class Chosen:
     usage: peers.Usage
     match: controls.Match | None
     texts: list[list[str]]  # [P][G] responses as they are shown.
-    without_text: int  # Eligible rollouts whose shown text is empty, so they are no peers.
+    without_text: int  # Eligible rollouts whose shown text is empty, so they cannot be peers.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Rendered:
 
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """A step's rollouts with all that the host makes of them before the update."""
+    """A step's rollouts and everything that the host computes from them before the update."""
 
     sampled: Sampled
     verdicts: list[list[Verdict]]  # [P][G]
@@ -80,7 +80,7 @@ Take = Callable[[TrainState, int], tuple[Sampled, Callable[[], list[list[Verdict
 
 
 def gather(run: Run, take: Take, state: TrainState, step: int, clock: Clock) -> Gathered:
-    """The first half of a step: its rollouts, judged, with what each row's teacher reads.
+    """The first half of a step: its rollouts, their verdicts and each row's teacher prompt.
 
     Args:
         take: `sampler`, or `saved_rollouts.reader` for rollouts from a file.
@@ -97,7 +97,7 @@ def gather(run: Run, take: Take, state: TrainState, step: int, clock: Clock) -> 
 def add_contexts(
     run: Run, sampled: Sampled, verdicts: list[list[Verdict]], draw: int
 ) -> Gathered:
-    """Judged rollouts with their outcomes, the peers of every row and what its teacher reads.
+    """Judged rollouts with their outcomes, and the peers and teacher prompt of every row.
 
     Args:
         draw: keys the choice of peers, with the seed, the prompt and the rollout.
@@ -238,7 +238,7 @@ def render_contexts(
     verdicts: list[list[Verdict]],
     outcomes: Outcomes,
 ) -> Rendered:
-    """What the teachers read. Feedback is on the target itself, and only where it failed."""
+    """The teachers' prompts. Feedback is on the target itself, and only if it failed."""
     cfg = run.cfg.context
     reads = chosen.usage.has_context
     if cfg.feedback == "no_success":

@@ -1,4 +1,4 @@
-"""Files that a kill never leaves in part, and the JSON that they hold."""
+"""Atomic writes of text files, and JSON for them: a kill never leaves half a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 
 def write_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
-    """As `write_text`, line by line as they come; each gets its end."""
+    """As `write_text`, from an iterable of lines; adds the line ends."""
     _replace(path, (line + "\n" for line in lines))
 
 
@@ -31,7 +31,7 @@ def _replace(path: pathlib.Path, parts: Iterable[str]) -> None:
 
 
 def dumps(record: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """JSON, by default on one line, with null for what is not finite: nan is no JSON."""
+    """JSON, by default on one line; numbers that are not finite become null (JSON has none)."""
 
     def clean(value: Any) -> Any:
         if isinstance(value, float) and not math.isfinite(value):
@@ -42,7 +42,7 @@ def dumps(record: Mapping[str, Any], *, indent: int | None = None) -> str:
             return [clean(v) for v in value]
         return value
 
-    try:  # Nearly always; looking at every number of a long rollout takes its time.
+    try:  # Nearly always true; checking every number of a long rollout would be slow.
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=indent)
     except ValueError:
         record = clean(record)

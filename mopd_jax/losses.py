@@ -57,8 +57,7 @@ def batch_totals(mask: jax.Array, *, every_row: bool = False) -> Totals:
     """Denominators of the batch with mask bool[..., T], to be made before any split.
 
     A row is all that the last dimension holds; packed tokens [M] are one row. `every_row`
-    counts rows without a token as sequences too: what a sum divided by the size of the batch
-    does.
+    counts rows without a token as sequences too, as dividing by the size of the batch does.
     """
     mask = _bool(mask)
     rows = jnp.ones(mask.shape[:-1], bool) if every_row else jnp.any(mask, axis=-1)
@@ -83,7 +82,7 @@ def token_weights(
     steps: jax.Array | None = None,
     dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> jax.Array:
-    """Weights f32[..., T] that turn token losses into one number by a weighted sum.
+    """Weights f32[..., T] whose weighted sum of token losses is the loss.
 
     With k the mask bool[..., T], and the totals those of the whole batch:
 
@@ -103,8 +102,8 @@ def token_weights(
         scale: of seq-mean-token-sum-norm only, by default T; to be given with totals, since a
             part of a batch may be cut shorter.
         steps: i32[..., T] in [0, T), of seq-mean-step-mean only: which step of its response a
-            token belongs to (`update.reasoning_steps.step_ids`). A long step weighs no more
-            than a short one.
+            token belongs to (`update.reasoning_steps.step_ids`). Long and short steps weigh
+            the same.
         dtype: of the weights; float64 for a loss in float64.
 
     Raises:
@@ -202,8 +201,8 @@ def distill_loss(
             K tokens [N, T, K]. It may have read another prompt, have another width, and be
             float16.
         targets: i32[N, T], the response tokens; below 0 (-100, -1) where a position does not
-            count. None: no statistic of them is made, so that `logp` and `teacher_logp` are
-            None; a support of "sampled" and an importance cap need them.
+            count. None: `logp` and `teacher_logp` are None; a support of "sampled" and an
+            importance cap need targets.
         mask: bool[N, T]; elsewhere nothing is read, not even a NaN. None is `targets >= 0`, and
             without targets every position: then padding counts as tokens do. A label below 0
             under a true mask is an error; inside `jit`, which cannot raise it, the loss is NaN.
@@ -263,7 +262,7 @@ def _check_importance(targets: Any, sampled_logp: Any, importance_cap: float | N
 
 
 def _mask(student: Any, targets: Any, mask: Any) -> jax.Array:
-    """The mask given, or what stands for one."""
+    """The caller's mask, or by default `targets >= 0`, or every position."""
     if mask is not None:
         return _bool(mask)
     if targets is not None:
@@ -348,7 +347,7 @@ def grpo_loss(
         advantage=(advantage, "N"),
         weights=(weights, "N T"),
     )
-    # A token without weight is masked: what stands there, NaN included, must not be read.
+    # A token of weight 0 is masked: its values may be NaN and must not be read.
     used = weights != 0
     a = advantage[:, None]
     ratio = importance_ratio(jnp.where(used, logp, 0.0), jnp.where(used, sampled_logp, 0.0))

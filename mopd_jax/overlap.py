@@ -1,4 +1,4 @@
-"""Work on one item in a thread while the next item is made."""
+"""Works on one item in a thread while the caller makes the next."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ Done = TypeVar("Done")
 class Background(Generic[Item, Done]):
     """Works on items in one thread, in the order in which they are submitted.
 
-    As a context manager round the making of the items: if the making fails, the work under way
-    is not waited for, and what has not begun is cancelled. An item is let go after its work.
+    Use it as a context manager around the code that makes the items: if that code fails, the
+    running work is not waited for and the queued work is cancelled. An item is freed after
+    its work.
 
     Args:
-        work: must not change anything that the making of the items reads or changes.
+        work: must not change anything that the code making the items reads or changes.
     """
 
     def __init__(self, work: Callable[[Item], Done]) -> None:
@@ -51,7 +52,7 @@ class Background(Generic[Item, Done]):
 
 
 def overlapped(items: Iterable[Item], work: Callable[[Item], Done]) -> Callable[[], list[Done]]:
-    """Makes the `items` and meanwhile does `work` on those made, as `Background` does.
+    """Iterates over `items` while a thread does `work` on the earlier ones, by `Background`.
 
     Returns:
         A function that waits for the work that is left and returns all results.

@@ -85,7 +85,7 @@ class Batch:
 
 @record
 class TrainState:
-    """All that a checkpoint must hold, beside the data position; replaced, never mutated."""
+    """The part of a run that a checkpoint holds, besides the data position; never mutated."""
 
     params: Params
     teacher: Params  # A copy, an external model or {}, by `update.teacher.teacher_slot`.
@@ -121,7 +121,8 @@ class Verdict:
     answer: the final answer extracted from the response, with or without an error; None where
         none can be extracted, or answers of this verifier are not compared as strings. Equal
         answers are written alike. It never contains gold that the response does not.
-    format_ok: the answer stands where and how it was asked for; None: there is no such format.
+    format_ok: the answer has the place and form that the prompt asks for; None: the verifier
+        asks for no form.
     truncated: the response was cut before it ended.
     tests_skipped: tests that were not run since enough had cost too much; they count as failed
         in `test_fraction`.
@@ -160,7 +161,7 @@ def successes(rewards: np.ndarray, valid: np.ndarray, *, threshold: float) -> np
 
 @dataclasses.dataclass(frozen=True)
 class Outcomes:
-    """What the verdicts say of the rollouts, computed once a step."""
+    """Rewards, valid and success from the verdicts, computed once a step."""
 
     rewards: np.ndarray  # f64[P, G], in [0, 1]; 0 without a verdict
     valid: np.ndarray  # bool[P, G], the rollout has a verdict
@@ -179,7 +180,7 @@ class Outcomes:
 
     @property
     def failure(self) -> np.ndarray:
-        """bool[P, G], the rollout has a verdict and is no success."""
+        """bool[P, G], the rollout has a verdict and is not a success."""
         return self.valid & ~self.success
 
     @property

@@ -1,4 +1,4 @@
-"""A step's rollouts to the rows of a file, and back."""
+"""Converts a step's rollouts to rows of a file, and back."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
     """The header of a file that this run writes.
 
     Args:
-        steps: that the file will have.
-        trained: steps that the student has been trained for. Rollouts that came from a file
-            keep what that file says of who sampled them.
+        steps: how many steps the file will have.
+        trained: steps that the student has been trained for. For rollouts that came from a
+            file, the header keeps that file's record of who sampled them.
     """
     cfg = run.cfg
     model = cfg.model.path
@@ -58,7 +58,7 @@ def header(run: Run, *, steps: int, trained: int) -> Header:
 
 
 def _context_fields(record: render.ContextRecord, uids: np.ndarray) -> dict[str, Any]:
-    """What a teacher was shown, as the file writes it: of its peers one list a field."""
+    """The context shown to a teacher, as the file stores it: one list for each peer field."""
     shown = dataclasses.asdict(record)
     peers = record.peers
     del shown["peers"]
@@ -95,7 +95,7 @@ def rows(gathered: Gathered) -> Iterator[RolloutRow]:
             verdict=gathered.verdicts[p][g],
             stopped=bool(sampled.stopped[p, g]),
             context=seen,
-            # Gold stays out of the file, whoever was shown it.
+            # Gold is never written, even if a teacher was shown it.
             teacher_message=chat[-1]["content"] if told else None,
             prompt_ids=tuple(sampled.prompt[p][sampled.prompt_mask[p]].tolist()),
             response_ids=sampled.response[p, g][keep],
@@ -109,7 +109,7 @@ def reader(run: Run, saved: Saved) -> Take:
     def take(
         state: TrainState, step: int
     ) -> tuple[Sampled, Callable[[], list[list[Verdict]]], int]:
-        del state  # The file's rollouts are of the student it names.
+        del state  # The file's header names the student that sampled its rollouts.
         sampled, verdicts, draw = read_step(run, saved, step)
         return sampled, lambda: verdicts, draw
 

@@ -1,4 +1,4 @@
-"""What a training step logs: one function, `of_step`, and the groups of metrics it joins."""
+"""The metrics that a training step logs: `of_step` joins them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _shares(contexts: list[ContextRecord]) -> dict[str, float]:
 
 
 def verdict_metrics(verdicts: list[list[Verdict]]) -> dict[str, float]:
-    """What verifiers say beside the reward, as means over the rows that have a value, and how
+    """Means of the verdicts' fields besides the reward, over the rows with a value, and how
     many tests were not run."""
     every = [verdict for row in verdicts for verdict in row]
     metrics: dict[str, float] = {}
@@ -141,6 +141,6 @@ def choice_metrics(chosen: Chosen, rendered: Rendered) -> dict[str, float]:
     }
     if chosen.match is None:
         return metrics
-    # The match is that of the blocks as chosen; this many of them the prompt's limit took.
+    # The match is that of the chosen blocks; the prompt's limit then removed this many of them.
     cut = int(chosen.match.given.sum()) - sum(r.peer_tokens for r in records)
     return metrics | chosen.match.metrics() | {"control_tokens_cut": cut}

@@ -1,4 +1,4 @@
-"""Shipped fakes: a tiny decoder, a batch, a judged response, so that tests take seconds."""
+"""Fakes for fast tests: a tiny decoder, a batch, a judged response."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thoughts between `<think>` and `</think>`: what of a text stands outside of them."""
+"""Removes the thoughts between `<think>` and `</think>` from a text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 def without_thinking(text: str) -> str:
-    """What stands outside all `<think>` spans, without space at its ends; never a bare tag.
+    """The text outside all `<think>` spans, without space at its ends; never a bare tag.
 
     Spans may nest: one ends with the tag that closes as many as were opened. One that is never
-    closed, as in a truncated response, reaches to the end. A tag that closes nothing ends a
-    span that the prompt's header opened, so all before it goes. Time is linear in the text.
+    closed, as in a truncated response, reaches to the end. A closing tag without an opening one
+    ends a span that the prompt's header opened, so the text before it is removed. Time is
+    linear in the text.
     """
     kept, depth, start = [], 0, 0
     for tag in _TAG.finditer(text):
@@ -29,14 +30,14 @@ def without_thinking(text: str) -> str:
     if depth == 0:
         kept.append(text[start:])
     joined = "".join(kept)
-    # What stood around a span may be the parts of a tag.
+    # The texts before and after a removed span may together form a tag.
     return (" ".join(kept) if _TAG.search(joined) else joined).strip()
 
 
 def answer_part(response: str) -> str:
-    """What a verifier reads: nothing up to the last closing tag, nor from an unclosed one on.
+    """The part that a verifier reads: after the last closing tag, before any unclosed one.
 
-    An answer stands behind the thoughts, so this is stricter than `without_thinking`, which
-    keeps what stands before and between them.
+    An answer follows the thoughts, so this is stricter than `without_thinking`, which
+    keeps the text before and between them.
     """
     return response.rpartition(_CLOSE)[2].partition(_OPEN)[0]

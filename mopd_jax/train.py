@@ -17,11 +17,11 @@ A run folder has these files, written by:
     checkpoints/                                  `run/checkpoint.py`
     evaluations/                                  this module
 
-A killed run, started again with the same command, goes on from its last checkpoint and ends
-with the same bits as one that was never killed.
+A killed run, started again with the same command, resumes from its last checkpoint and ends
+with the same bits as a run that was never killed.
 
 Left out so far: several hosts (one process drives all devices), sampling of the next step
-beside this step's update (it would train on older rollouts), and buckets of lengths (shapes are
+during this step's update (it would train on older rollouts), and buckets of lengths (shapes are
 those of the config).
 """
 
@@ -60,7 +60,7 @@ def train(
     command: str = "",
     devices: list[jax.Device] | None = None,
 ) -> TrainState:
-    """Runs, or goes on with, the run in `workdir`; returns the final state.
+    """Starts or resumes the run in `workdir`; returns the final state.
 
     Args:
         command: written to `command.txt`.
@@ -116,7 +116,7 @@ def train(
 
 
 def _dump(run: Run, gathered: Gathered, step: int) -> None:
-    """Writes the step's rollouts, with what each teacher read, to the run folder."""
+    """Writes the step's rollouts, with each teacher's prompt, to the run folder."""
     storage.write(
         run.folder / ROLLOUTS / f"step_{step:06d}.jsonl",
         saved_rollouts.header(run, steps=1, trained=step - 1),

@@ -31,7 +31,9 @@ from mopd_jax.models.sharding import constrain
 from mopd_jax.records import Params, record
 from mopd_jax.shapes import check_shapes
 
-Extra = TypeVar("Extra")  # What attention hands on beside its output: keys and values, or None.
+Extra = TypeVar(
+    "Extra"
+)  # Attention's second result, besides its output: keys and values, or None.
 Attend: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Extra]]
 Rope: TypeAlias = tuple[jax.Array, jax.Array]  # (cos, sin) of `attention.rope`.
 
@@ -214,7 +216,7 @@ def hidden_states(
 
     Args:
         tokens: i32[B, L]. Attention is causal in column order.
-        mask: bool[B, L]; false columns are never attended to, and their output means nothing.
+        mask: bool[B, L]; false columns are never attended to; ignore their output.
         positions: i32[B, L], by default `positions_of(mask)`.
         segments: i32[B, L]; a column sees only columns of its own segment (packed documents).
     """

@@ -1,7 +1,7 @@
 """Llama, Qwen2 and Qwen3 checkpoints: their configs and tensor names, as data.
 
 `TABLE` names each leaf of our parameter tree and its layout in a Hugging Face checkpoint and in
-a GGUF file; import and export both read it. Nothing here touches a file. Not supported, each
+a GGUF file; import and export both read it. This module reads no files. Not supported, each
 with an error that names it: rope scaling other than Llama 3's, sliding windows,
 partial rotary embeddings, activations other than SiLU, mixtures of experts, quantized configs.
 """
@@ -20,7 +20,7 @@ from mopd_jax.models.attention import RopeScaling, rope_frequencies
 from mopd_jax.models.decoder import DecoderConfig
 from mopd_jax.records import Params
 
-# What transformers assumes of a field that a config.json leaves out and that changes the model.
+# transformers' defaults for fields that a config.json may leave out and that change the model.
 # None for kv heads: as many as heads; for head_dim: hidden_size / heads.
 _COMMON = {
     "rms_norm_eps": 1e-6,

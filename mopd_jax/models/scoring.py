@@ -1,4 +1,4 @@
-"""A model's output and log-probs for each token of a response that may not be its own."""
+"""A model's output and log-probs for each token of a response, whoever wrote it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def response_states(
     *,
     cfg: DecoderConfig,
 ) -> jax.Array:
-    """Hidden states [N, T, D] of which state t predicts response token t.
+    """Hidden states [N, T, D]; state t predicts response token t.
 
     Args:
         prompt, prompt_mask: i32[N, S], bool[N, S], left-padded: its last column is real.
@@ -41,7 +41,7 @@ def response_output(
     *,
     cfg: DecoderConfig,
 ) -> Hidden:
-    """`response_states` with the model's head: what the losses and `linear_logprob` read."""
+    """`response_states` with the model's head, as the losses and `linear_logprob` read it."""
     states = response_states(params, prompt, prompt_mask, response, response_mask, cfg=cfg)
     return decoder.output(params, states)
 

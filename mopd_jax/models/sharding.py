@@ -104,8 +104,8 @@ def shardings(abstract: Any, axes: Any, mesh: Mesh) -> Any:
 def head_sharding() -> HeadSharding | None:
     """How tokens and heads lie on the mesh in context, for the ops; None without one.
 
-    The mesh must be in context (`jax.set_mesh`) where the step is traced: on arrays that are
-    sharded and no mesh, the ops would gather the hidden states of all devices.
+    The mesh must be in context (`jax.set_mesh`) where the step is traced: on sharded arrays
+    without a mesh, the ops would gather the hidden states of all devices.
     """
     if jax.sharding.get_abstract_mesh().size <= 1:
         return None

@@ -152,7 +152,7 @@ def load(path: str | os.PathLike) -> ChatTokenizer:
 
 
 def check_vocabulary(tokenizer: Any, cfg: DecoderConfig) -> None:
-    """Every id the tokenizer can give must have an embedding; a padded model is fine.
+    """Checks that every id of the tokenizer has an embedding; a padded model is allowed.
 
     Raises:
         ConfigError: with both sizes.
@@ -177,7 +177,9 @@ def _from_folder(folder: pathlib.Path) -> ChatTokenizer:
     # by its own rules instead of those in tokenizer.json.
     try:
         inner = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # The boundary to transformers, whose errors name no file.
+    except (
+        Exception
+    ) as error:  # The boundary to transformers, whose errors do not name the file.
         raise ConfigError(
             f"{folder}: tokenizer.json or tokenizer_config.json cannot be read ({error})"
         ) from error

@@ -1,4 +1,4 @@
-"""A line of a file of rollouts: its record, its JSON form, and the checks of a line alone.
+"""Records of the lines of a rollout file, their JSON form, and the checks of a single line.
 
 Pure functions between bytes and records. `storage.py` reads and writes the files, and checks
 the lines against each other; docs/rollouts.md has the table of all fields.
@@ -26,9 +26,9 @@ class RolloutFileError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What is the same for every row of a file.
+    """The first line of a file: the values shared by all rows.
 
-    tokenizer: its fingerprint; stop_ids are its end tokens, vocab_size is the model's.
+    tokenizer: the tokenizer's fingerprint; stop_ids are its end tokens, vocab_size the model's.
     policy: who sampled, "student" or "teacher" (`rollout.policy`).
     model, trained: the path of its weights, and the steps it had been trained for.
     seed, temperature, top_p, top_k, prompt_length, response_length: of the sampling.
@@ -100,7 +100,7 @@ def row_fields(row: RolloutRow) -> dict[str, Any]:
     fields = {name: getattr(row, name) for name in _PLAIN}
     fields["messages"] = [dict(message) for message in row.messages]
     verdict = {name: getattr(row.verdict, name) for name in _VERDICT}
-    # Nine significant digits tell any two float32 apart, and survive the way over a double.
+    # Nine significant digits distinguish any two float32 and survive parsing as a double.
     short = [float(f"{x:.9g}") for x in row.sampled_logp.tolist()]
     arrays = (row.prompt_ids, row.response_ids.tolist(), short)
     return {
@@ -110,7 +110,7 @@ def row_fields(row: RolloutRow) -> dict[str, Any]:
     }
 
 
-# A test of one value, and what it asks for in words.
+# A test of one value, and the text that describes the values it accepts.
 _Rule = tuple[Callable[[Any], bool], str]
 _LARGEST = float(np.finfo(np.float32).max)
 _U32 = 1 << 32
@@ -161,7 +161,7 @@ _HEADER: dict[str, _Rule] = {
     "top_k": _optional(_whole(1)),
     "config": _TEXT,
 }
-# All of a verdict but `answer`, which is not in the file and None in what is read from it.
+# All fields of a verdict but `answer`, which the file leaves out; it is None after reading.
 _VERDICT: dict[str, _Rule] = {
     "reward": _SHARE,
     "test_fraction": _optional(_SHARE),
@@ -202,7 +202,7 @@ _SHOWN: dict[str, _Rule] = {
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a file, by its number from 1: parses and checks it, and names it in errors."""
+    """Parses and checks one line of a file; errors name its number, from 1."""
 
     path: pathlib.Path
     number: int
@@ -223,7 +223,7 @@ class Line:
             self.error("cut short, it has no end; the file was not written or copied whole")
         try:
             value = json.loads(raw.decode("utf-8"))
-        except (ValueError, RecursionError) as error:  # Of UTF-8 and of JSON.
+        except (ValueError, RecursionError) as error:  # Errors of UTF-8 and of JSON.
             self.error(f"not JSON in UTF-8 ({error}); expected one object a line")
         if not isinstance(value, dict):
             self.fail("the line", value, "an object")
@@ -232,7 +232,7 @@ class Line:
     def check(
         self, fields: Mapping[str, Any], rules: Mapping[str, _Rule], at: str = ""
     ) -> None:
-        """Every field of `rules` is present and as it must be; further fields are allowed."""
+        """Checks that every field of `rules` is present and valid; others are allowed."""
         for name, (test, expected) in rules.items():
             if name not in fields:
                 self.error(f"{at}{name} is missing; expected {expected}")
@@ -240,7 +240,7 @@ class Line:
                 self.fail(at + name, fields[name], expected)
 
     def check_each(self, fields: Mapping[str, Any], name: str, rule: _Rule) -> None:
-        """A list of at least one value, each as it must be; names the first that is not."""
+        """Checks a list of at least one value; the error names the first invalid one."""
         test, expected = rule
         filled: _Rule = (lambda v: isinstance(v, list) and v != [], "a list, not empty")
         self.check(fields, {name: filled})
@@ -275,7 +275,7 @@ def parse_row(where: Line, raw: bytes, header: Header, vocab_size: int) -> Rollo
         vocab_size: ids are below it.
 
     Raises:
-        RolloutFileError: names the first field that is not as it must be.
+        RolloutFileError: names the first invalid field.
     """
     fields = where.parse(raw)
     where.check(fields, {**_ROW, "rollout": _whole(0, header.group)})
@@ -296,7 +296,7 @@ def parse_row(where: Line, raw: bytes, header: Header, vocab_size: int) -> Rollo
 
 
 def _check_response(where: Line, fields: Mapping[str, Any], header: Header) -> None:
-    """Lengths, and the places of stop tokens."""
+    """Checks lengths, and the places of stop tokens."""
     ids, stopped, stops = fields["response_ids"], fields["stopped"], header.stop_ids
     for name in ("prompt", "response"):
         most, count = getattr(header, f"{name}_length"), len(fields[f"{name}_ids"])
@@ -324,7 +324,7 @@ def _check_response(where: Line, fields: Mapping[str, Any], header: Header) -> N
 
 
 def _check_context(where: Line, fields: Mapping[str, Any]) -> None:
-    """The peers shown: lists of one length, and never the row itself."""
+    """Checks the peers shown: lists of one length, and never the row itself."""
     context = fields["context"]
     where.check(context, _SHOWN, at="context.")
     count = len(context["shown"])

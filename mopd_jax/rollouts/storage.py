@@ -1,4 +1,4 @@
-"""Files of rollouts: JSON lines that a person can read and any method can train from.
+"""Writes and reads rollout files: JSON lines for people to read and any method to train on.
 
 A header, then one row a rollout: tokens, log-probs, verdict, the peers it was shown
 (docs/rollouts.md has every field). `write` is atomic; `read` checks every line, and its errors
@@ -33,7 +33,7 @@ from mopd_jax.rollouts.schema import (
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """A file that was read to its end and is whole; `batch` reads one step of it again.
+    """A file that was read to its end and checked; `batch` reads one step of it again.
 
     steps: the numbers of its steps, ascending.
     places: line and byte at which each step begins.
@@ -102,7 +102,7 @@ def read_header(path: pathlib.Path) -> Header:
 
 
 def check_fit(header: Header, path: pathlib.Path, cfg: Config, tokenizer: Tokenizer) -> None:
-    """Refuses a file that a run with `cfg` cannot train from.
+    """Raises ConfigError for a file that a run with `cfg` cannot train from.
 
     Raises:
         ConfigError: with the setting to change.
@@ -111,7 +111,7 @@ def check_fit(header: Header, path: pathlib.Path, cfg: Config, tokenizer: Tokeni
     settings: dict[str, tuple[Any, Any]] = {
         f"rollout.{name}": (getattr(header, name), cfg.rollout) for name in same
     }
-    # What is trained on and what is evaluated must read the same.
+    # Prompts of training and of evaluation must have the same text.
     settings["data.instruction"] = (header.instruction, cfg.data)
     for name, (want, section) in settings.items():
         have = getattr(section, name.split(".")[1])
@@ -142,7 +142,7 @@ def read(
         vocab_size: of the model that will read the tokens; None is that of the file.
 
     Raises:
-        RolloutFileError: the first thing that is wrong, by line, field and value.
+        RolloutFileError: the first error, with its line, field and value.
     """
     header = read_header(path)
     steps: list[int] = []
@@ -214,7 +214,7 @@ def _steps(
 
 
 class _Step:
-    """The rows of one step as they come in, in any order."""
+    """Collects the rows of one step, in any order."""
 
     def __init__(self, header: Header, line: int, offset: int) -> None:
         self.line, self.offset = line, offset

@@ -1,4 +1,4 @@
-"""Warnings when a step trains nothing or nearly nothing: the cause and a remedy."""
+"""Warnings for steps that train few or no tokens: the cause and a remedy."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def causes(values: Mapping[str, Any], outcomes: Outcomes, cfg: Config) -> list[s
 
 
 def _of_rewards(outcomes: Outcomes) -> list[str]:
-    """The first of the reasons, if any, why rewards tell the rollouts of no group apart."""
+    """The first reason that applies why all rewards in every group are equal, if any."""
     rewards = outcomes.rewards[outcomes.valid]
     if not outcomes.valid.any():
         return ["no rollout has a verdict: the verifier fails on every response"]
@@ -108,7 +108,7 @@ def _of_updates(values: Mapping[str, Any]) -> list[str]:
 
 
 def _reads_rewards(cfg: Config) -> bool:
-    """By a loss of them, or by the choice of peers, of feedback or of rows."""
+    """Whether training reads rewards: in the loss, or to choose peers, feedback or rows."""
     if cfg.loss.method != "distill":
         return cfg.loss.method != "sft" or cfg.loss.sft_rows == "success"
     shown = cfg.peers.successes + cfg.peers.failures + cfg.peers.summaries

@@ -1,4 +1,4 @@
-"""Tells a person how a run goes: a line for each step, and a bar of the phase that runs."""
+"""Prints a run's progress: a line for each step, and a bar with the current phase."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def say(step: int, cfg: Config, values: Mapping[str, Any]) -> None:
 
 
 def say_rollouts(step: int, cfg: Config, values: Mapping[str, Any]) -> None:
-    """Logs the line of a step of `mopd rollout`, which trains nothing."""
+    """Logs the line of a step of `mopd rollout`, which does not train."""
     log.info(
         "step %d/%d  solved %.3f  mixed %.2f  truncated %.2f  resp %.0f  %.2f s",
         step,
@@ -84,4 +84,4 @@ def setup_logging() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
-    log.propagate = False  # Else handlers that libraries give the root logger repeat them.
+    log.propagate = False  # Handlers that libraries add to the root would repeat them.

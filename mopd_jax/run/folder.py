@@ -1,4 +1,4 @@
-"""Writes and checks what a run folder says of its run: settings, command, environment."""
+"""Writes and checks a run folder's settings, command and environment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FREE_TO_CHANGE = ("steps", "dump_every", "checkpoint")
 
 
 def compare(cfg: Config, workdir: pathlib.Path) -> None:
-    """Checks that a run may go on in this folder, which holds one run or none.
+    """Checks that a run may start or resume in this folder, which holds at most one run.
 
     Raises:
         ConfigError: the folder is a file, or holds a run of another format, with settings that

@@ -67,9 +67,9 @@ def open_run(
 def prepare(
     cfg: Config, workdir: pathlib.Path, *, devices: list[jax.Device] | None
 ) -> tuple[Run, Sequence[Problem], pathlib.Path]:
-    """All of a run but its weights: the run, the problems to train on, the weights' path.
+    """A run without its weights: the run, the problems to train on, the weights' path.
 
-    Nothing is written. Raises as `open_run` does.
+    Writes no file. Raises as `open_run` does.
     """
     student = open_student(cfg, devices)
     mesh, model, tokenizer = student.mesh, student.model, student.tokenizer
@@ -133,7 +133,7 @@ def _train_problems(student: Student, saved: Saved | None) -> tuple[Sequence[Pro
 
 
 def _check_top_k(cfg: Config, model: decoder.DecoderConfig) -> None:
-    """A support of the likeliest tokens has no more of them than the vocabulary."""
+    """Raises ConfigError if `top_k` of the divergence exceeds the vocabulary."""
     chosen = cfg.loss.divergence.chosen or 0
     if cfg.loss.method == "distill" and chosen > model.vocab_size:
         raise ConfigError(
@@ -192,7 +192,7 @@ def open_student(cfg: Config, devices: list[jax.Device] | None) -> Student:
             f"eval.problems={cfg.eval.problems}, but the eval split has {len(problems)}; "
             "lower it, or set it to None for all of them"
         )
-    # A draw and not the head, since splits are often sorted; the same for every run seed.
+    # Drawn at random, since splits are often sorted; the same for every run seed.
     chosen = np.random.default_rng(_EVAL_SUBSET).permutation(len(problems))
     problems = [problems[i] for i in chosen[: cfg.eval.problems]]
     verifiers.check(problems)
@@ -223,7 +223,7 @@ def _sampler(
 
 
 def _check_split(cfg: Config, shards: int) -> None:
-    """Every set of rows that is computed at once must split over the devices."""
+    """Raises unless every set of rows that is computed at once splits over the devices."""
     prompts = cfg.rollout.prompts // cfg.optimizer.mini_batches
     micro = prompts * cfg.rollout.group // cfg.optimizer.micro_batches
     for name, size in (
@@ -252,7 +252,7 @@ def _sandbox(cfg: Config, problems: Sequence[Problem]) -> Sandbox | None:
 
 
 def write_records(run: Student, folder: pathlib.Path, command: str) -> None:
-    """The config, the command and the surroundings of a run, in its folder."""
+    """Writes a run's config, command and environment to its folder."""
     run_folder.write(
         run.cfg,
         folder,

@@ -1,4 +1,4 @@
-"""What stays the same during a run: its settings, models, data and jitted functions."""
+"""The record of a run's constant parts: settings, models, data and jitted functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mopd_jax.update.teacher import Models
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Student:
-    """What it takes to sample the student on held-out problems."""
+    """The parts needed to sample the student on held-out problems."""
 
     cfg: Config
     model: decoder.DecoderConfig
@@ -32,7 +32,7 @@ class Student:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Student):
-    """What stays the same during a run."""
+    """The constant parts of a run."""
 
     folder: pathlib.Path
     models: Models

@@ -21,7 +21,7 @@ FILE = "config.json"
 FORMAT = 1
 # RENAMES[n] leads from format n to n + 1: {dotted old name of a setting: its dotted new name}.
 # Whoever renames a setting raises FORMAT and adds a row here, an empty one if only another file
-# of the folder has changed. A format without a row cannot be read any more.
+# of the folder has changed. A format without a row cannot be read.
 RENAMES: dict[int, dict[str, str]] = {}
 
 

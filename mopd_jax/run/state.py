@@ -25,9 +25,9 @@ log = logging.getLogger("mopd")
 
 
 def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
-    """The state to go on from, the latest checkpoint's or the initial one, and its metadata."""
+    """The state to start from, the latest checkpoint's or the initial one, and its metadata."""
     cfg = run.cfg
-    # An external teacher is in no checkpoint: its weights never move, and stay where they are.
+    # Checkpoints leave out an external teacher: its weights never move, so keep those loaded.
     has_external = run.models.teacher_slot == "external"
     teacher_params = (
         external_teacher.load(cfg, run.models.teacher, run.mesh) if has_external else {}
@@ -74,7 +74,7 @@ def _initial_state(run: Run, cfg: Config) -> tuple[Callable[..., TrainState], Tr
 
 
 def checkpoint_meta(run: Run, position: int, solved: Solved) -> dict[str, Any]:
-    """What a checkpoint holds beside the state."""
+    """The metadata that a checkpoint holds besides the state."""
     return {"position": position, "solved": solved.to_json(), **_external_inputs(run)}
 
 
@@ -103,7 +103,7 @@ def _restored(
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSource:
-    """A checkpoint that a student starts from: its run, and the steps it was trained for."""
+    """A checkpoint that a student starts from: its run, and its number of training steps."""
 
     folder: pathlib.Path
     cfg: Config
@@ -136,7 +136,7 @@ def sampling_params(run: Run, source: pathlib.Path, origin: CheckpointSource | N
 
     Args:
         source: of the initial weights.
-        origin: the student is this checkpoint's.
+        origin: the checkpoint to take the student from.
     """
     if run.cfg.rollout.policy == "teacher" and run.models.teacher_slot == "external":
         return external_teacher.load(run.cfg, run.models.teacher, run.mesh)

@@ -1,4 +1,4 @@
-"""What the rewards of a group give its rollouts, on the host: advantage and weight."""
+"""Advantages and weights of rollouts from the rewards of their group, on the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def advantages(rewards: np.ndarray, valid: np.ndarray, *, scale_by_std: bool) ->
     """
     count = valid.sum(axis=1, keepdims=True)
     mean = np.where(valid, rewards, 0.0).sum(axis=1, keepdims=True) / np.maximum(count, 1)
-    # Equal rewards have advantage 0; without this, the rounding of their mean would be left.
+    # Equal rewards have advantage 0 exactly; otherwise the rounding of their mean would remain.
     largest = np.where(valid, rewards, -np.inf).max(axis=1, keepdims=True)
     flat = ~(valid & (rewards < largest)).any(axis=1, keepdims=True)
     centred = np.where(valid & ~flat, rewards - mean, 0.0)

@@ -22,8 +22,8 @@ _END = 1 << 20  # Bytes read at each end of a file for its fingerprint.
 def check(cfg: Config, student: DecoderConfig, student_tokenizer: Tokenizer) -> DecoderConfig:
     """The architecture of the teacher at `teacher.path`, checked to fit the student.
 
-    Its width, depth and family are its own. Padding of its vocabulary beyond the student's is
-    cut off at loading.
+    Its width, depth and family may differ from the student's. Padding of its vocabulary beyond
+    the student's is cut off at loading.
 
     Args:
         student_tokenizer: makes every prompt, the teacher's too.
@@ -59,8 +59,8 @@ def check(cfg: Config, student: DecoderConfig, student_tokenizer: Tokenizer) -> 
 def fingerprint(cfg: Config) -> str:
     """Twelve hex digits of the files at `teacher.path`: names, sizes, and both ends of each.
 
-    Not of every byte, since a large model has many. A checkpoint holds it in place of the
-    weights.
+    It does not read every byte, because a model may be large. A checkpoint holds it in place
+    of the weights.
     """
     source = weights.resolve(_path(cfg))
     files = [source] if source.is_file() else sorted(source.iterdir())
@@ -97,7 +97,7 @@ def load(cfg: Config, model: DecoderConfig, mesh: jax.sharding.Mesh) -> Params:
 
 
 def _path(cfg: Config) -> str:
-    """`teacher.path`, which `TeacherConfig` demands of an external teacher."""
+    """`teacher.path`, which `TeacherConfig` requires for an external teacher."""
     if cfg.teacher.path is None:
         raise ConfigError(
             f"teacher.kind is {cfg.teacher.kind!r}, and an external teacher is asked for; set "

@@ -1,4 +1,4 @@
-"""Means as (total, count), which add up over parts, so that nothing is a mean of means."""
+"""Means as (total, count), which add over parts, so that no metric is a mean of means."""
 
 from __future__ import annotations
 

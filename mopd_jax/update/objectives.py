@@ -1,4 +1,4 @@
-"""The objective of each method: from the rows of one micro-batch to a loss and its metrics.
+"""The objective of each method: the loss and metrics of the rows of one micro-batch.
 
 A response is scored under the student and the teacher, and the scores are reduced to one number
 by a weighted sum. All normalisation is in the weights, which `train_step.weigh` makes from the
@@ -39,7 +39,7 @@ SAMPLED_LOGP_GAP = "sampled_logp_gap"
 
 @dataclasses.dataclass(frozen=True)
 class UpdateInputs:
-    """What an update reads beside its rows and the student's weights; the same for all rows."""
+    """Inputs of an update besides its rows and the student's weights; the same for all rows."""
 
     cfg: Config
     models: Models
@@ -47,7 +47,7 @@ class UpdateInputs:
 
 
 class PreparedRows(NamedTuple):
-    """N rows with what is made once per step, before its first update."""
+    """N rows with the arrays computed once per step, before its first update."""
 
     batch: Batch
     # f32[N, T] nats, of the policy that the importance ratio is relative to. None: of the
@@ -110,7 +110,7 @@ class HeadOptions(TypedDict):
 
 
 def head_options(cfg: Config) -> HeadOptions:
-    """The run's settings of every op that reads a head; to be called while tracing."""
+    """The run's settings of every op that reads a head; call it while tracing."""
     return {
         "temperature": cfg.rollout.temperature,
         "chunk_tokens": cfg.model.head_chunk,
@@ -181,7 +181,7 @@ def _distill(
     logged |= _ratio_metrics(logp, rows, cfg)
     divergence = stats.divergence
     if cfg.loss.divergence.support == "sampled":
-        # Its own value means nothing; this is the KL on average.
+        # Do not log the estimator's value; the value here is the KL on average.
         divergence = logp - teacher_logp
     logged["divergence"] = means.masked(divergence, batch.mask)
     # A stored teacher has the log-prob of the target only where it is among the stored tokens.

@@ -52,7 +52,7 @@ def preference_loss(
 
 
 def accuracy(score: jax.Array, better: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """How many pairs the scores f32[N] order as their quality does, and how many there are."""
+    """(pairs that the scores f32[N] order as their quality does, all pairs), as counts."""
     score = score.reshape(better.shape[:2])
     right = better & (score[:, :, None] > score[:, None, :])
     return jnp.sum(right, dtype=jnp.float32), jnp.sum(better, dtype=jnp.float32)

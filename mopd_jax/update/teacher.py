@@ -36,7 +36,7 @@ def teacher_slot(cfg: Config) -> TeacherSlot:
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The architectures of a run, and which of them `TrainState.teacher` has weights for."""
+    """A run's model architectures, and the kind of weights in `TrainState.teacher`."""
 
     student: DecoderConfig
     teacher: DecoderConfig  # The student's own, except for an external teacher.
@@ -51,7 +51,7 @@ class Models:
 
 
 def without_external(state: TrainState, slot: TeacherSlot) -> TrainState:
-    """What a checkpoint holds: an external teacher never moves, and is read from its path."""
+    """The state without an external teacher, which never moves and is read from its path."""
     return dataclasses.replace(state, teacher={}) if slot == "external" else state
 
 

@@ -1,4 +1,4 @@
-"""A training step as a pure function of (state, batch): one or several updates, jitted whole.
+"""The training step, a pure function of (state, batch): one or several updates in one jit.
 
     prepare     once a step: log-probs and teacher outputs of the student as it was before
     weigh       once an update: the weights of its tokens, from all its rows
@@ -48,7 +48,7 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def learning_rate(count: jax.Array, *, cfg: OptimizerConfig) -> jax.Array:
-    """Rate of update `count` (from 0): (count + 1) / warmup_steps of it, so none is wasted."""
+    """Rate of update `count` (from 0): (count + 1) / warmup_steps of it, never 0."""
     return cfg.learning_rate * jnp.minimum((count + 1) / max(cfg.warmup_steps, 1), 1.0)
 
 
@@ -73,7 +73,7 @@ def init_state(
     elif models.teacher_slot == "external":
         teacher_params = external
     moments = make_optimizer(cfg.optimizer).init(params)
-    # Two zeros, not one twice: the state is donated, and a buffer can be given away only once.
+    # Two zeros, not one twice: the state is donated, and a buffer can be donated only once.
     step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
     return TrainState(params, teacher_params, moments, step=step, skipped=skipped, key=key)
 
@@ -146,7 +146,7 @@ def _update(
 
 
 def prepare(params: Params, batch: Batch, inputs: UpdateInputs) -> PreparedRows:
-    """What is made once per step, before its first update, with the student as it is then."""
+    """Arrays computed once per step with the student as it is before the first update."""
     cfg = inputs.cfg
     base_logp = stored = None
     if cfg.loss.method in ("distill", "grpo"):
@@ -173,7 +173,7 @@ def weigh(
     """The rows of a whole update with the weights of their tokens, before any split.
 
     Returns:
-        also the metrics that only all rows together can give.
+        the rows, and the metrics that need all rows together.
     """
     known: Metrics = {}
     if inputs.cfg.loss.method in ("dpo", "simpo"):
@@ -185,7 +185,7 @@ def weigh(
 
 @record
 class Sums:
-    """What the rows of an update add up to; sums of different rows add."""
+    """Sums over the rows of an update; sums of different rows add."""
 
     gradients: Params  # f32, a tree like the student's
     metrics: Metrics  # `loss` has the count 0, `trained_tokens` too: `apply` counts updates.
@@ -263,7 +263,7 @@ def end_step(
     teacher_params = state.teacher
     if cfg.loss.method == "distill" and models.teacher_slot == "copy":
         moved = teacher.update(teacher_params, state.params, cfg.teacher, state.step + 1)
-        # A copy that is due is made whether or not this step moved the student.
+        # A due copy is taken even if this step did not move the student.
         follows = (logged["update_applied"].total > 0) | (cfg.teacher.kind == "periodic")
         teacher_params = _choose(follows, moved, teacher_params)
     new = dataclasses.replace(state, teacher=teacher_params, step=state.step + 1)
@@ -320,7 +320,7 @@ def _preference_weights(
 ) -> tuple[jax.Array, Metrics]:
     """Token weights f32[N, T] whose sum with the log-probs has the preference loss's gradient.
 
-    Also the metrics that only all rows together can give.
+    Also returns the metrics that need all rows together.
     """
     cfg = inputs.cfg
     dpo = cfg.loss.method == "dpo"
@@ -359,7 +359,7 @@ def _preference_weights(
 
 
 def preference_options(cfg: LossConfig) -> tuple[float, float]:
-    """(beta, margin) of DPO or SimPO, each its own where the config has None."""
+    """(beta, margin) of DPO or SimPO; None in the config means the method's default."""
     beta, margin = (0.1, 0.0) if cfg.method == "dpo" else (2.0, 1.0)
     return (
         beta if cfg.beta is None else cfg.beta,

@@ -119,7 +119,7 @@ class Divergence:
 
     @property
     def chosen(self) -> int | None:
-        """How many tokens of a model are chosen at each position; None: the support chooses none."""
+        """How many tokens of a model are chosen at each position; None without a choice."""
         if self.support not in CHOSEN:
             return None
         return _DEFAULT_TOP_K if self.top_k is None else self.top_k

@@ -47,8 +47,8 @@ def by_tokens(
     hidden, head = inputs.matrices[:2]
     tokens, vocab = inputs.tokens, blocks.vocab
     steps = hidden.shape[0] // tokens
-    # Of blocks that are not computed the maps name one that is there already, which is no
-    # transfer.
+    # For blocks that are not computed the maps name one already in VMEM, so nothing is
+    # transferred.
     grid = (steps, pl.cdiv(head.shape[0], vocab))
 
     def live(i: Any, counts: Any) -> jax.Array:

@@ -41,7 +41,7 @@ def token_statistics(spec: Spec, student: Output, operands: Operands) -> Stats:
     at_teacher = None
     if divergence is None or teacher is None:
         if of_target is None:
-            raise TypeError("log-probs of targets are asked for, and there are no targets")
+            raise TypeError("log-probs of targets need targets, and targets is None")
         return TokenLogprob(under_mask(mask, of_target), entropy)
     if isinstance(teacher, Stored):
         wide = jnp.promote_types(jnp.float32, teacher.logp.dtype)

@@ -167,7 +167,7 @@ _Given = TypeVar("_Given")
 def _required(value: _Given | None) -> _Given:
     """The value, which `checks` has already required."""
     if value is None:
-        raise TypeError("an operand is None that `checks` requires; call the ops through `mopd_jax.kernels`")
+        raise TypeError("an operand that `checks` requires is None; use mopd_jax.kernels")
     return value
 
 
