@@ -44,7 +44,7 @@ class Timed:
 
 
 def measure(prompts, group, length, *, ragged=False, seed=0, **options):
-    """What one step's contexts are, and CPU seconds: `tokenizer`, and `contexts` without it.
+    """Sizes of one step's contexts, and CPU seconds: `tokenizer`, and `contexts` without it.
 
     Args:
         ragged: responses of half of `length` to all of it, not all of it.
@@ -60,7 +60,7 @@ def measure(prompts, group, length, *, ragged=False, seed=0, **options):
         Problem(f"p{p}", ({"role": "user", "content": f"d00 {p % 10}"},), "", "exact")
         for p in range(prompts)
     ]
-    # Room for the question and three peers, of which the longest lose their middle.
+    # Room for the question and three peers; the longest peers lose their middle.
     limit = 3 * length - length // 4
     cfg = ContextConfig(teacher_prompt_length=limit, peer_tokens=length - length // 16)
     chooser = PeerConfig(**options)

@@ -1,13 +1,13 @@
 """The fused divergence against the naive loss: time, memory, and whether the results agree.
 
-    python benchmarks/divergence.py                    # on the device that is there
-    python benchmarks/divergence.py --memory v5e h100  # compiled for chips that are not there
+    python benchmarks/divergence.py                    # on this machine's device
+    python benchmarks/divergence.py --memory v5e h100  # compiled for chips it does not have
     python benchmarks/divergence.py --schedule         # the price of alpha as an array
 
-What is timed is value and gradients to hidden states and head of the mean loss over valid
-tokens. Contestants take turns within a round, in another order each round; a time ratio is of
-the two fastest rounds, its range that of the ratios within rounds. Temporaries are what the
-compiler reports beside inputs and results. A result that is not naive's ends the benchmark.
+It times value and gradients to hidden states and head of the mean loss over valid tokens.
+Contestants take turns within a round, in another order each round; a time ratio is of
+the two fastest rounds, its range that of the ratios within rounds. Temporaries are the memory
+the compiler reports besides inputs and results. A result unlike naive's ends the benchmark.
 """
 
 import argparse
@@ -40,10 +40,10 @@ SHAPES = (
 )
 MEMORY_SHAPES = ((65536, *model_shapes.SHAPES["Qwen3-4B"]),)
 KINDS = ("jsd", "forward_kl", "reverse_kl", "cross_entropy")
-# Largest relative difference to naive; more is for those that round on purpose or are not ours.
+# Largest relative difference to naive; larger if a contestant rounds on purpose or is not ours.
 LIMITS, LOOSE_LIMIT = {"float32": 1e-4, "bfloat16": 2e-2}, 0.2
 
-# An H100 SXM as XLA describes a GPU, for where there is none.
+# An H100 SXM as XLA describes a GPU, for machines without one.
 H100 = """platform_name: "CUDA" device_description_str: "NVIDIA H100 80GB HBM3"
 dnn_version_info { major: 9 minor: 10 patch: 0 } gpu_device_info {
 cuda_compute_capability { major: 9 } core_count: 132 clock_rate_ghz: 1.98 fpus_per_core: 128
@@ -300,7 +300,7 @@ def parsed(words):
 
 def main(words=None):
     args = parsed(words)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Torch wants some too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Torch needs some too.
     if args.memory:
         os.environ.update(NO_TPU | os.environ)
         jax.config.update("jax_platforms", "cpu")

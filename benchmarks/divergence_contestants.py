@@ -1,7 +1,7 @@
-"""The problem of `divergence.py` and who solves it: ours, the naive loss, Liger and tokamax.
+"""The problem of `divergence.py` and its contestants: ours, the naive loss, Liger, tokamax.
 
-The naive loss is a textbook's, in plain jnp: all logits in float32, and jax differentiates.
-Liger's are called as liger-kernel 0.8.5 wants it (torch), tokamax's as 0.0.17 does. Their
+The naive loss is the textbook one in plain jnp: all logits in float32, differentiated by jax.
+Liger's are called by the interface of liger-kernel 0.8.5 (torch), tokamax's by 0.0.17. Their
 results were compared with the naive ones on a CPU at small sizes, Liger's Triton kernel being
 interpreted; they have not been run on a GPU for this benchmark.
 """

@@ -8,7 +8,7 @@
 
 SETTING/METHOD: `problem` (default) trains on 98 of the 131 problems and evaluates on the other
 33. `tests` is the paper's: it trains on all 131 with half of their tests and evaluates on the
-same 131 with all tests, which is training on the test problems.
+same 131 with all tests, so it trains on the test problems.
 Paper, mean@8 / pass@8 in percent, of that split: Qwen3-8B MOPD 61.82 / 67.23, SDPO 49.49 /
 64.34, GRPO 43.65 / 58.72, base 30.97 / 53.02; Qwen3-4B MOPD 57.01 / 65.48. Their mean is that
 of test fractions and their pass@8 a bootstrap; compare `test_fraction`, not `mean@8`. Hardware

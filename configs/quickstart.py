@@ -13,8 +13,7 @@ has the sweep of learning rates, the seeds and intervals.
 from mopd_jax import config
 from mopd_jax.config import methods
 
-# The best of three rates for each of the methods in the sweep, all of them alike; the others
-# have not been swept.
+# The best of three rates for every method in the sweep; the other methods have not been swept.
 LEARNING_RATE = 1e-3
 
 

@@ -7,7 +7,7 @@
 
 The weights, tokenizer and chat template come out of the GGUF file inside that package: no
 hub, no torch. Groups are mixed on this task at this size. It shows the machinery on a real
-tokenizer, not a gain: a model this small copies its peers, the wrong ones too, so its teacher
+tokenizer, not a gain: a model this small copies its peers, even wrong ones, so its teacher
 signal is weak. `rollouts/step_*.jsonl` in the run folder holds what each teacher saw.
 """
 
@@ -36,7 +36,7 @@ def get_config(variant: str = "mopd"):
     cfg.rollout.response_length = 12
     cfg.context.teacher_prompt_length = 320
     cfg.context.peer_tokens = 32
-    # The teacher must answer in the student's format, or its style is what is distilled.
+    # The teacher must answer in the student's format; otherwise its style would be distilled.
     cfg.context.closing = "Now give the correct answer to the question. Answer only."
     cfg.optimizer.learning_rate = 1e-5
     cfg.optimizer.warmup_steps = 2

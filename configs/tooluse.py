@@ -6,7 +6,7 @@
     mopd train --config=configs/tooluse.py          # or tooluse.py:METHOD
 
 Paper, Qwen3-8B, mean@8 in percent: MOPD 66.73, SDPO 63.45, GRPO 60.32, base 59.11, on 68 test
-rows. The train file (about 4046 rows) and the test file stand in the repository of arXiv
+rows. The train file (about 4046 rows) and the test file are in the repository of arXiv
 2601.20802, `datasets/tooluse/`; docs/data.md has both forms that are read. Hardware there:
 8 x H100 or 8 x A100. Nobody has run this file at that size yet.
 """

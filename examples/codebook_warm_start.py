@@ -1,4 +1,4 @@
-"""Makes the weights that the quick start begins with: `mopd_jax/assets/codebook`.
+"""Trains the initial weights of the quick start, `mopd_jax/assets/codebook`.
 
     python examples/codebook_warm_start.py --out NEW_FOLDER     # some 15 CPU minutes
 

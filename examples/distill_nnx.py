@@ -1,14 +1,14 @@
 """On-policy distillation in a plain optax + Flax NNX loop.
 
-    python examples/distill_nnx.py     # seconds on a CPU; needs nothing beyond mopd_jax
+    python examples/distill_nnx.py     # seconds on a CPU; needs only mopd_jax
 
-A student learns to say without a hint what a frozen copy of itself says with one. Each step:
+A student learns to answer without a hint as a frozen copy of itself does with one. Each step:
 
     1. the student answers its prompts: the tokens it is trained on are its own samples;
     2. the teacher reads longer prompts, the question and a hint, and then the same answers;
     3. `distill_loss` compares the two at every answer token, over the whole vocabulary.
 
-For another model, replace `Decoder`: the loss takes nothing but the last hidden states and the
+For another model, replace `Decoder`: the loss takes only the last hidden states and the
 matrix that turns them into logits. N rows, S prompt tokens, T answer tokens, width D, V words.
 """
 

@@ -3,14 +3,14 @@
     pip install google-tunix
     python examples/distill_tunix.py     # half a minute on a CPU
 
-A small Qwen3 of Tunix learns to say without a hint what a frozen copy of itself says with one.
+A small Qwen3 of Tunix learns to answer without a hint as a frozen copy answers with one.
 The trainer accumulates gradients over micro-batches, and the denominators need care:
 
     Tunix takes the MEAN of the micro-batches' gradients, and logs the mean of their losses;
-    answers differ in length, so that a mean of means over tokens is no mean over all tokens.
+    answers differ in length, so a mean of means over tokens is not the mean over all tokens.
 
-Hence `micro_batches`: weights are made once, from the mask of the whole batch, times the number
-of parts, which undoes the mean, and are then cut up with the rest. `main` shows that the update
+So `micro_batches` computes the weights once, from the mask of the whole batch, times the number
+of parts, which undoes the mean, and then splits them like the batch. `main` shows that the update
 is that of the uncut batch, and that it is another one if every part makes its own weights.
 
 It is no `DistillationTrainer`, which gives both models the same prompt and passes on nothing of

@@ -1,8 +1,8 @@
-"""The public ops: log-probs and divergences straight from hidden states and heads.
+"""The public ops: log-probs and divergences computed from hidden states and heads.
 
-Arrays in, arrays out: no model, no configuration. Each op checks its arguments while tracing,
-settles the implementation and calls it. The dimensions of the tokens, written [N, T] as in the
-legend of `mopd_jax/records.py`, may be any, [M] of packed tokens too; E is the teacher's width.
+Ops take and return arrays, without a model or configuration. Each checks its arguments while
+tracing, chooses the implementation and calls it. The token dimensions, written [N, T] as in the
+legend of `mopd_jax/records.py`, may be any, also [M] packed tokens; E is the teacher's width.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def linear_divergence(
     sharding: HeadSharding | None = None,
     implementation: Implementation | Blocks | RowKernels | None = None,
 ) -> TokenStats:
-    """Divergence of teacher and student at each token, and what else a loss or a log reads.
+    """Divergence of teacher and student, log-probs and entropy at each token.
 
-    Differentiable statistics, for any use after: the backward pass makes the logits again.
-    Where the loss is a sum over tokens of something known beforehand,
-    `linear_divergence_loss` saves a third of the matrix products.
+    The statistics are differentiable; the backward pass computes the logits again. Where the
+    loss is a sum over tokens of a function known in advance, `linear_divergence_loss` saves a
+    third of the matrix products.
 
     Args:
         student: `Hidden` states [N, T, D] and head [V, D] of any floating dtype but float16, at
@@ -85,15 +85,15 @@ def linear_divergence(
             allowed. Where the target was not stored `teacher_logp` is NaN.
         targets: i32[N, T], in [0, V) where the mask is true, or the log-probs there are NaN;
             anything elsewhere. None: `logp` and `teacher_logp` are None.
-        mask: bool[N, T]. What stands in the outputs where it is false, NaN included, reaches
-            neither a value nor a gradient.
+        mask: bool[N, T]. Outputs where it is false, NaN included, reach neither a value nor a
+            gradient.
         divergence: its kind, alpha and support.
         temperature: > 0; divides the logits of both. A Python float is compiled in; a JAX
             scalar is an operand, a constant without a gradient, NaN in the results where it is
             not positive.
-        vocab_size: static; columns of heads and logits from there on are padding, which neither
-            model can say, and of which either side may have more. None: all of them, and then
-            the two sides must agree.
+        vocab_size: static; columns of heads and logits from there on are padding, impossible
+            for both models, and either side may have more of it. None: every column is a token,
+            and the two sides must have equally many.
         chunk_tokens: static, tokens a device whose logits exist at once; None suits the
             platform. Read by "chunked" and "pallas_gpu".
         sharding: where the arrays lie on a mesh. None computes on one device, or inside a
@@ -258,7 +258,7 @@ def linear_topk(
         sharding=sharding,
         implementation="chunked",
     )
-    # Log-probs of no target in particular.
+    # Log-probs without a target.
     targets = jnp.zeros(jnp.shape(mask), jnp.int32)
     call = checks.make_call(model, None, targets, mask, options, name="model", constant=True)
     if k > call.spec.vocab_size:

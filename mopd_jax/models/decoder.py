@@ -31,9 +31,7 @@ from mopd_jax.models.sharding import constrain
 from mopd_jax.records import Params, record
 from mopd_jax.shapes import check_shapes
 
-Extra = TypeVar(
-    "Extra"
-)  # Attention's second result, besides its output: keys and values, or None.
+Extra = TypeVar("Extra")  # Attention's second result: keys and values, or None.
 Attend: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, Extra]]
 Rope: TypeAlias = tuple[jax.Array, jax.Array]  # (cos, sin) of `attention.rope`.
 

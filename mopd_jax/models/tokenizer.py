@@ -177,9 +177,7 @@ def _from_folder(folder: pathlib.Path) -> ChatTokenizer:
     # by its own rules instead of those in tokenizer.json.
     try:
         inner = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-    except (
-        Exception
-    ) as error:  # The boundary to transformers, whose errors do not name the file.
+    except Exception as error:  # Errors of transformers do not name the file.
         raise ConfigError(
             f"{folder}: tokenizer.json or tokenizer_config.json cannot be read ({error})"
         ) from error

@@ -1,4 +1,4 @@
-"""Weights from Hugging Face folders and GGUF files, and back to Hugging Face folders.
+"""Reads weights from Hugging Face folders and GGUF files; writes Hugging Face folders.
 
 Import is a bijection between the tensors of the source and the leaves of our tree, or one
 error that lists every difference. Weights are read as float32, whatever the source holds. One
@@ -186,8 +186,8 @@ def export_hf(
 
     Args:
         dtype: of the file: float32 (exact), bfloat16 or float16.
-        tokenizer_source: a `tokenizer.ChatTokenizer`, saved beside the weights; its end and pad
-            tokens go into config.json. None leaves the tokenizer out.
+        tokenizer_source: a `tokenizer.ChatTokenizer`, saved with the weights; config.json gets
+            its end and pad tokens. None leaves the tokenizer out.
 
     Raises:
         ConfigError: if the folder holds a model already, or no family has such a config.
@@ -363,7 +363,7 @@ def _gguf_tensors(path: pathlib.Path, cfg: DecoderConfig) -> dict[str, _Tensor]:
             count = permuted.get(tensor.name)
             return x if count is None else families.unpermute(x, count)
 
-        # Every quantization is read as float32, so there is no dtype to refuse.
+        # Every quantization is read as float32, so no dtype is refused.
         tensors[tensor.name] = _Tensor(_gguf_shape(tensor), "F32", read)
     return tensors
 

@@ -15,7 +15,7 @@ at 16, which ruins the gradient of a small divergence. Only the gradient of the 
 rounded, once, to the dtype of the operands. The head's gradient is summed in float32.
 
 Both are written in differentiable operations, so that a gradient can be differentiated: forward
-over reverse always, in reverse only where the number of live chunks is no tracer.
+over reverse always, in reverse only where the number of live chunks is not a tracer.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class RowKernels:
             [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves if is_floating(x)],
             jax.ShapeDtypeStruct(logits.shape, dtype),
         )
-        # Bits are no type of memory.
+        # Single bits have no type in memory.
         stored = [x.astype(jnp.int32) if x.dtype == jnp.bool_ else x for x in leaves]
 
         def restored(values: list[jax.Array]) -> Any:

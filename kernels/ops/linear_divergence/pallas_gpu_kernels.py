@@ -115,7 +115,7 @@ class Window:
         return jnp.int32(j) * self.block + within
 
     def beyond(self, j: Index, values: jax.Array) -> jax.Array:
-        """Logits f32[R, B] of block j, as good as impossible where there is no column."""
+        """Logits f32[R, B] of block j, practically impossible beyond the last column."""
         if self.columns % self.block == 0:
             return values
         return jnp.where(self.ids(j) < self.columns, values, _EMPTY)
