@@ -7,7 +7,7 @@ Each run is `mopd train --config=configs/quickstart.py:METHOD` in a process of i
 that is finished is not run again. All methods see the same seeds, prompts and evaluation draws.
 A method's rate is its best over the seeds' mean, so no method is shown at another's rate.
 Intervals are 95 % bootstraps over held-out prompts within each seed; three seeds say little
-about the spread over seeds, so each seed's figure stands beside the mean.
+about the spread over seeds, so each seed's figure is shown with the mean.
 """
 
 import argparse

@@ -6,7 +6,7 @@
 A small program reads a number and prints its square. Every program is an execution of its own,
 as in training: own processes and namespaces, output read and compared by the code verifier.
 Rounds alternate between the levels, so that a busy machine disturbs all alike. Load n is n busy
-processes beside the workers.
+processes besides the workers.
 """
 
 import argparse

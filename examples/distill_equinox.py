@@ -101,7 +101,7 @@ def loss_fn(student: Decoder, teacher: Decoder, question, hinted, answer, answer
 @eqx.filter_jit
 def train_step(student: Decoder, state, teacher: Decoder, tx, *batch):
     """The new student and optimizer state, and the loss. Only the first argument of `loss_fn`
-    is differentiated; a teacher that is no argument would be compiled in."""
+    is differentiated; a teacher that is not an argument would be compiled in."""
     grad_fn = eqx.filter_value_and_grad(loss_fn, has_aux=True)
     (loss, _), grads = grad_fn(student, teacher, *batch)
     updates, state = tx.update(grads, state)

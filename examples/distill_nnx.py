@@ -98,7 +98,7 @@ def loss_fn(student: Decoder, teacher: Decoder, question, hinted, answer, answer
 @nnx.jit
 def train_step(student: Decoder, optimizer: nnx.Optimizer, teacher: Decoder, *batch):
     """Updates student and optimizer in place, and returns the loss. Only the first argument of
-    `loss_fn` is differentiated; a teacher that is no argument would be compiled in."""
+    `loss_fn` is differentiated; a teacher that is not an argument would be compiled in."""
     (loss, _), grads = nnx.value_and_grad(loss_fn, has_aux=True)(student, teacher, *batch)
     optimizer.update(student, grads)
     return loss

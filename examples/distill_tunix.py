@@ -10,11 +10,11 @@ The trainer accumulates gradients over micro-batches, and the denominators need 
     answers differ in length, so a mean of means over tokens is not the mean over all tokens.
 
 So `micro_batches` computes the weights once, from the mask of the whole batch, times the number
-of parts, which undoes the mean, and then splits them like the batch. `main` shows that the update
-is that of the uncut batch, and that it is another one if every part makes its own weights.
+of parts, which undoes the mean, and then splits them like the batch. `main` shows that the
+update equals that of the whole batch, and differs if every part computes its own weights.
 
-It is no `DistillationTrainer`, which gives both models the same prompt and passes on nothing of
-a batch but tokens and mask. N rows, S prompt tokens, T answer tokens, width D, V words.
+It does not use `DistillationTrainer`, which gives both models the same prompt and passes on
+only the tokens and mask of a batch. N rows, S prompt tokens, T answer tokens, width D, V words.
 """
 
 from collections.abc import Iterable, Iterator

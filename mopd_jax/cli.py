@@ -199,7 +199,7 @@ def parse_eval(args: Sequence[str]) -> EvalFlags:
     """Command-line words -> what to evaluate, and the folder to write.
 
     Raises:
-        ConfigError: as `parse`; a run folder that cannot be read; --from beside --model.
+        ConfigError: as `parse`; a run folder that cannot be read; both --from and --model.
     """
     pairs = [_flag(word) for word in args]
     names = dict(pairs)
@@ -307,7 +307,7 @@ def load(path: pathlib.Path, variant: str = "") -> ConfigDict:
     The file is Python code that the user chose; no other code is imported from a path.
 
     Raises:
-        ConfigError: there is no such file, it cannot be parsed, or it has no such variant.
+        ConfigError: the file is missing, cannot be parsed, or lacks the variant.
     """
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.py"))

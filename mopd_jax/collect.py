@@ -57,7 +57,7 @@ def collect(
             "that stays as it is; leave --from out"
         )
     if out.exists():
-        raise ConfigError(f"{out} is there already; remove it, or choose another --out")
+        raise ConfigError(f"{out} already exists; remove it, or choose another --out")
     origin = None if start is None else latest_checkpoint(start, cfg)
     run, problems, source = prepare(cfg, out.parent, devices=devices)
     weights, zero = sampling_params(run, source, origin), jnp.int32(0)

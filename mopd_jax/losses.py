@@ -129,7 +129,7 @@ def token_weights(
 def _check_aggregation(aggregation: Any, totals: Any, scale: Any, steps: Any) -> None:
     if aggregation not in get_args(Aggregation):
         raise ValueError(
-            f"aggregation {aggregation!r} is none of {', '.join(get_args(Aggregation))}"
+            f"aggregation {aggregation!r} is not one of {', '.join(get_args(Aggregation))}"
         )
     if totals is not None and not isinstance(totals, Totals):
         raise ValueError(f"totals: expected `batch_totals(mask)`, got {type(totals).__name__}")

@@ -95,7 +95,7 @@ def test_a_scale_replaces_the_length():
     for changes in ({"aggregation": "token-mean", "scale": 3.0}, options | {"scale": 0.0}):
         with pytest.raises(ValueError, match="positive divisor of seq-mean-token-sum-norm"):
             token_weights(MASK, **changes)
-    with pytest.raises(ValueError, match="'mean' is none of token-mean"):
+    with pytest.raises(ValueError, match="'mean' is not one of token-mean"):
         token_weights(MASK, aggregation="mean")
 
 

@@ -279,7 +279,7 @@ def test_evaluation_problems_may_not_be_in_the_file(file, tmp_path):
             ["--out=x", "--config.rollout.file=y"],
             "`mopd rollout` samples: set rollout.file=Non",
         ),
-        ([f"--out={CONFIG}"], "is there already; remove it, or choose another --out"),
+        ([f"--out={CONFIG}"], "already exists; remove it, or choose another --out"),
     ],
 )
 def test_flags_of_rollout(capsys, more, words):

@@ -215,7 +215,7 @@ def _divergence(given: Any, teacher: Any) -> tuple[Divergence | None, jax.Array 
         if given.support not in ("full", "teacher") or (given.top_k or stored) != stored:
             raise ValueError(
                 f"divergence support={given.support!r}, top_k={given.top_k}: a Stored teacher"
-                f" knows its own {stored} tokens only; leave support='full' or say 'teacher',"
+                f" has only its own {stored} tokens; leave support='full' or say 'teacher',"
                 f" and leave top_k=None"
             )
         given = dataclasses.replace(given, support="teacher", top_k=stored)

@@ -37,7 +37,7 @@ def resolve(name: Implementation | None, platform: str) -> Implementation:
     """
     name = "chunked" if name is None else name
     if name not in (known := get_args(Implementation)):
-        raise ValueError(f"implementation {name!r} is none of {known}")
+        raise ValueError(f"implementation {name!r} is not one of {known}")
     if name.startswith("pallas_") and name != f"pallas_{platform}":
         raise ValueError(
             f"implementation={name!r} is compiled for a {name[7:].upper()}, and the backend"

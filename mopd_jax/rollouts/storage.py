@@ -89,7 +89,7 @@ def read_header(path: pathlib.Path) -> Header:
     """The header alone, for checks that need not wait for the rows.
 
     Raises:
-        RolloutFileError: there is no such file, or its first line is not a header of this
+        RolloutFileError: the file is missing, or its first line is not a header of this
             version.
     """
     if not path.is_file():

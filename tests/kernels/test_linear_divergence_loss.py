@@ -388,11 +388,11 @@ STORED = Stored(np.zeros((N, T, 2), np.int32), np.zeros((N, T, 2), np.float32))
         ({"head": np.ones((V, D), np.float16)}, "student.head: float16 ends at 6e-8"),
         (
             {"teacher": STORED, "divergence": Divergence(support="teacher", top_k=3)},
-            "top_k=3: a Stored teacher knows its own 2 tokens only",
+            "top_k=3: a Stored teacher has only its own 2 tokens",
         ),
         (
             {"teacher": STORED, "divergence": Divergence(support="union")},
-            "support='union', .*: a Stored teacher knows its own 2 tokens only",
+            "support='union', .*: a Stored teacher has only its own 2 tokens",
         ),
         (
             {"divergence": Divergence(support="student", top_k=V + 1)},
@@ -432,7 +432,7 @@ def test_float64_beside_float32_states_is_computed():
     "fields, message",
     [
         ({"top_k": 0}, "top_k must be at least 1, an int, got 0"),
-        ({"support": "most"}, "support='most' is none of .*'student', 'teacher', 'union'"),
+        ({"support": "most"}, "support='most' is not one of .*'student', 'teacher', 'union'"),
         ({"support": "sampled"}, "'sampled' estimates the reverse KL only, got kind='jsd'"),
         ({"tail": False}, "tail=False, and support='full' has no tail"),
         ({"alpha": "half"}, "alpha='half' is a str; give a Python float, or a JAX scalar"),

@@ -172,7 +172,7 @@ def replaced(**changes):
         ({"mask": np.ones((2, 3), np.float32)}, "mask: expected bool, got float32"),
         ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
         ({"chunk_tokens": 0}, "chunk_tokens must be at least 1, got 0"),
-        ({"implementation": "fast"}, "'fast' is none of .*'reference', 'chunked'"),
+        ({"implementation": "fast"}, "'fast' is not one of .*'reference', 'chunked'"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message):

@@ -62,7 +62,7 @@ class Divergence:
     def __post_init__(self) -> None:
         if self.kind not in get_args(DivergenceKind):
             raise ValueError(
-                f"divergence kind={self.kind!r} is none of {get_args(DivergenceKind)}"
+                f"divergence kind={self.kind!r} is not one of {get_args(DivergenceKind)}"
             )
         self._check_alpha()
         if self.clip is not None and not isinstance(self.clip, float | int):
@@ -81,8 +81,7 @@ class Divergence:
             return
         if self.kind != "jsd":
             raise ValueError(
-                f"divergence alpha={self.alpha} was given, but {self.kind} has none; leave it"
-                " None"
+                f"divergence alpha={self.alpha} does not apply to {self.kind}; leave it None"
             )
         if isinstance(self.alpha, float | int):
             if not 0.0 <= self.alpha <= 1.0:
@@ -96,7 +95,7 @@ class Divergence:
     def _check_support(self) -> None:
         if self.support not in get_args(Support):
             raise ValueError(
-                f"divergence support={self.support!r} is none of {get_args(Support)}"
+                f"divergence support={self.support!r} is not one of {get_args(Support)}"
             )
         if self.support == "sampled" and self.kind != "reverse_kl":
             raise ValueError(

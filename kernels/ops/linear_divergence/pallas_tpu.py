@@ -1,7 +1,7 @@
 """The divergence as Pallas kernels for TPU: logits exist a block at a time, in VMEM only.
 
 Two uses: a scorer, which writes a few floats a token and nothing else; and training where
-memory is short, for beside the gradients nothing is allocated that grows with the vocabulary.
+memory is short, since only the gradients need memory that grows with the vocabulary.
 Every pass makes the logits again, so that training takes 8 matrix products for a KL and 10 for
 a jsd, where `chunked` takes 6 or 4: of the two it is the slower, and the smaller.
 

@@ -64,7 +64,7 @@ class Part(NamedTuple):
 
 WHOLE = Part()
 
-# Cotangents of (divergence, logp, entropy), each f32[C]; None where there is no such statistic
+# Cotangents of (divergence, logp, entropy), each f32[C]; None where the statistic is missing
 # -> gradient to the logits [C, V].
 Pull = Callable[[jax.Array | None, jax.Array | None, jax.Array], jax.Array]
 # (statistics f32[R], aux of the same tokens, weights f32[R]) -> losses f32[R] and the gradients

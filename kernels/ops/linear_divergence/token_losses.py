@@ -46,7 +46,7 @@ def weighted(
     if each.shape != weights.shape:
         raise ValueError(
             f"token_loss must return one number a token, of shape {weights.shape}, as the"
-            f" statistics it is given; got {each.shape}"
+            f" statistics have; got {each.shape}"
         )
     return each, *back(weights.astype(each.dtype))
 

@@ -132,7 +132,7 @@ def _pull(
     """Gradient to the logits; a `Pull`, once it has its way."""
     divergence, axis = way.spec.divergence, way.part.axis
     # What has the logits' size is made again. Kept, it would be two or three more arrays; and
-    # where a jsd's slopes are summed beside its values, XLA writes four.
+    # where a jsd's slopes are summed along with its values, XLA writes four.
     slope_sum = None
     if way.teacher is not None and divergence is not None:
         mine, theirs = _apart((way.logits, way.teacher_logits))

@@ -58,7 +58,7 @@ _TOO_OLD = ("TPU v2", "TPU v3", "TPU v4 lite", "TPU v4")
 def blocks(device_kind: str, width: int, teacher_width: int, itemsize: int) -> Blocks:
     """Blocks for heads [V, width] and [V, teacher_width], of `itemsize` bytes an element.
 
-    `teacher_width` is 0 where there is no teacher. The generation's blocks are halved until
+    `teacher_width` is 0 without a teacher. The generation's blocks are halved until
     they fit into VMEM.
 
     Raises:
@@ -71,7 +71,7 @@ def blocks(device_kind: str, width: int, teacher_width: int, itemsize: int) -> B
         )
     if device_kind not in _GENERATIONS:
         raise ValueError(
-            f"implementation='pallas_tpu' knows no block sizes for {device_kind!r}, only for"
+            f"implementation='pallas_tpu' has no block sizes for {device_kind!r}, only for"
             f" {sorted(_GENERATIONS)}; give `kernels.Blocks(...)` in place of the name, or use"
             " implementation='chunked'"
         )
