@@ -149,7 +149,7 @@ def _launch(
     name: str,
     **options: Any,
 ) -> jax.Array:
-    """One `pallas_call`: `products` besides the logits, `reads` bytes of the streamed blocks."""
+    """One `pallas_call`: `products` besides the logits, `reads` bytes streamed past."""
     grid_spec = pltpu.PrefetchScalarGridSpec(
         num_scalar_prefetch=1,
         grid=grid,
