@@ -1,6 +1,6 @@
 """Preference losses over the pairs of a group: DPO and SimPO on the student's own rollouts.
 
-Pairs are made from the whole batch: every (better, worse) of one prompt. The rows of a pair may
+Pairs come from the whole batch: every (better, worse) of one prompt. The rows of a pair may
 be in different micro-batches and on different devices, so the loss is differentiated here with
 respect to the score of each row, and the update then weighs the row's log-prob with that slope.
 This is exact: the gradient of a loss of the scores is the sum of its slopes times the scores'

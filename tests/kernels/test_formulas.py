@@ -329,7 +329,9 @@ def test_jsd_is_exact_at_every_alpha(alpha, noise):
 
 
 def test_what_means_nothing_is_refused():
-    with pytest.raises(ValueError, match="'js' is none of.*'forward_kl', 'reverse_kl', 'jsd'"):
+    with pytest.raises(
+        ValueError, match="'js' is not one of.*'forward_kl', 'reverse_kl', 'jsd'"
+    ):
         Divergence("js", 0.5)
     with pytest.raises(ValueError, match="alpha=0.5 does not apply to reverse_kl"):
         Divergence("reverse_kl", 0.5)

@@ -437,7 +437,7 @@ def test_float64_beside_float32_states_is_computed():
         ({"tail": False}, "tail=False, and support='full' has no tail"),
         ({"alpha": "half"}, "alpha='half' is a str; give a Python float, or a JAX scalar"),
         ({"alpha": np.ones(2, np.float32)}, r"alpha: expected a floating scalar.*\(2,\)"),
-        ({"kind": "reverse_kl", "alpha": jnp.float32(0.5)}, "reverse_kl has none"),
+        ({"kind": "reverse_kl", "alpha": jnp.float32(0.5)}, "does not apply to reverse_kl"),
     ],
 )
 def test_a_divergence_that_means_nothing_is_refused(fields, message):

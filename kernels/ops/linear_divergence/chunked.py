@@ -1,4 +1,4 @@
-"""The divergence in chunks of valid tokens, so that no [N, T, V] exists in either direction.
+"""Computes the divergence in chunks of valid tokens, without an [N, T, V] array, also backward.
 
 `run` is the only loop. It visits the chunks that hold a valid token, computes a chunk's logits
 and reads its statistics. For gradients, a loss per token gives the cotangents of the

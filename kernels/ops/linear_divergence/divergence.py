@@ -1,4 +1,4 @@
-"""The record that says which divergence is measured; `formulas` has the formulas."""
+"""The options of a divergence as a checked record; `formulas` has the formulas."""
 
 from __future__ import annotations
 

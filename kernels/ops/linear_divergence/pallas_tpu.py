@@ -1,9 +1,9 @@
-"""The divergence as Pallas kernels for TPU: logits exist a block at a time, in VMEM only.
+"""Pallas TPU kernels of the divergence, which hold a block of logits at a time, in VMEM only.
 
 Two uses: a scorer, which writes a few floats a token and nothing else; and training where
 memory is short, since only the gradients need memory that grows with the vocabulary.
-Every pass makes the logits again, so that training takes 8 matrix products for a KL and 10 for
-a jsd, where `chunked` takes 6 or 4: of the two it is the slower, and the smaller.
+Every pass computes the logits again, so training takes 8 matrix products for a KL and 10 for
+a jsd, where `chunked` takes 6 or 4: it is slower than `chunked` and needs less memory.
 
     sweep            logits of both: everything but a jsd         2 (a scorer: 1)
     second sweep     logits of both: the jsd                      2
@@ -11,7 +11,7 @@ a jsd, where `chunked` takes 6 or 4: of the two it is the slower, and the smalle
     head gradient    logits of both, and the product              3
 
 Valid tokens are moved to the front first; blocks without any cost neither work nor transfers.
-What the backward pass needs of the forward is 8 floats a token.
+The forward pass saves 8 floats a token for the backward pass.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def differentiable_statistics(
     As `chunked.differentiable_statistics`, of bf16 and f32 operands, over the full vocabulary.
 
     Raises:
-        ValueError: what these kernels cannot compute, and what can.
+        ValueError: a call that these kernels cannot compute; names the implementation that can.
     """
     student = _checked(spec, blocks, student, operands)
     if operands.targets is not None:
         return _statistics(spec, blocks, student.states, student.head, operands)
-    # The kernels look for targets whatever they are.
+    # The kernels always look for targets, so absent targets become id 0.
     operands = operands._replace(targets=jnp.zeros(operands.mask.shape, jnp.int32))
     return without_targets(_statistics(spec, blocks, student.states, student.head, operands))
 
@@ -93,7 +93,7 @@ def _checked(spec: Spec, blocks: Blocks, student: Output, operands: Operands) ->
 
 
 class _Saved(NamedTuple):
-    """What the backward pass reads, a number per token in the order of the partition."""
+    """Inputs of the backward pass, a number per token in the order of the partition."""
 
     swept: jax.Array  # f32[ROWS, M'], of the first sweep, finished over all devices
     slopes: jax.Array  # f32[M'], the sum of the divergence's slopes
@@ -150,7 +150,7 @@ def _forward(
 
 
 def _specs(spec: Spec, operands: Operands) -> tuple[Any, Any, Any, Any]:
-    """How arrays of tokens, heads, the teacher and what is saved lie on the mesh."""
+    """How arrays of tokens, heads, the teacher and the saved statistics lie on the mesh."""
     if spec.sharding is None:
         raise TypeError("no sharding was given")
     tokens: Any  # In records, specs take the places of arrays.

@@ -1,4 +1,4 @@
-"""The statistics with all logits materialised and automatic differentiation: the specification.
+"""The reference: materialises all logits and differentiates automatically, to check the others.
 
 Every implementation must equal it. It shares the formulas, but not the derivatives that the
 others write out.
