@@ -27,7 +27,7 @@ log = logging.getLogger("mopd")
 def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, Any]]:
     """The state to start from, the latest checkpoint's or the initial one, and its metadata."""
     cfg = run.cfg
-    # Checkpoints leave out an external teacher: its weights never move, so keep those loaded.
+    # Checkpoints leave out an external teacher: its weights never change and are read again.
     has_external = run.models.teacher_slot == "external"
     teacher_params = (
         external_teacher.load(cfg, run.models.teacher, run.mesh) if has_external else {}

@@ -47,7 +47,7 @@ def check_target(root: pathlib.Path, name: str) -> pathlib.Path:
     """The folder that a data set can be written to.
 
     Raises:
-        DataError: it is there already, or cannot be made.
+        DataError: it already exists, or cannot be made.
     """
     target = folder(root, name)
     try:
