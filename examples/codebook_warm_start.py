@@ -145,7 +145,7 @@ def train(steps, rate, seed, rows):
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98))
     params = decoder.init(jax.random.key(seed), MODEL)
     state = tx.init(params)
-    emphasis = jnp.array([2.0, 1.0, 1.0, 1.0, 0.2])
+    emphasis = jnp.array([[2.0, 1.0, 1.0, 1.0, 0.2]])
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def step(params, state, peer, bare):

@@ -234,7 +234,8 @@ def _run(
     aux: Any,
 ) -> tuple[Any, Any, Any]:
     """`run` on one device's share."""
-    spec = spec.at(operands.dials)
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves((student, operands.teacher)))
+    spec = spec.before_loops(operands.dials, dtype)
     part = sharded.vocabulary(logits.columns(student), spec)
     lead, tokens = operands.mask.ndim, operands.mask.size
     mine, theirs = (logits.side(x, lead, part, spec) for x in (student, operands.teacher))

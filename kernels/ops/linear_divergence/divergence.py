@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +123,12 @@ class Divergence:
             return None
         return _DEFAULT_TOP_K if self.top_k is None else self.top_k
 
+    def with_parts(self, alpha: SplitAlpha) -> Divergence:
+        """This jsd with the parts of an alpha that is an array, past the checks."""
+        fields = [getattr(self, field.name) for field in dataclasses.fields(self)]
+        fields[1] = _LEAF
+        return self.tree_unflatten(tuple(fields), (alpha,))
+
     @property
     def merges(self) -> bool:
         """Its sums over parts of the vocabulary, each under its own softmax, can be merged."""
@@ -143,6 +149,28 @@ class Divergence:
             value = leaves[0] if value is _LEAF else value
             object.__setattr__(made, field.name, value)
         return made
+
+
+class SplitAlpha(NamedTuple):
+    """What the terms of a jsd read of an alpha that is an array.
+
+    Made once, outside of every loop: XLA moves scalars out of a loop one by one, and then no
+    longer sees that two uses of them are equal, so that it computes whole terms twice.
+    """
+
+    heavy: jax.Array  # bool[], alpha is above 1/2: student and teacher are exchanged
+    light: jax.Array  # f32[], the smaller of alpha and 1 - alpha; NaN outside [0, 1]
+    rest: jax.Array  # f32[], 1 - light
+
+
+def split_alpha(alpha: jax.Array, dtype: jnp.dtype) -> SplitAlpha:
+    """The parts of an alpha f[], in the dtype of the log-probs."""
+    alpha = alpha.astype(dtype)
+    # Tracing cannot check an array's value, so one out of range gives NaN.
+    alpha = jnp.where((alpha >= 0) & (alpha <= 1), alpha, jnp.nan)
+    heavy = alpha > 0.5
+    light = jnp.where(heavy, 1 - alpha, alpha)
+    return SplitAlpha(heavy, light, 1 - light)
 
 
 # In the structure of a Divergence, the place of an alpha that is a leaf.

@@ -30,7 +30,11 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from mopd_jax.kernels.linear_divergence.divergence import Divergence
+from mopd_jax.kernels.linear_divergence.divergence import (
+    Divergence,
+    SplitAlpha,
+    split_alpha,
+)
 
 
 class Terms(NamedTuple):
@@ -164,23 +168,24 @@ def _kl(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _jsd(
-    s: jax.Array, t: jax.Array, alpha: float | jax.Array
+    s: jax.Array, t: jax.Array, alpha: float | jax.Array | SplitAlpha
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(1 - alpha) p log(p/m) + alpha q log(q/m); with its derivatives to log p and to log q.
 
     `_light_jsd` is for a light teacher; for a heavy one the sides are exchanged.
     """
+    p, q = jnp.exp(s), jnp.exp(t)
     if isinstance(alpha, float | int):
         if alpha <= 0.5:
-            return _light_jsd(s, t, alpha)
-        value, to_t, to_s = _light_jsd(t, s, 1 - alpha)
+            return _light_jsd(s, t, p, q, alpha, 1 - alpha)
+        value, to_t, to_s = _light_jsd(t, s, q, p, 1 - alpha, 1 - (1 - alpha))
         return value, to_s, to_t
-    alpha = alpha.astype(s.dtype)
-    # Tracing cannot check an array's value, so one out of range gives NaN.
-    alpha = jnp.where((alpha >= 0) & (alpha <= 1), alpha, jnp.nan)
-    heavy = alpha > 0.5
+    parts = alpha if isinstance(alpha, SplitAlpha) else split_alpha(alpha, s.dtype)
+    heavy, light, rest = parts
+    # After the exponentials, which others need too: exchanged before, they would be made twice.
+    first = jnp.where(heavy, t, s), jnp.where(heavy, s, t)
     value, to_first, to_second = _light_jsd(
-        jnp.where(heavy, t, s), jnp.where(heavy, s, t), jnp.where(heavy, 1 - alpha, alpha)
+        *first, jnp.where(heavy, q, p), jnp.where(heavy, p, q), light, rest
     )
     return (
         value,
@@ -190,10 +195,14 @@ def _jsd(
 
 
 def _light_jsd(
-    s: jax.Array, t: jax.Array, alpha: float | jax.Array
+    s: jax.Array,
+    t: jax.Array,
+    p: jax.Array,
+    q: jax.Array,
+    alpha: float | jax.Array,
+    rest: float | jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`_jsd` of an alpha of at most 1/2."""
-    p, q = jnp.exp(s), jnp.exp(t)
+    """`_jsd` of an alpha of at most 1/2, of p = exp(s), q = exp(t) and rest = 1 - alpha."""
     d = jnp.where(q != 0, t, 0) - jnp.where(p != 0, s, 0)  # log(q/p)
     d = jnp.where(q != 0, jnp.where(p != 0, d, _FAR), -_FAR)
     d = jnp.where((p != 0) | (q != 0), jnp.clip(d, -_FAR, _FAR), 0)
@@ -208,12 +217,12 @@ def _light_jsd(
     excess = jnp.where(near, excess, ratio - 1)
     # u = log(m/p) = log(1 + z), of which z - u is wanted too; w = log(m/q) = u - d.
     z = alpha * excess
-    direct = jnp.log((1 - alpha) + alpha * ratio)
+    direct = jnp.log(rest + alpha * ratio)
     tiny = jnp.abs(z) < 0.125
     below = jnp.where(tiny, _minus_log1p(jnp.where(tiny, z, 0)), z - direct)
     u = jnp.where(tiny, z - below, direct)
     # The parts through m cancel in the derivatives: (1 - alpha) p - m (1 - alpha) p / m.
-    to_s, to_t = -(1 - alpha) * (p * u), -alpha * (q * (u - d))
+    to_s, to_t = -rest * (p * u), -alpha * (q * (u - d))
     # Their sum, expanded by hand so that only terms of second order in d are left.
     inside = alpha * (small * excess - second) - z * z + (1 + z) * below
     return jnp.where(near, p * inside, to_s + to_t), to_s, to_t

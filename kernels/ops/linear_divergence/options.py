@@ -6,8 +6,9 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from mopd_jax.kernels.linear_divergence.divergence import Divergence
+from mopd_jax.kernels.linear_divergence.divergence import Divergence, split_alpha
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +47,18 @@ class Dials(NamedTuple):
     temperature: jax.Array | None = None  # floating []
 
 
+class Inverse(NamedTuple):
+    """A temperature that is an array, as the factor of the logits."""
+
+    factor: jax.Array  # f32[], NaN where the temperature is not positive
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """The static options of one call, checked by `mopd_jax.kernels.checks`."""
 
     divergence: Divergence | None  # Settled. None: no teacher, log-prob and entropy only.
-    temperature: float | jax.Array
+    temperature: float | jax.Array | Inverse
     student_cap: float | None  # Logits are cap tanh(logits / cap), before the temperature.
     teacher_cap: float | None
     vocab_size: int  # Columns that exist; the outputs may be padded beyond.
@@ -66,4 +73,17 @@ class Spec:
             spec = dataclasses.replace(spec, divergence=divergence)
         if dials.temperature is not None:
             spec = dataclasses.replace(spec, temperature=dials.temperature)
+        return spec
+
+    def before_loops(self, dials: Dials, dtype: jnp.dtype) -> Spec:
+        """As `at`, for a computation in a loop: scalars are made here, once (`SplitAlpha`)."""
+        spec = self
+        if dials.alpha is not None and spec.divergence is not None:
+            divergence = spec.divergence.with_parts(split_alpha(dials.alpha, dtype))
+            spec = dataclasses.replace(spec, divergence=divergence)
+        if dials.temperature is not None:
+            temperature = dials.temperature.astype(dtype)
+            # Tracing cannot check an array's value, so one out of range gives NaN.
+            factor = 1 / jnp.where(temperature > 0, temperature, jnp.nan)
+            spec = dataclasses.replace(spec, temperature=Inverse(factor))
         return spec

@@ -16,7 +16,7 @@ from mopd_jax.kernels.linear_divergence import formulas, token_stats
 from mopd_jax.kernels.linear_divergence.chunked import Operands
 from mopd_jax.kernels.linear_divergence.divergence import Divergence
 from mopd_jax.kernels.linear_divergence.logits import product
-from mopd_jax.kernels.linear_divergence.options import Spec
+from mopd_jax.kernels.linear_divergence.options import Inverse, Spec
 from mopd_jax.kernels.linear_divergence.outputs import Hidden, Logits, Output, Stored
 from mopd_jax.kernels.linear_divergence.records import (
     Stats,
@@ -93,7 +93,8 @@ def _log_probs(output: Output, mask: jax.Array, cap: float | None, spec: Spec) -
     if cap is not None:
         logits = cap * jnp.tanh(logits / cap)
     temperature = spec.temperature
-    if not isinstance(temperature, float | int):
+    assert not isinstance(temperature, Inverse)  # That is for loops; here is none.
+    if isinstance(temperature, jax.Array):
         temperature = temperature.astype(logits.dtype)
         temperature = jnp.where(temperature > 0, temperature, jnp.nan)
     return jax.nn.log_softmax(logits / temperature, axis=-1)

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from mopd_jax.kernels.linear_divergence import formulas
 from mopd_jax.kernels.linear_divergence.divergence import Divergence
-from mopd_jax.kernels.linear_divergence.options import Spec
+from mopd_jax.kernels.linear_divergence.options import Inverse, Spec
 from mopd_jax.kernels.linear_divergence.outputs import Stored
 from mopd_jax.kernels.linear_divergence.records import (
     WHOLE,
@@ -222,19 +222,15 @@ def token_log_probs(logits: jax.Array, spec: Spec, part: Part = WHOLE) -> jax.Ar
 
 
 def soften(
-    logits: jax.Array, cap: float | None, temperature: float | jax.Array
+    logits: jax.Array, cap: float | None, temperature: float | jax.Array | Inverse
 ) -> tuple[jax.Array, jax.Array]:
     """Logits after soft cap and temperature, and the derivative of that, which broadcasts."""
     slope = jnp.ones((1, 1), logits.dtype)
     if cap is not None:
         squashed = jnp.tanh(logits / cap)
         logits, slope = cap * squashed, 1 - squashed * squashed
-    if not isinstance(temperature, float | int):
-        # Tracing cannot check an array's value, so one out of range gives NaN.
-        temperature = temperature.astype(logits.dtype)
-        # A product, as XLA makes of a division by a constant: it is cheaper.
-        factor = 1 / jnp.where(temperature > 0, temperature, jnp.nan)
-        return logits * factor, slope * factor
+    if isinstance(temperature, Inverse):
+        return logits * temperature.factor, slope * temperature.factor
     if temperature != 1.0:
         logits, slope = logits / temperature, slope / temperature
     return logits, slope

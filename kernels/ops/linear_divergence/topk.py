@@ -18,7 +18,8 @@ def token_topk(spec: Spec, k: int, model: Output, mask: jax.Array, dials: Dials)
     """
 
     def local(model: Output, mask: jax.Array, dials: Dials) -> Stored:
-        return _token_topk(spec.at(dials), k, model, mask)
+        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(model))
+        return _token_topk(spec.before_loops(dials, dtype), k, model, mask)
 
     if spec.sharding is None:
         return local(model, mask, dials)
