@@ -124,6 +124,11 @@ class LossConfig:
     sft_rows: SftRows = "success"
 
     def __post_init__(self) -> None:
+        require(
+            isinstance(self.divergence, Divergence),
+            f"LossConfig.divergence is {self.divergence!r}; it is a record now: give "
+            "Divergence(kind, alpha, clip, support, top_k, tail)",
+        )
         at_least(self, 0, "margin", "kl_coef")
         for name in ("importance_cap", "rollout_cap", "beta"):
             value = getattr(self, name)
