@@ -215,8 +215,9 @@ def distill_loss(
         temperature ... implementation: as in `mopd_jax.kernels.linear_divergence`.
 
     Returns:
-        loss f32[] (f64 if an operand is) and the per-token statistics (divergence, logp,
-        teacher_logp, entropy), which carry no gradient and are 0 outside the mask.
+        loss f32[] (f64 if the student or the weights are) and the per-token statistics
+        (divergence, logp, teacher_logp, entropy), which carry no gradient and are 0 outside
+        the mask.
 
     Raises:
         TypeError: a call as it was spelled before 0.1, with the spelling of today.
@@ -268,7 +269,8 @@ def _mask(student: Any, targets: Any, mask: Any) -> jax.Array:
     if targets is not None:
         return jnp.asarray(targets) >= 0
     first, *_ = jax.tree.leaves(student)
-    return jnp.ones(jnp.shape(first)[:-1], bool)
+    # Like the student's array, so that it lies on a mesh as that does.
+    return jnp.ones_like(jnp.asarray(first)[..., 0], bool)
 
 
 def _without_ignored(weights: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:

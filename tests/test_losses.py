@@ -664,7 +664,9 @@ def test_an_explicit_mesh_asks_for_the_sharding():
             distill_loss(student, teacher, targets, mask)
         sharding = kernels.HeadSharding(("data",))
         got, _ = distill_loss(student, teacher, targets, mask, sharding=sharding)
+        plain, _ = distill_loss(student, teacher, sharding=sharding)
     np.testing.assert_allclose(got, distill_loss(*make())[0], rtol=1e-6)
+    np.testing.assert_allclose(plain, distill_loss(*make()[:2])[0], rtol=1e-6)
 
 
 # What was spelled otherwise.

@@ -110,7 +110,13 @@ def answer_locked(error: AttributeError) -> None:
     name = re.search(r'Key "(\w+)" does not exist', str(error))
     for dotted in (*RENAMED, *RETIRED):
         if name is not None and dotted.rpartition(".")[2] == name[1]:
-            _answer_old(f"config.{dotted}")
+            try:
+                _answer_old(f"config.{dotted}")
+            except ConfigError as answer:
+                raise ConfigError(
+                    f"no section has the setting {name[1]!r} that the config file sets; if "
+                    f"config.{dotted} is meant: {answer}"
+                ) from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -166,6 +172,7 @@ def override(cfg: ConfigDict, dotted: str, text: str) -> None:
             with node.unlocked():
                 node[name] = ConfigDict(type_safe=False)
         if name not in node or not isinstance(node[name], ConfigDict):
+            _answer_old(f"{where}.{name}")
             raise ConfigError(unknown(f"{where}.{name}", name, list(node)))
         node, where = node[name], f"{where}.{name}"
     if last not in node and not where.startswith(_FREE):

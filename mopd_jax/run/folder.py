@@ -52,7 +52,14 @@ def compare(cfg: Config, workdir: pathlib.Path) -> None:
             )
     path = workdir / "environment.json"
     if path.exists():
-        before, now = json.loads(path.read_text()).get("data", {}), _data_record(cfg)
+        try:
+            before = json.loads(path.read_text(encoding="utf-8")).get("data", {})
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is not a JSON object in UTF-8 ({error}); the file is damaged: put it "
+                "back, or choose another --workdir"
+            ) from error
+        now = _data_record(cfg)
         if {k: v["reads"] for k, v in before.items()} != {
             k: v["reads"] for k, v in now.items()
         }:
