@@ -228,6 +228,7 @@ def distill_loss(
     if sampled_logp is not None:
         sampled_logp = jnp.asarray(sampled_logp)
         checks.check_by_token(mask, sampled_logp=sampled_logp)
+        checks.check_unsharded(sharding, implementation, sampled_logp=sampled_logp)
     if weights is None:
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(student))
         weights = token_weights(mask, dtype=dtype)

@@ -660,8 +660,15 @@ def test_an_explicit_mesh_asks_for_the_sharding():
     student, teacher = placed(student), placed(teacher)
     targets, mask = jax.device_put((targets, mask), rows)
     with jax.set_mesh(mesh):
-        with pytest.raises(ValueError, match=r"pass sharding=HeadSharding\(tokens="):
+        wanted = r"pass sharding=HeadSharding\(tokens="
+        with pytest.raises(ValueError, match=rf"(student|mask)\S* lies as .* {wanted}"):
             distill_loss(student, teacher, targets, mask)
+        weights = jax.device_put(token_weights(make()[3]), rows)
+        with pytest.raises(ValueError, match=f"weights lies as .* {wanted}"):
+            distill_loss(*make(), weights=weights)
+        sampled = {"sampled_logp": weights, "importance_cap": 2.0}
+        with pytest.raises(ValueError, match=f"sampled_logp lies as .* {wanted}"):
+            distill_loss(*make(), **sampled)
         sharding = kernels.HeadSharding(("data",))
         got, _ = distill_loss(student, teacher, targets, mask, sharding=sharding)
         plain, _ = distill_loss(student, teacher, sharding=sharding)

@@ -212,6 +212,7 @@ def linear_divergence_loss(
     call = checks.make_call(student, teacher, targets, mask, options)
     weights, aux = jnp.asarray(weights), jax.tree.map(jnp.asarray, aux)
     checks.check_weights(weights, aux, call.operands.mask)
+    checks.check_unsharded(sharding, implementation, weights=weights, aux=aux)
     name, settings = _settle(call, options)
     if name in ("chunked", "pallas_gpu"):
         rows = settings or token_stats.token_statistics

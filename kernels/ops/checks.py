@@ -72,8 +72,11 @@ def make_call(
         )
     if given.sharding is not None:
         _check_sharding(given.sharding, mask, student, given.implementation)
-    elif given.implementation != "reference":
-        _check_unsharded(student, teacher, targets, mask)
+    check_unsharded(
+        given.sharding,
+        given.implementation,
+        **{name: student, "teacher": teacher, "targets": targets, "mask": mask},
+    )
     spec = Spec(
         divergence=divergence,
         temperature=temperature,
@@ -289,17 +292,26 @@ def _chunk_tokens(given: Options, mask: jax.Array, vocab_size: int) -> int:
     return given.chunk_tokens
 
 
-def _check_unsharded(*arrays: Any) -> None:
-    """Refuses arrays split over explicit mesh axes: splitting them here needs `sharding`."""
-    for x in jax.tree.leaves(arrays):
-        sharding = jax.typeof(x).sharding
-        kinds = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
-        named = [axis for part in sharding.spec for axis in _axes_of(part)]
+def check_unsharded(sharding: Any, implementation: Any, **arrays: Any) -> None:
+    """Refuses arrays split over explicit mesh axes, unless `sharding` says how to split them.
+
+    `reference` takes them as JAX itself does: all of a call alike.
+
+    Raises:
+        ValueError: with the argument's name.
+    """
+    if sharding is not None or implementation == "reference":
+        return
+    for path, x in jax.tree_util.tree_leaves_with_path(arrays):
+        lies = jax.typeof(x).sharding
+        kinds = dict(zip(lies.mesh.axis_names, lies.mesh.axis_types, strict=True))
+        named = [axis for part in lies.spec for axis in _axes_of(part)]
         if any(kinds.get(axis) == jax.sharding.AxisType.Explicit for axis in named):
             raise ValueError(
-                f"an array of shape {x.shape} lies as {sharding.spec} on a mesh of explicit"
-                " axes, and sharding is None; pass sharding=HeadSharding(tokens=..., vocab=...,"
-                " embed=...), which names the axes of tokens and heads"
+                f"{path[0].key}{jax.tree_util.keystr(path[1:])} lies as {lies.spec} on a"
+                " mesh of explicit axes, and sharding is None; pass"
+                " sharding=HeadSharding(tokens=..., vocab=..., embed=...), which names the axes"
+                " of tokens and heads"
             )
 
 
