@@ -202,7 +202,8 @@ def distill_loss(
             float16.
         targets: i32[N, T], the response tokens; below 0 (-100, -1) where a position does not
             count. None: `logp` and `teacher_logp` are None; a support of "sampled" and an
-            importance cap need targets.
+            importance cap need targets. An id beyond the vocabulary has the log-prob NaN, which
+            reaches the loss where a cap or the support "sampled" reads it.
         mask: bool[N, T]; elsewhere nothing is read, not even a NaN. None is `targets >= 0`, and
             without targets every position: then padding counts as tokens do. A label below 0
             under a true mask is an error; inside `jit`, which cannot raise it, the loss is NaN.
@@ -256,6 +257,11 @@ def _check_importance(targets: Any, sampled_logp: Any, importance_cap: float | N
     if (importance_cap is None) != (sampled_logp is None):
         raise ValueError(
             "importance_cap and sampled_logp belong together: give both, or neither"
+        )
+    if importance_cap is not None and not isinstance(importance_cap, float | int):
+        raise ValueError(
+            f"importance_cap={importance_cap!r} is a {type(importance_cap).__name__}; it is"
+            " static, give a Python float"
         )
     if importance_cap is not None and not importance_cap > 0:
         raise ValueError(f"importance_cap must be positive, got {importance_cap}")

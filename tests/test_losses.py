@@ -270,6 +270,10 @@ def test_importance_weighs_tokens_and_is_constant():
         ({"weights": np.ones(N)}, r"weights: expected \[N T\]"),
         ({"weights": np.ones((N, T), np.int32)}, "weights: expected a floating dtype"),
         ({"importance_cap": 0.0, "sampled_logp": np.zeros((N, T))}, "must be positive"),
+        (
+            {"importance_cap": np.float32(2.0), "sampled_logp": np.zeros((N, T))},
+            "importance_cap=.* is static, give a Python float",
+        ),
         ({"divergence": "jsd"}, r"divergence='jsd' is a str; give a Divergence\(kind="),
         ({"student": np.ones((N, T, D))}, r"student: expected Hidden\(states, head\) or"),
         ({"teacher": np.ones((N, T, D))}, r"teacher: expected Hidden.*Stored\(ids, logp\)"),

@@ -53,8 +53,8 @@ class Stored:
     """A teacher's stored log-probs of K tokens at each position.
 
     The log-probs are under the full softmax at the temperature of the call, so the tail has the
-    rest of the mass. Where fewer are known, pad with id -1 or log-prob -inf. An id that
-    occurs twice at a position counts once.
+    rest of the mass. Where fewer are known, pad with id -1 or log-prob -inf: an id outside the
+    vocabulary counts for nothing, and one that occurs twice at a position counts once.
     """
 
     ids: jax.Array  # i32[..., K]
