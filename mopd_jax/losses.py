@@ -32,6 +32,8 @@ from mopd_jax.shapes import check_shapes
 
 # exp() of a log-ratio is taken inside these bounds, so that it cannot overflow.
 _LOG_RATIO_BOUND = 20.0
+# A stored log-prob may be this much above 0: by rounding, where the softmax was in bfloat16.
+_LOG_PROB_ROUNDING = 1e-2
 
 _BY_WEIGHTS = "weights=token_weights(mask, {}=...)"
 # Arguments of `distill_loss` before 0.1.
@@ -199,7 +201,7 @@ def distill_loss(
             each target; or `Logits` [N, T, V], which costs their memory.
         teacher: `Hidden` of [N, T, E] and [V, E], `Logits` [N, T, V], or `Stored` log-probs of
             K tokens [N, T, K]. It may have read another prompt, have another width, and be
-            float16.
+            float16. A stored log-prob above 0 is an error; inside `jit` the loss is NaN.
         targets: i32[N, T], the response tokens; below 0 (-100, -1) where a position does not
             count. None: `logp` and `teacher_logp` are None; a support of "sampled" and an
             importance cap need targets. An id beyond the vocabulary has the log-prob NaN, which
@@ -236,6 +238,8 @@ def distill_loss(
     weights = jnp.asarray(weights)
     if targets is not None:
         weights = _without_ignored(weights, jnp.asarray(targets), mask)
+    if isinstance(teacher, Stored):
+        weights = _with_log_probs(weights, teacher, mask)
     loss, stats = linear_divergence_loss(
         functools.partial(_capped_divergence, cap=importance_cap),
         student,
@@ -284,14 +288,35 @@ def _without_ignored(weights: jax.Array, targets: jax.Array, mask: jax.Array) ->
     """Weights, NaN where a target is below 0 and the mask is true; raises outside `jit`."""
     checks.check_by_token(mask, targets=targets)
     checks.check_weights(weights, None, mask)
-    ignored = mask & (targets < 0)
-    if not isinstance(ignored, jax.core.Tracer) and (count := int(jnp.sum(ignored))):
-        raise ValueError(
-            f"targets: {count} of {int(jnp.sum(mask))} tokens of the mask have a label below 0,"
-            " which means that they do not count; leave mask out, or give"
-            " mask & (targets >= 0)"
-        )
-    return jnp.where(ignored, jnp.nan, weights)
+    return _nan_where(
+        mask & (targets < 0),
+        weights,
+        mask,
+        "targets: {} have a label below 0, which means that they do not count; leave mask out,"
+        " or give mask & (targets >= 0)",
+    )
+
+
+def _with_log_probs(weights: jax.Array, teacher: Stored, mask: jax.Array) -> jax.Array:
+    """Weights, NaN where a stored log-prob is above 0 and its token counts; raises outside
+    `jit`."""
+    logp = jnp.asarray(teacher.logp)
+    if logp.shape[:-1] != mask.shape:
+        return weights  # The operator refuses the shape, with both arrays' names.
+    return _nan_where(
+        mask & jnp.any(logp > _LOG_PROB_ROUNDING, axis=-1),
+        weights,
+        mask,
+        "teacher.logp: {} have one above 0; give log-probs in nats under the full softmax,"
+        " neither probabilities nor logits",
+    )
+
+
+def _nan_where(wrong: jax.Array, weights: jax.Array, mask: jax.Array, error: str) -> jax.Array:
+    """Weights, NaN where `wrong`, bool[N, T]; where it is known, outside `jit`, raises."""
+    if not isinstance(wrong, jax.core.Tracer) and (count := int(jnp.sum(wrong))):
+        raise ValueError(error.format(f"{count} of {int(jnp.sum(mask))} tokens of the mask"))
+    return jnp.where(wrong, jnp.nan, weights)
 
 
 def _capped_divergence(

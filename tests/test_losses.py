@@ -383,6 +383,22 @@ def test_an_ignored_label_under_a_true_mask_is_not_counted_in_silence():
     assert np.isnan(traced(labels)) and np.isfinite(traced(targets))
 
 
+def test_stored_probabilities_in_place_of_log_probs_are_an_error():
+    student, _, targets, mask = make()
+    ids = np.arange(2, dtype=np.int32) + np.zeros((*targets.shape, 1), np.int32)
+    logp = np.full(ids.shape, -1.0, np.float32)
+
+    def loss(logp):
+        return distill_loss(student, Stored(ids, logp), targets, mask)[0]
+
+    right, outside = float(loss(logp)), np.where(mask, -1, 0.5)[..., None] + 0 * logp
+    assert np.isfinite(right) and float(loss(outside.astype(np.float32))) == right
+    logp[0, 1, 1] = 0.4
+    with pytest.raises(ValueError, match="teacher.logp: 1 of 11 tokens of the mask have one"):
+        loss(logp)
+    assert np.isnan(jax.jit(loss)(logp))
+
+
 @pytest.mark.parametrize("implementation", ["reference", "chunked"])
 @pytest.mark.parametrize("kind", ["jsd", "reverse_kl"])
 def test_targets_are_not_needed_where_nothing_reads_them(implementation, kind):

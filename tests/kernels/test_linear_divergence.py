@@ -239,12 +239,15 @@ def test_products_with_the_head_result_in_float32(implementation):
     assert forward and all("bf16" in a and "bf16" in b for a, b, _ in forward)
 
 
+DIVERGENCE = ("kind", "alpha", "clip", "support", "top_k")
+
+
 def replaced(**changes):
     hidden, head, teacher_hidden, teacher_head, targets, mask, _ = make((2, 3, 5, 4, 6, 1))
     arrays = {"hidden": hidden, "head": head}
     arrays |= {"teacher_hidden": teacher_hidden, "teacher_head": teacher_head}
     changed = {name: changes.pop(name, x) for name, x in arrays.items()}
-    if fields := {k: changes.pop(k) for k in ("kind", "alpha") if k in changes}:
+    if fields := {k: changes.pop(k) for k in DIVERGENCE if k in changes}:
         changes["divergence"] = Divergence(**fields)
     student, teacher = outputs(*changed.values())
     arguments = {"student": student, "teacher": teacher, "targets": targets, "mask": mask}
@@ -265,6 +268,9 @@ def replaced(**changes):
         ({"targets": np.ones((2, 3), np.float32)}, "targets: expected an integer dtype"),
         ({"mask": np.ones((2, 3), np.int32)}, "mask: expected bool, got int32"),
         ({"kind": "kl"}, "'kl' is not one of .*'forward_kl', 'reverse_kl', 'jsd'"),
+        ({"alpha": True}, "alpha=True is a bool"),
+        ({"clip": True}, "clip=True is a bool"),
+        ({"support": "student", "top_k": True}, "an int, got True"),
         ({"alpha": -0.5}, "0 <= alpha <= 1.*got -0.5; 0 is forward_kl and 1 is reverse_kl"),
         ({"kind": "forward_kl", "alpha": 0.5}, "alpha=0.5 does not apply to forward_kl"),
         ({"temperature": -1.0}, "temperature must be positive and finite, got -1.0"),

@@ -65,7 +65,7 @@ class Divergence:
                 f"divergence kind={self.kind!r} is not one of {get_args(DivergenceKind)}"
             )
         self._check_alpha()
-        if self.clip is not None and not isinstance(self.clip, float | int):
+        if self.clip is not None and not _is_number(self.clip):
             raise ValueError(
                 f"divergence clip={self.clip!r} is a {type(self.clip).__name__}; it is static,"
                 " give a Python float"
@@ -83,14 +83,12 @@ class Divergence:
             raise ValueError(
                 f"divergence alpha={self.alpha} does not apply to {self.kind}; leave it None"
             )
-        if isinstance(self.alpha, float | int):
-            if not 0.0 <= self.alpha <= 1.0:
-                raise ValueError(
-                    "divergence kind='jsd' needs 0 <= alpha <= 1, the weight of the teacher,"
-                    f" got {self.alpha}; 0 is forward_kl and 1 is reverse_kl"
-                )
-            return
         check_scalar("divergence alpha", self.alpha)
+        if isinstance(self.alpha, float | int) and not 0.0 <= self.alpha <= 1.0:
+            raise ValueError(
+                "divergence kind='jsd' needs 0 <= alpha <= 1, the weight of the teacher,"
+                f" got {self.alpha}; 0 is forward_kl and 1 is reverse_kl"
+            )
 
     def _check_support(self) -> None:
         if self.support not in get_args(Support):
@@ -108,7 +106,7 @@ class Divergence:
                 " support='sampled' has no such terms; set clip=None, or use another support"
             )
         top_k = self.top_k
-        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        if top_k is not None and (type(top_k) is not int or top_k < 1):
             raise ValueError(f"divergence top_k must be at least 1, an int, got {top_k!r}")
         if not self.tail and self.support not in CHOSEN:
             raise ValueError(
@@ -177,9 +175,13 @@ def split_alpha(alpha: jax.Array, dtype: jnp.dtype) -> SplitAlpha:
 _LEAF = Support
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool)
+
+
 def check_scalar(name: str, value: Any) -> None:
     """Raises ValueError unless the value is a Python number or a floating scalar array."""
-    if isinstance(value, float | int):
+    if _is_number(value):
         return
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if dtype is None:
