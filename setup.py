@@ -15,6 +15,8 @@ EXTRAS = {
     # The parser's version is that of the grammar: math-verify 0.9 reads with antlr 4.13.2.
     "verifiers": ["math-verify==0.9.*", "antlr4-python3-runtime==4.13.2"],
     "eval": ["sacrebleu"],
+    "wandb": ["wandb"],
+    "trackio": ["trackio"],
     # Beside `test`, not in it: at 0.1.7 it holds transformers back by way of safetensors.
     "tunix": ["google-tunix>=0.1.7"],
 }
@@ -23,6 +25,8 @@ EXTRAS["test"] = [
     *EXTRAS["report"],
     *EXTRAS["verifiers"],
     *EXTRAS["eval"],
+    *EXTRAS["wandb"],
+    *EXTRAS["trackio"],
     "codespell",
     "equinox>=0.13",
     "hypothesis",

@@ -72,18 +72,21 @@ def collect(
     out.parent.mkdir(parents=True, exist_ok=True)
     trained = 0 if origin is None else origin.step
     header = saved_rollouts.header(run, steps=cfg.steps, trained=trained)
-    with jax.set_mesh(run.mesh), run.sandbox or contextlib.nullcontext():
-        storage.write(out, header, _rows(run, state, problems))
+    sandbox, progress = run.sandbox or contextlib.nullcontext(), console.Progress(cfg)
+    with jax.set_mesh(run.mesh), sandbox, progress:
+        storage.write(out, header, _rows(run, state, problems, progress))
     rows = cfg.steps * cfg.rollout.prompts * cfg.rollout.group
     log.info("%s: %d rollouts in %.1f MB", out, rows, out.stat().st_size / 1e6)
 
 
-def _rows(run: Run, state: TrainState, problems: Sequence[Problem]) -> Iterator[RolloutRow]:
+def _rows(
+    run: Run, state: TrainState, problems: Sequence[Problem], progress: console.Progress
+) -> Iterator[RolloutRow]:
     """The rows of all steps; logs a line for each step."""
     cfg = run.cfg
     take = experience.sampler(run, sources.ProblemStream(problems, seed=cfg.seed))
     for step in range(1, cfg.steps + 1):
-        clock = console.Clock(step, cfg.steps, phases=3)
+        clock = progress.clock(step, phases=3)
         gathered = experience.gather(run, take, state, step, clock)
         if not np.isfinite(gathered.sampled.sampled_logp).all():
             raise RolloutFileError(
@@ -91,5 +94,5 @@ def _rows(run: Run, state: TrainState, problems: Sequence[Problem]) -> Iterator[
                 "trained from it; check the weights and model.compute_dtype"
             )
         values = step_metrics.of_rollouts(gathered)
-        console.say_rollouts(step, cfg, values | clock.seconds())
+        progress.say_rollouts(step, values | clock.seconds())
         yield from saved_rollouts.rows(gathered)

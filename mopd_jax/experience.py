@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from mopd_jax import verifiers
+from mopd_jax.bars import bar
 from mopd_jax.config import Config, ContextConfig
 from mopd_jax.contexts import blocks, controls, peers, render
 from mopd_jax.data.sources import ProblemStream
@@ -122,7 +122,7 @@ def sampler(run: Run, stream: ProblemStream) -> Take:
         size = run.cfg.rollout.batch or len(problems)
         parts: list[Sampled] = []
         with Background(functools.partial(verify, run)) as judged:
-            for i in range(0, len(problems), size):
+            for i in bar(range(0, len(problems), size), "rollout"):
                 part = problems[i : i + size], uids[i : i + size]
                 parts.append(sample(run, run.sample, state, *part, purpose=TRAIN, step=step))
                 judged.submit(parts[-1])
@@ -194,7 +194,7 @@ def verify(student: Student, sampled: Sampled) -> list[list[Verdict]]:
         (~sampled.stopped).reshape(-1).tolist(),
         sandbox=student.sandbox,
         disclose=student.cfg.context.feedback_with_gold,
-        progress=functools.partial(tqdm, desc="verify", leave=False, disable=None),
+        progress=functools.partial(bar, title="verify"),
     )
     return [verdicts[p * group : (p + 1) * group] for p in range(prompts)]
 

@@ -45,6 +45,7 @@ from mopd_jax.run import alarms, checkpoint, console
 from mopd_jax.run.logbook import ROLLOUTS, Logbook
 from mopd_jax.run.opening import open_run
 from mopd_jax.run.record import Run
+from mopd_jax.run.sinks import open_sinks
 from mopd_jax.run.state import checkpoint_meta
 from mopd_jax.update import teacher
 
@@ -72,18 +73,20 @@ def train(
         update.
     """
     run, state, stream, solved = open_run(cfg, workdir, command=command, devices=devices)
-    book = Logbook(workdir, step=int(state.step))
     first = int(state.step) + 1
+    book = Logbook(workdir, step=first - 1, sinks=open_sinks(cfg, workdir, fresh=first == 1))
+    warnings = alarms.Alarms(cfg)
     take = experience.sampler(run, stream)
     if run.saved is not None:
         take = saved_rollouts.reader(run, run.saved)
-    with jax.set_mesh(run.mesh), run.sandbox or contextlib.nullcontext():
+    sandbox, progress = run.sandbox or contextlib.nullcontext(), console.Progress(cfg)
+    with jax.set_mesh(run.mesh), sandbox, progress:
         if first <= cfg.steps:
             checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])
         if first == 1:
             _evaluate(run, state, book)
         for step in range(first, cfg.steps + 1):
-            clock = console.Clock(step, cfg.steps, phases=PHASES)
+            clock = progress.clock(step, phases=PHASES)
             gathered = experience.gather(run, take, state, step, clock)
             with clock.phase("context"):
                 batch = experience.make_batch(run, gathered)
@@ -97,8 +100,8 @@ def train(
             solved = solved.after(gathered.sampled.problems, gathered.outcomes)
             values = step_metrics.of_step(run, gathered, logged, solved, clock.seconds())
             book.scalars(step, "train", values)
-            console.say(step, cfg, values)
-            alarms.warn(step, values, gathered.outcomes, cfg)
+            progress.say(step, values)
+            warnings.warn(step, values, gathered.outcomes)
             if step % cfg.dump_every == 0:
                 _dump(run, gathered, step)
             if step % cfg.eval.every == 0 or step == cfg.steps:
@@ -128,6 +131,8 @@ def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
     """Evaluates the student on the held-out problems: logs mean@n and pass@k, and writes each
     outcome to `evaluations/`."""
     cfg, step = run.cfg, int(state.step)
+    problems, samples = len(run.eval_problems), cfg.eval.samples
+    log.info("evaluating %d problems, %d responses each ...", problems, samples)
     begun = time.perf_counter()
     responses = heldout.respond(run, state)
     result = scores.outcome(responses, threshold=cfg.peers.threshold)
@@ -146,3 +151,8 @@ def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
         table[f"{name}_low"],
         table[f"{name}_high"],
     )
+    rows = console.samples(
+        run.eval_problems, [row[0].text for row in responses], result.success[:, 0].tolist()
+    )
+    console.say_samples(rows)
+    book.samples(step, rows)

@@ -6,7 +6,14 @@ import re
 import numpy as np
 import pytest
 
-from mopd_jax.config import Config, LossConfig, defaults, from_config_dict, methods
+from mopd_jax.config import (
+    Config,
+    LossConfig,
+    ModelConfig,
+    defaults,
+    from_config_dict,
+    methods,
+)
 from mopd_jax.records import Outcomes
 from mopd_jax.run import alarms
 
@@ -113,13 +120,62 @@ def warned(caplog, **values):
     with caplog.at_level(logging.WARNING, logger="mopd"):
         rewards = np.zeros((1, 2))
         valid = np.ones((1, 2), bool)
-        alarms.warn(7, {**HEALTHY, **values}, Outcomes(rewards, valid, ~valid), Config())
+        alarms.Alarms(Config()).warn(7, {**HEALTHY, **values}, Outcomes(rewards, valid, ~valid))
     return caplog.messages
 
 
 def test_a_warning_is_loud_where_nothing_was_trained(caplog):
     (message,) = warned(caplog, update_applied=0.0)
     assert message.startswith("WARNING step 7: NOTHING WAS TRAINED. every reward is 0")
+
+
+def trend(count=alarms.WINDOW, cfg=None, **values):
+    fine = {"solve_rate": 0.4, "truncated": 0.1, "entropy": 0.7, "verifier_errors": 0}
+    steps = [{**fine, "sampler_scorer_gap": 1e-6, **values}] * count
+    return alarms.trends(steps, cfg or Config())
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"solve_rate": 0.0}, "solve rate 0.00 for 20 steps: no rollout succeeds"),
+        ({"truncated": 0.75}, "75% of the responses cut for 20 steps: .*response_length"),
+        ({"entropy": 0.004}, "entropy 0.004 nats for 20 steps: .*learning_rate"),
+        (
+            {"sampler_scorer_gap": 0.02},
+            "sampler_scorer_gap 0.0200 nats for 20 .*float32",
+        ),
+        ({"verifier_errors": 64}, "64 rollouts a step without a verdict for 20 steps"),
+    ],
+)
+def test_a_trend_says_what_to_do(values, text):
+    assert trend() == {}
+    ((name, found),) = trend(**values).items()
+    assert name in values and re.match(text, found)
+    assert trend(alarms.WINDOW - 1, **values) == {}
+
+
+def test_a_gap_that_bfloat16_explains_is_no_trend():
+    cfg = Config(model=ModelConfig(compute_dtype="bfloat16"))
+    assert trend(cfg=cfg, sampler_scorer_gap=0.02) == {}
+    # On rollouts of a file the gap has another name, and is no fault.
+    steps = [{"solve_rate": 0.4, "off_policy_gap": 2.0}] * alarms.WINDOW
+    assert alarms.trends(steps, Config()) == {}
+
+
+def test_one_better_step_ends_a_trend():
+    bad, good = {"solve_rate": 0.0}, {"solve_rate": 0.01}
+    assert alarms.trends([bad] * 19 + [good], Config()) == {}
+    assert alarms.trends([bad] * 20, Config())
+
+
+def test_a_lasting_trend_is_said_once_in_a_window(caplog):
+    told = alarms.Alarms(Config())
+    outcomes = Outcomes(MIXED, np.ones(MIXED.shape, bool), MIXED >= 1)
+    with caplog.at_level(logging.WARNING, logger="mopd"):
+        for step in range(1, 2 * alarms.WINDOW + 1):
+            told.warn(step, {**HEALTHY, "solve_rate": 0.0}, outcomes)
+    assert [m.split(":")[0] for m in caplog.messages] == ["WARNING step 20", "WARNING step 40"]
 
 
 def test_a_warning_does_not_claim_more(caplog):

@@ -1,8 +1,10 @@
 """docs/settings.md and docs/files.md are what docs/generate.py makes of the sources."""
 
+import ast
 import dataclasses
 import importlib.util
 import pathlib
+import re
 import sys
 from typing import Any, Literal
 
@@ -49,6 +51,52 @@ def test_every_setting_has_a_line_and_a_reader():
         kind, default, meaning, used = line.rstrip("|").split(" | ")[1:]
         assert kind and default and meaning, line
         assert used.strip(), f"no module reads this setting; retire it: {line}"
+
+
+METRIC = re.compile(r"^\| ((?:`[\w@]+`(?:, )?)+) \|", re.M)
+
+
+def explained():
+    text = (ROOT / "docs/metrics.md").read_text()
+    tables = text[text.index("## Is it learning?") :]
+    return {name for row in METRIC.findall(tables) for name in re.findall(r"`(.+?)`", row)}
+
+
+# Modules that name metrics, and their dictionary keys that name something else.
+NAMING = ["step_metrics", "run.solved", "contexts.controls", "evaluation.scores"]
+NAMING += [f"update.{name}" for name in ("objectives", "drift", "train_step")]
+OTHER_KEYS = {"distill", "grpo", "dpo", "simpo", "sft", "temperature", "chunk_tokens"}
+OTHER_KEYS |= {"sharding", "solved", "unsolved", "random", "shuffled", "unrelated"}
+OTHER_KEYS |= {"cross_failures", "success_only", "shell", "error"}
+
+
+def test_every_metric_is_explained():
+    sources = generate.sources(ROOT)
+    found = set()
+    for node in (n for module in NAMING for n in ast.walk(ast.parse(sources[module]))):
+        keys = node.keys if isinstance(node, ast.Dict) else []
+        keys = [node.slice] if isinstance(node, ast.Subscript) else keys
+        found |= {k.value for k in keys if isinstance(k, ast.Constant)}
+    found = {name for name in found if isinstance(name, str)} - OTHER_KEYS
+    assert found - explained() == set(), "add a line to docs/metrics.md"
+
+
+def test_every_metric_that_is_explained_exists():
+    sources = "".join(generate.sources(ROOT).values())
+    for name in explained():
+        bare = name.replace("@N", "@").replace("@K", "@").removeprefix("seconds_")
+        assert f'"{bare}' in sources, f"nothing logs {name}; take its line out of metrics.md"
+
+
+def test_every_row_of_the_metrics_has_all_its_cells():
+    lines = (ROOT / "docs/metrics.md").read_text().split("\n")
+    width = 0
+    for line in lines:
+        if line.startswith("|"):
+            width = width or line.count("|")
+            assert line.count("|") == width, line
+        else:
+            width = 0
 
 
 def test_every_module_has_a_line():

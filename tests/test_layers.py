@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # The order of the house, from the ground up: a room imports only from rows above its own here.
 # A room is a package of mopd_jax, or a module at its root; `kernels` is all of kernels/ops.
 ORDER = (
-    ("choices", "errors", "files", "overlap", "records", "shapes", "thinking"),
+    ("bars", "choices", "errors", "files", "overlap", "records", "shapes", "thinking"),
     ("codebook", "kernels"),
     ("config", "losses"),
     ("contexts", "models", "sandbox"),
@@ -26,6 +26,7 @@ ORDER = (
 )
 # They touch files, run code of others, or drive what does. No other module imports one of them.
 IO = {
+    "bars",
     "cli",
     "collect",
     "data",

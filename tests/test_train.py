@@ -189,13 +189,13 @@ def test_nothing_compiles_after_warm_up(tmp_path, monkeypatch):
         if event == "/jax/core/compile/backend_compile_duration":
             compiled.append(event)
 
-    say = console.say
+    say = console.Progress.say
 
-    def count(step, *args):
+    def count(progress, step, values):
         at_step[step] = len(compiled)
-        say(step, *args)
+        say(progress, step, values)
 
-    monkeypatch.setattr(console, "say", count)
+    monkeypatch.setattr(console.Progress, "say", count)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         run(tmp_path / "run", steps=6)

@@ -244,6 +244,22 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Services that get the metrics besides the run folder, which always has all of them.
+
+    wandb: a project of Weights & Biases (`pip install 'mopd_jax[wandb]'`). None is off.
+    trackio: a project of Trackio (`pip install 'mopd_jax[trackio]'`). None is off.
+    """
+
+    wandb: str | None = None
+    trackio: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            require(value != "", f"LogConfig.{name} is empty; name a project, or None for off")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """One run: settings of the whole, and a section for each part.
 
@@ -269,6 +285,7 @@ class Config:
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "dump_every")

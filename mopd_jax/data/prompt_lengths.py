@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from mopd_jax.bars import bar
 from mopd_jax.contexts.render import PromptTooLong
 from mopd_jax.data.on_demand import ProblemsOnDemand
 from mopd_jax.records import Problem, Tokenizer
@@ -29,7 +30,7 @@ def fitting(
         PromptTooLong: names the first problems, their tokens, the limit and the remedies; also
             if `drop` would leave no problem.
     """
-    lengths = [len(tokenizer.chat(problem.messages)) for problem in problems]
+    lengths = [len(tokenizer.chat(problem.messages)) for problem in bar(problems, "prompts")]
     places = [i for i, length in enumerate(lengths) if length > limit]
     if not places:
         return problems, 0

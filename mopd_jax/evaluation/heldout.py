@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from mopd_jax import config as configs
 from mopd_jax import experience, verifiers
+from mopd_jax.bars import bar
 from mopd_jax.config import Config
 from mopd_jax.data import sources
 from mopd_jax.errors import ConfigError
@@ -78,9 +78,14 @@ def respond(student: Student, state: TrainState) -> list[list[Response]]:
             for p in range(used)
         ]
 
-    bar = functools.partial(tqdm, desc="evaluate", leave=False, disable=None)
     problems = len(student.eval_problems)
-    return scores.evaluate(sample, judge, problems, batch=cfg.eval.batch, progress=bar)
+    return scores.evaluate(
+        sample,
+        judge,
+        problems,
+        batch=cfg.eval.batch,
+        progress=functools.partial(bar, title="evaluate"),
+    )
 
 
 def question(problem: Problem) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -113,7 +113,7 @@ def evaluate(
     problems: int,
     *,
     batch: int,
-    progress: Callable[[Sequence[int]], Sequence[int]] = lambda starts: starts,
+    progress: Callable[[Iterable[int]], Iterable[int]] = lambda starts: starts,
 ) -> list[list[Response]]:
     """Runs `judge(sample(start, stop))` over problems in batches of `batch`: responses [P][n].
 

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from mopd_jax.bars import bar
 from mopd_jax.errors import ConfigError, unknown
 from mopd_jax.models import decoder, families
 from mopd_jax.models.decoder import DecoderConfig
@@ -153,7 +154,7 @@ def load_params(
         _check_tied(path, source)
 
     params: Params = {}
-    for entry, shape, names in plan:
+    for entry, shape, names in bar(plan, "weights"):
         stacked = entry.path[0] == "layers"
         leaf = np.empty((len(names), *shape), np.float32)
         for y, name in enumerate(names):

@@ -1,9 +1,10 @@
-"""Warnings for steps that train few or no tokens: the cause and a remedy."""
+"""Warnings for steps that train few or no tokens, and for trends: the cause and a remedy."""
 
 from __future__ import annotations
 
+import collections
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from mopd_jax.records import Outcomes
 
 log = logging.getLogger("mopd")
 
+WINDOW = 20  # Steps that a trend needs.
 _NO_PEERS = PeerConfig(successes=0, failures=0)
 # Why a method without a teacher has nothing to train on.
 _UNSUPERVISED = {
@@ -115,8 +117,77 @@ def _reads_rewards(cfg: Config) -> bool:
     return shown > 0 or cfg.context.feedback != "off" or cfg.peers != _NO_PEERS
 
 
-def warn(step: int, values: Mapping[str, Any], outcomes: Outcomes, cfg: Config) -> None:
-    """Logs the causes of an inactive step; arguments as for `causes`."""
-    for cause in causes(values, outcomes, cfg):
-        effect = "" if values["update_applied"] else " NOTHING WAS TRAINED."
-        log.warning("WARNING step %d:%s %s", step, effect, cause)
+def trends(latest: Sequence[Mapping[str, Any]], cfg: Config) -> dict[str, str]:
+    """What the metrics of the last `WINDOW` steps show, {metric: warning}; {} for fewer steps.
+
+    The limits are those of docs/metrics.md.
+    """
+    if len(latest) < WINDOW:
+        return {}
+    gap = 0.05 if cfg.model.compute_dtype == "bfloat16" else 0.001
+    rollouts = cfg.rollout.prompts * cfg.rollout.group
+    # Metric, whether a value is out of its range, text of the mean, cause and remedy.
+    table: tuple[tuple[str, Callable[[float], bool], str, str], ...] = (
+        (
+            "solve_rate",
+            lambda x: x == 0,
+            "solve rate {:.2f}",
+            "no rollout succeeds, so there is nothing to learn from. Look at a sample in"
+            " rollouts/; choose easier problems or a stronger model, or ask for the answer's"
+            " form in data.instruction",
+        ),
+        (
+            "truncated",
+            lambda x: x > 0.5,
+            "{:.0%} of the responses cut",
+            "a cut response counts as a failure and is shown to nobody. Raise"
+            " rollout.response_length, or ask for shorter answers in data.instruction",
+        ),
+        (
+            "entropy",
+            lambda x: x < 0.01,
+            "entropy {:.3f} nats",
+            "the student answers always the same, so its groups show nothing new. Lower"
+            " optimizer.learning_rate, or raise rollout.temperature",
+        ),
+        (
+            "sampler_scorer_gap",
+            lambda x: x > gap,
+            "sampler_scorer_gap {:.4f} nats",
+            f"sampler and update disagree on the same tokens by more than {gap}. Set"
+            " model.compute_dtype='float32'; if it stays, report it",
+        ),
+        (
+            "verifier_errors",
+            lambda x: x > 0.1 * rollouts,
+            "{:.0f} rollouts a step without a verdict",
+            "the verifier fails on them, and they are masked. The reasons are in rollouts/",
+        ),
+    )
+    found = {}
+    for name, out_of_range, text, remedy in table:
+        values = [float(step[name]) for step in latest if name in step]
+        if len(values) == WINDOW and all(map(out_of_range, values)):
+            mean = text.format(sum(values) / WINDOW)
+            found[name] = f"{mean} for {WINDOW} steps: {remedy}"
+    return found
+
+
+class Alarms:
+    """Warns of inactive steps, and of what many steps in a row show and one does not."""
+
+    def __init__(self, cfg: Config):
+        self._cfg = cfg
+        self._latest: collections.deque[Mapping[str, Any]] = collections.deque(maxlen=WINDOW)
+        self._said: dict[str, int] = {}  # The step of the last warning of each trend.
+
+    def warn(self, step: int, values: Mapping[str, Any], outcomes: Outcomes) -> None:
+        """Logs the causes of an inactive step, and each trend once in `WINDOW` steps."""
+        for cause in causes(values, outcomes, self._cfg):
+            effect = "" if values["update_applied"] else " NOTHING WAS TRAINED."
+            log.warning("WARNING step %d:%s %s", step, effect, cause)
+        self._latest.append(values)
+        for name, text in trends(self._latest, self._cfg).items():
+            if step - self._said.get(name, step - WINDOW) >= WINDOW:
+                self._said[name] = step
+                log.warning("WARNING step %d: %s", step, text)

@@ -25,7 +25,7 @@ from mopd_jax.sandbox import Sandbox
 log = logging.getLogger("mopd")
 
 # Settings that a resumed run may change: they do not touch what is computed up to a step.
-_FREE_TO_CHANGE = ("steps", "dump_every", "checkpoint")
+_FREE_TO_CHANGE = ("steps", "dump_every", "checkpoint", "log")
 
 
 def compare(cfg: Config, workdir: pathlib.Path) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mopd_jax.files import dumps, write_lines
+from mopd_jax.run.sinks import Sinks
 
 METRICS = "metrics.jsonl"
 ROLLOUTS = "rollouts"  # A folder: one file a step, written by `rollouts.storage`.
@@ -21,10 +22,15 @@ ROLLOUTS = "rollouts"  # A folder: one file a step, written by `rollouts.storage
 class Logbook:
     """Writes one run's records under `folder`; step s is the s-th training step, from 1."""
 
-    def __init__(self, folder: pathlib.Path, *, step: int):
-        """Opens the folder after `step` steps, and drops the records of later ones."""
+    def __init__(self, folder: pathlib.Path, *, step: int, sinks: Sinks | None = None):
+        """Opens the folder after `step` steps, and drops the records of later ones.
+
+        Args:
+            sinks: services that get the records too; closed with the logbook.
+        """
         from tensorboardX import SummaryWriter
 
+        self._sinks = Sinks({}) if sinks is None else sinks
         (folder / ROLLOUTS).mkdir(parents=True, exist_ok=True)
         kept = [r for r in read(folder) if r["step"] <= step]
         if step == 0:
@@ -44,11 +50,18 @@ class Logbook:
             if isinstance(value, int | float) and math.isfinite(value):
                 self._board.add_scalar(f"{kind}/{name}", value, step)
         self._board.flush()
+        self._sinks.scalars(step, kind, values)
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, str]]) -> None:
+        """A table of an evaluation's samples for the services; the run folder has all of them
+        in `rollouts/` and `evaluations/`."""
+        self._sinks.samples(step, rows)
 
     def close(self) -> None:
-        """Closes both files."""
+        """Closes the files, and the services after them."""
         self._metrics.close()
         self._board.close()
+        self._sinks.close()
 
 
 def read(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from mopd_jax.records import Problem, Tokenizer, TrainState
 from mopd_jax.rollouts import generate, storage
 from mopd_jax.rollouts.storage import Saved
 from mopd_jax.run import folder as run_folder
+from mopd_jax.run import sinks
 from mopd_jax.run.record import Run, Student
 from mopd_jax.run.solved import Solved
 from mopd_jax.run.state import open_state
@@ -48,6 +49,7 @@ def open_run(
     """
     begun = time.perf_counter()
     run_folder.compare(cfg, workdir)
+    sinks.check(cfg)
     run, train_problems, source = prepare(cfg, workdir, devices=devices)
     state, meta = open_state(run, source)
     write_records(run, workdir, command)
