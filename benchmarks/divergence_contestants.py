@@ -46,10 +46,10 @@ class Case:
         hidden, noise, head = (rng.standard_normal((k, d), np.float32) for k in (n, n, v))
         head *= 2 / math.sqrt(d)  # Logits of a standard deviation of 2.
         floating = hidden, head, hidden + 0.3 * noise
-        hidden, head, taught = (jnp.asarray(x, self.dtype) for x in floating)
+        hidden, head, teacher_hidden = (jnp.asarray(x, self.dtype) for x in floating)
         targets = jnp.asarray(rng.integers(v, size=n), jnp.int32)
         mask = jnp.asarray(rng.permutation(np.arange(n) < max(1, round(self.valid * n))))
-        return hidden, head, taught, head, targets, mask
+        return hidden, head, teacher_hidden, head, targets, mask
 
 
 def is_ours(label):
@@ -108,10 +108,10 @@ def fused(case, name, chunk_tokens):
     def token_loss(stats, _):
         return -stats.logp if entropic else stats.divergence
 
-    def loss(hidden, head, taught, teacher_head, targets, mask):
+    def loss(hidden, head, teacher_hidden, teacher_head, targets, mask):
         weights = mask / jnp.sum(mask)
         student = kernels.Hidden(hidden, head)
-        teacher = None if entropic else kernels.Hidden(taught, teacher_head)
+        teacher = None if entropic else kernels.Hidden(teacher_hidden, teacher_head)
         if name in ("chunked", "pallas_gpu"):
             arrays = (student, teacher, targets, mask, weights)
             return kernels.linear_divergence_loss(token_loss, *arrays, **options)[0]
@@ -138,8 +138,8 @@ def scheduled(case, implementation, arrays, traced):
             implementation=implementation,
         )[0]
 
-    hidden, head, taught, teacher_head, targets, mask = arrays
-    operands = [kernels.Hidden(hidden, head), kernels.Hidden(taught, teacher_head)]
+    hidden, head, teacher_hidden, teacher_head, targets, mask = arrays
+    operands = [kernels.Hidden(hidden, head), kernels.Hidden(teacher_hidden, teacher_head)]
     operands += [targets, mask, jnp.float32(alpha), jnp.float32(temperature)]
     if not traced:
         whole, operands = loss, operands[:4]
@@ -230,7 +230,7 @@ def liger(name, case, arrays, compiled=True):
         # Numpy has no bfloat16 that torch reads; float32 holds its values.
         return torch.tensor(np.asarray(array, np.float32), device=device).to(torch.bfloat16)
 
-    hidden, head, taught, teacher_head, targets, mask = map(tensor, arrays)
+    hidden, head, teacher_hidden, teacher_head, targets, mask = map(tensor, arrays)
     labels = torch.where(mask, targets.long(), -100)
     beta = {"forward_kl": 0.0, "reverse_kl": 1.0, "jsd": case.alpha}[case.kind]
     if name == "liger_triton":
@@ -249,7 +249,7 @@ def liger(name, case, arrays, compiled=True):
 
     def run():
         hidden.grad = head.grad = None
-        value = loss(hidden, head, taught, teacher_head, labels)
+        value = loss(hidden, head, teacher_hidden, teacher_head, labels)
         value.backward()
         if device == "cuda":
             torch.cuda.synchronize()

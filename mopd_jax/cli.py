@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
 import sys
@@ -55,6 +56,8 @@ A flag may also be written with a space, --name value.
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `mopd`; returns the exit status: 0, or 2 for wrong input."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # Its advice that PyTorch is missing looks like a fault; nothing here needs PyTorch.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
         print(USAGE)
         return 0

@@ -43,13 +43,13 @@ def random_batch(
     def tokens(length: int) -> np.ndarray:
         return rng.integers(0, vocab, (rows, length)).astype(np.int32)
 
-    behaviour = np.where(mask, -rng.exponential(size=mask.shape), 0.0)
+    sampled = np.where(mask, -rng.exponential(size=mask.shape), 0.0)
     fields: dict[str, Any] = {
         "prompt": tokens(prompt),
         "prompt_mask": left(prompt),
         "response": tokens(response),
         "mask": mask,
-        "sampled_logp": behaviour.astype(np.float32),
+        "sampled_logp": sampled.astype(np.float32),
         "teacher_prompt": tokens(teacher_prompt),
         "teacher_prompt_mask": left(teacher_prompt),
         "advantage": rng.normal(size=rows).astype(np.float32),

@@ -43,7 +43,7 @@ def config(level: Level, **changes: Any) -> SandboxConfig:
 
 
 def open_or_skip(level: Level, **changes: Any) -> Sandbox:
-    """A sandbox; a machine without bubblewrap or namespaces is no failure of this package."""
+    """A sandbox; a machine without bubblewrap or namespaces does not fail this package."""
     if platform.system() != "Linux":
         pytest.skip(wants.reason("Linux"))
     if level == "namespaces" and shutil.which("bwrap") is None:

@@ -214,7 +214,7 @@ def test_shuffled_labels_are_a_uniform_permutation():
         assert kinds(row) == ["success", "success", "failure"]
         seen[tuple(e.rollout for e in row)] += 1
         assert (match.error() == 0).all()
-        # Where the failure stands under a success heading, a success stands under its own.
+        # Where a success heading has the failure, the own heading has a success.
         assert match.relabelled[0, 3] == (0 if row[2].rollout == 2 else 2)
         # A context of one kind has nothing to shuffle.
         assert match.relabelled[1, 0] == 0

@@ -378,7 +378,7 @@ def test_a_chat_is_all_of_its_turns():
     made, found = splits.without_duplicates({"train": rows, "test": []})
     assert [p.id for p in made["train"]] == ["2"]
     assert found["train_contradicted"] == ["1", "3"]
-    # Of a user's rows the question may stand in the system's turn.
+    # In a user's rows the question may be in the system turn.
     made, found = splits.without_duplicates({"train": rows, "test": []}, by_system=True)
     assert made["train"] == rows and not any(found.values())
     assert catalogue.find("jsonl").by_system and not catalogue.find("gsm8k").by_system

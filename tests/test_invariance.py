@@ -71,7 +71,7 @@ def batch():
     mask = np.array(made.mask)
     mask[5] = False  # A row without context.
     advantage = made.advantage.copy()
-    advantage[9] = advantage[8]  # Equally good rows are no pair.
+    advantage[9] = advantage[8]  # Equally good rows make no pair.
     weight = np.linspace(0.1, 1.0, ROWS).astype(np.float32)
     return dataclasses.replace(made, mask=mask, advantage=advantage, row_weight=weight)
 

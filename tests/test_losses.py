@@ -103,17 +103,17 @@ def test_the_loss_is_the_weighted_sum_of_its_factors():
     """Importance, constant factors and masked rows, against float64."""
     arrays = make()
     rng = np.random.default_rng(1)
-    behaviour = np.float32(rng.standard_normal((N, T)) - 2)
-    behaviour[0, 0] = -1000.0  # A ratio that would overflow is held, and capped.
+    sampled = np.float32(rng.standard_normal((N, T)) - 2)
+    sampled[0, 0] = -1000.0  # A ratio that would overflow is held, and capped.
     factors = np.float32(rng.random((N, T)))
-    behaviour[~MASK] = factors[~MASK] = np.nan
+    sampled[~MASK] = factors[~MASK] = np.nan
     mask = MASK & np.array([True, True, False, True])[:, None]
     weights = token_weights(mask, aggregation="seq-mean-token-sum")
     *models, targets, _ = arrays
     loss, stats = distill_loss(
         *(*models, targets, mask),
         weights=weights * jnp.where(mask, factors, 0),
-        sampled_logp=behaviour,
+        sampled_logp=sampled,
         importance_cap=2.0,
         divergence=Divergence("reverse_kl"),
         temperature=0.8,
@@ -121,7 +121,7 @@ def test_the_loss_is_the_weighted_sum_of_its_factors():
     student, teacher = (oracles.linear_logp(x.states, x.head, 0.8) for x in models)
     each = oracles.reverse_kl(student, teacher)
     logp = np.take_along_axis(student, targets[..., None], axis=-1)[..., 0]
-    each = each * np.minimum(np.exp(np.clip(logp - behaviour, -20, 20)), 2.0) * factors
+    each = each * np.minimum(np.exp(np.clip(logp - sampled, -20, 20)), 2.0) * factors
     np.testing.assert_allclose(loss, np.sum(each[mask]) / 2, rtol=1e-5)
     assert np.all(np.asarray(stats.logp)[~mask] == 0)
 
@@ -171,11 +171,11 @@ def test_micro_batches_do_not_change_the_loss(aggregation, parts):
 def test_nothing_but_the_student_is_differentiated(implementation):
     student, teacher, targets, mask = make()
 
-    def loss(teacher, weights, behaviour, alpha, temperature):
+    def loss(teacher, weights, sampled, alpha, temperature):
         return distill_loss(
             *(student, teacher, targets, mask),
             weights=weights,
-            sampled_logp=behaviour,
+            sampled_logp=sampled,
             importance_cap=2.0,
             divergence=Divergence(alpha=alpha),
             temperature=temperature,
@@ -319,13 +319,13 @@ def test_step_weights_are_means_of_means():
 
 
 def test_truncated_ratios_are_constants():
-    logp, behaviour = np.float32([0.0, -1.0, -3.0]), np.float32([-1.0, -1.0, -1.0])
-    got, grad = jax.value_and_grad(
-        lambda x: jnp.sum(losses.truncated_ratio(x, behaviour, 2.0))
-    )(logp)
+    logp, sampled = np.float32([0.0, -1.0, -3.0]), np.float32([-1.0, -1.0, -1.0])
+    got, grad = jax.value_and_grad(lambda x: jnp.sum(losses.truncated_ratio(x, sampled, 2.0)))(
+        logp
+    )
     np.testing.assert_allclose(got, 2.0 + 1.0 + np.exp(-2.0), rtol=1e-6)
     np.testing.assert_array_equal(grad, 0)
-    np.testing.assert_array_equal(losses.truncated_ratio(logp, behaviour, None), 1)
+    np.testing.assert_array_equal(losses.truncated_ratio(logp, sampled, None), 1)
 
 
 def test_k3_is_the_kl_on_average():
@@ -430,7 +430,7 @@ def test_without_targets_and_mask_every_position_counts():
 def test_the_dimensions_of_the_tokens_are_free(shape):
     """Packed [M] and more dimensions, value and gradients, with an importance ratio."""
     student, teacher, targets, mask = make()
-    behaviour = np.float32(np.random.default_rng(2).standard_normal((N, T)) - 2)
+    sampled = np.float32(np.random.default_rng(2).standard_normal((N, T)) - 2)
 
     def run(shape):
         def of(x):
@@ -442,7 +442,7 @@ def test_the_dimensions_of_the_tokens_are_free(shape):
                 Hidden(of(teacher.states), teacher.head),
                 of(targets),
                 of(mask),
-                sampled_logp=of(behaviour),
+                sampled_logp=of(sampled),
                 importance_cap=2.0,
             )[0]
 

@@ -38,7 +38,7 @@ def with_row(number, **fields):
 @given(text=st.text(), answer=st.none() | st.text(), reward=st.floats(0, 1))
 def test_read_is_the_inverse_of_write(tmp_path_factory, text, answer, reward):
     folder = tmp_path_factory.mktemp("saved")
-    # A lone surrogate is no text that a tokenizer decodes to.
+    # No tokenizer decodes to a lone surrogate.
     text, answer = (x and x.encode("utf-8", "replace").decode() for x in (text, answer))
     rows = two()
     rows[0][1] = response(

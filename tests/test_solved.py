@@ -26,7 +26,7 @@ def test_by_hand():
         "problems_solved_never": 1,
         "problems_solved_ever_fraction": 0.5,
     }
-    # Solved once is solved for ever; a problem may stand in one batch twice.
+    # A problem solved once stays solved; one batch may have it twice.
     later = after(first, "bcca", [none, none, all_, none])
     assert later.metrics()["problems_seen"] == 3
     assert later.metrics()["problems_solved_ever"] == 2

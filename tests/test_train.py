@@ -155,7 +155,7 @@ def test_killed_run_ends_with_the_same_bits(finished, tmp_path):
     assert "self checks: 5 pass (loss, header, gold, mask, sampler); teacher" in out
     assert f"teacher does not apply: {moved}" in out
     assert checksums(folder, 4) == checksums(finished[0], 4)
-    # Every step stands in the log once, with the same numbers.
+    # The log has every step once, with the same numbers.
     free = ("seconds", "tokens_per_second")
     for got, want in zip(logbook.read(folder), logbook.read(finished[0]), strict=True):
         for name in got:

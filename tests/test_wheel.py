@@ -193,7 +193,7 @@ def test_a_users_code_runs_and_its_types_are_checked(elsewhere, tmp_path):
 
 
 def test_the_parent_of_a_clone_imports_the_package(tmp_path):
-    """Where an editable install is a path file, the folder `mopd_jax` of the clone is none."""
+    """Where an editable install is a path file, the clone's own folder is not a package."""
     clone = copy(tmp_path / "mopd_jax")
     environment = Elsewhere(tmp_path / "environment", "-e", clone)
     home = environment("-c", IMPORTS, cwd=tmp_path).split()[-2]

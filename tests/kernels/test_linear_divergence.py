@@ -21,7 +21,7 @@ each_implementation = pytest.mark.parametrize("implementation", XLA)
 each_kind = pytest.mark.parametrize(
     "kind, alpha", [("forward_kl", None), ("reverse_kl", None), ("jsd", 0.25)]
 )
-# N, T, V, D, E, chunk_tokens. T is no multiple of a chunk's 2 columns; the teacher is wider.
+# N, T, V, D, E, chunk_tokens. T is not a multiple of a chunk's 2 columns; the teacher is wider.
 RAGGED = (2, 7, 11, 4, 6, 5)
 ONE_TOKEN = (1, 1, 2, 3, 3, 1)
 ONE_COLUMN = (3, 5, 33, 8, 5, 1)  # A chunk is never less than a column, three tokens here.

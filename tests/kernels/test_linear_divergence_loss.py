@@ -91,13 +91,13 @@ def test_value_and_gradients_match_float64(kind, alpha):
         linear, arrays, divergence=Divergence(kind, alpha), chunk_tokens=4
     )
     student = oracles.linear_logp(hidden, head, 1.0)
-    taught = oracles.linear_logp(teacher.states, teacher.head, 1.0)
-    each = oracles.divergence(student, taught, kind, alpha)
+    teacher_logp = oracles.linear_logp(teacher.states, teacher.head, 1.0)
+    each = oracles.divergence(student, teacher_logp, kind, alpha)
     each += aux["a"] * np.take_along_axis(student, targets[..., None], axis=-1)[..., 0]
     each -= 0.5 * oracles.entropy(student)
     weights = np.where(mask, weights, 0).astype(np.float64)
     np.testing.assert_allclose(loss, np.sum(weights * each), rtol=1e-5)
-    logits_grad = oracles.divergence_grad(student, taught, kind, alpha)
+    logits_grad = oracles.divergence_grad(student, teacher_logp, kind, alpha)
     logits_grad += aux["a"][..., None] * oracles.logp_grad(student, targets)
     logits_grad -= 0.5 * oracles.entropy_grad(student)
     wanted = oracles.linear_grads(weights[..., None] * logits_grad, hidden, head, 1.0)
@@ -292,18 +292,18 @@ def test_lists_are_arrays():
 def test_logits_are_enough():
     hidden, head, teacher, targets, mask, _, _ = make()
     logits = jnp.einsum("ntd,vd->ntv", hidden, head)
-    taught = jnp.einsum("nte,ve->ntv", teacher.states, teacher.head)
+    teacher_logits = jnp.einsum("nte,ve->ntv", teacher.states, teacher.head)
     options = {"divergence": Divergence(alpha=0.3), "temperature": 0.7, "chunk_tokens": 4}
 
     def total(stats):
         return jnp.sum(stats.divergence - 0.3 * stats.logp + stats.entropy**2), stats
 
     def from_logits(logits):
-        pair = Logits(logits), Logits(taught)
+        pair = Logits(logits), Logits(teacher_logits)
         return total(kernels.linear_divergence(*pair, targets, mask, **options))
 
     def by_autodiff(logits):
-        logp, logq = (jax.nn.log_softmax(x / 0.7) for x in (logits, taught))
+        logp, logq = (jax.nn.log_softmax(x / 0.7) for x in (logits, teacher_logits))
         chosen = targets[..., None]
         each = {
             "divergence": formulas.value(logp, logq, settled(Divergence(alpha=0.3))),
@@ -321,7 +321,7 @@ def test_logits_are_enough():
     ruined = jnp.pad(logits, ((0, 0), (0, 0), (0, 2)), constant_values=jnp.nan)
     ruined = jnp.where(mask[..., None], ruined, jnp.inf)
     # One rule for all outputs: the two sides need not have the same padding.
-    padded = jnp.pad(taught, ((0, 0), (0, 0), (0, 3)), constant_values=jnp.nan)
+    padded = jnp.pad(teacher_logits, ((0, 0), (0, 0), (0, 3)), constant_values=jnp.nan)
 
     def from_ruined(ruined):
         arrays = (Logits(ruined), Logits(padded), targets, mask)

@@ -34,8 +34,8 @@ DIVERGENCES = {
 }
 each_divergence = pytest.mark.parametrize("name", DIVERGENCES)
 each_kind = pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "jsd_0.1"])
-# C, V and the kernels' sizes: many blocks, the last of them ragged; rows that are no multiple
-# of a program's; a vocabulary below a block; one that blocks divide; a single token.
+# C, V and the kernels' sizes: many blocks, the last of them ragged; rows that do not fill
+# a program's; a vocabulary below a block; one that blocks divide; a single token.
 SHAPES = {
     "ragged": (5, 77, RowKernels(block=16, interpret=True)),
     "rows": (5, 40, RowKernels(block=16, rows=4, interpret=True)),
@@ -59,7 +59,7 @@ def make_spec(divergence, vocab_size, **changes):
 
 
 def make(tokens, columns):
-    """Logits of both, targets of which the last two are no column, cotangents."""
+    """Logits of both, targets, the last two outside the vocabulary, cotangents."""
     rng = np.random.default_rng(columns)
     student, teacher = np.float32(3 * rng.standard_normal((2, tokens, columns)))
     targets = rng.integers(0, columns, tokens)
@@ -83,16 +83,16 @@ def check_against_float64(got, spec, student, teacher, targets, cotangents, tole
     stats, grad = got
     caps = (spec.student_cap, spec.teacher_cap)
     both = [softened(x, cap, spec) for x, cap in zip((student, teacher), caps, strict=True)]
-    logp, taught = (oracles.log_softmax(x) for x, _ in both)
+    logp, teacher_logp = (oracles.log_softmax(x) for x, _ in both)
     known = (targets >= 0) & (targets < logp.shape[-1])
     index = np.where(known, targets, 0)[:, None]
     wanted = {"entropy": oracles.entropy(logp)}
-    for name, of in {"logp": logp, "teacher_logp": taught}.items():
+    for name, of in {"logp": logp, "teacher_logp": teacher_logp}.items():
         wanted[name] = np.where(known, np.take_along_axis(of, index, axis=-1)[:, 0], np.nan)
     want_grad = cotangents[1][:, None] * oracles.logp_grad(logp, targets)
     want_grad += cotangents[2][:, None] * oracles.entropy_grad(logp)
     if spec.divergence is not None:
-        arguments = (logp, taught, spec.divergence.kind, spec.divergence.alpha)
+        arguments = (logp, teacher_logp, spec.divergence.kind, spec.divergence.alpha)
         wanted["divergence"] = oracles.divergence(*arguments)
         slopes = oracles.divergence_grad(*arguments)
         want_grad += cotangents[0][:, None] * slopes
@@ -141,8 +141,8 @@ def relative_errors(rows, name, columns, noise, offset=0.0):
     spec = make_spec(DIVERGENCES[name], columns)
     cotangents = np.float32([[1, 1], [0, 0], [0, 0]])
     stats, grad = run(rows, spec, student, teacher, np.int32([0, 1]), cotangents)
-    logp, taught = oracles.log_softmax(student), oracles.log_softmax(teacher)
-    arguments = (logp, taught, spec.divergence.kind, spec.divergence.alpha)
+    logp, teacher_logp = oracles.log_softmax(student), oracles.log_softmax(teacher)
+    arguments = (logp, teacher_logp, spec.divergence.kind, spec.divergence.alpha)
     value = oracles.relative(stats.divergence, oracles.divergence(*arguments))
     return value, oracles.relative(grad, oracles.divergence_grad(*arguments))
 

@@ -28,7 +28,7 @@ each_kind = pytest.mark.parametrize("name", KINDS)
 SLOW = pytest.mark.slow
 # The head's blocks are others, so that the two kinds of grid cannot be mistaken for each other.
 BLOCKS = Blocks(8, 16, 32, 2**24, interpret=True)
-# N, T, V, D, E: 27 tokens are 4 blocks, of which about half are valid; V is no multiple.
+# N, T, V, D, E: 27 tokens are 4 blocks, of which about half are valid; V is not a multiple.
 RAGGED = (3, 9, 37, 8, 8)
 # One value of each, so that tests share compiled programs.
 TEMPERATURE = 0.7
@@ -104,8 +104,8 @@ def check_against_float64(shape, kind, alpha, *, dtype="float32", **options):
     logits_grads = [oracles.logp_grad(student, targets), oracles.entropy_grad(student)]
     if kind is not None:
         value = oracles.divergence(student, teacher, kind, alpha)
-        taught = np.take_along_axis(teacher, targets[..., None], axis=-1)[..., 0]
-        wanted = [(value, slope), wanted[0], (taught, 1), wanted[1]]
+        teacher_at_target = np.take_along_axis(teacher, targets[..., None], axis=-1)[..., 0]
+        wanted = [(value, slope), wanted[0], (teacher_at_target, 1), wanted[1]]
         grad = oracles.divergence_grad(student, teacher, kind, alpha)
         logits_grads = [grad, logits_grads[0], 0 * grad, logits_grads[1]]
     for got, (want, scale) in zip(jax.tree.leaves(out), wanted, strict=True):
@@ -327,8 +327,8 @@ def test_the_loss_from_the_kernels_is_that_of_chunks():
     hidden, head, other, other_head, targets, mask, weights = make(RAGGED)
     rest = (Hidden(other, other_head), targets, mask, weights[0], weights[1])
 
-    def token_loss(stats, behaviour):
-        ratio = jax.lax.stop_gradient(jnp.exp(stats.logp - behaviour))
+    def token_loss(stats, sampled):
+        ratio = jax.lax.stop_gradient(jnp.exp(stats.logp - sampled))
         return jnp.minimum(ratio, 2.0) * stats.divergence + stats.entropy**2
 
     def loss(implementation):

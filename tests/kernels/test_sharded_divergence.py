@@ -26,7 +26,7 @@ def mesh(*shape):
 
 def make():
     rng = np.random.default_rng(0)
-    hidden, head, taught, other, behaviour = (
+    hidden, head, teacher_states, other, sampled = (
         np.float32(rng.standard_normal(s))
         for s in ((N, T, D), (V, D), (N, T, E), (V, E), (N, T))
     )
@@ -34,23 +34,23 @@ def make():
     targets = np.int32(rng.integers(0, TOKENS, (N, T)))
     # Rows of very different lengths, one empty: devices have different numbers of chunks.
     mask = np.arange(T) < np.int32([5, 1, 0, 2, 5, 5, 1, 3])[:, None]
-    hidden[~mask], taught[~mask] = np.nan, np.nan
-    return hidden, head, Hidden(taught, other), targets, mask, behaviour
+    hidden[~mask], teacher_states[~mask] = np.nan, np.nan
+    return hidden, head, Hidden(teacher_states, other), targets, mask, sampled
 
 
-def token_loss(stats, behaviour):
-    ratio = jax.lax.stop_gradient(jnp.exp(stats.logp - behaviour))
+def token_loss(stats, sampled):
+    ratio = jax.lax.stop_gradient(jnp.exp(stats.logp - sampled))
     return jnp.minimum(ratio, 2.0) * stats.divergence - 0.3 * stats.logp + stats.entropy**2
 
 
 def run(form, sharding, kind, support):
-    hidden, head, teacher, targets, mask, behaviour = make()
+    hidden, head, teacher, targets, mask, sampled = make()
     weights = losses.token_weights(mask, aggregation="seq-mean-token-mean")
     options = {"divergence": Divergence(kind, None, None, *support)}
     options |= {"vocab_size": TOKENS, "chunk_tokens": 3}
 
     def first(hidden, head):
-        rest = (teacher, targets, mask, weights, behaviour)
+        rest = (teacher, targets, mask, weights, sampled)
         return kernels.linear_divergence_loss(
             token_loss, Hidden(hidden, head), *rest, sharding=sharding, **options
         )
@@ -58,7 +58,7 @@ def run(form, sharding, kind, support):
     def later(hidden, head):
         models = (Hidden(hidden, head), teacher, targets, mask)
         stats = kernels.linear_divergence(*models, sharding=sharding, **options)
-        return jnp.sum(weights * jnp.where(mask, token_loss(stats, behaviour), 0)), stats
+        return jnp.sum(weights * jnp.where(mask, token_loss(stats, sampled), 0)), stats
 
     step = jax.value_and_grad({"first": first, "later": later}[form], (0, 1), has_aux=True)
     return jax.jit(step)(hidden, head)
@@ -136,13 +136,13 @@ def test_a_stored_teacher_and_log_probs_are_split_too():
 def test_gradients_lie_as_their_parameters_do_and_heads_are_gathered_once():
     where = mesh(2, 2, 2)
     sharding = HeadSharding(("data", "fsdp"), "tensor", "fsdp", where)
-    hidden, head, teacher, targets, mask, behaviour = make()
+    hidden, head, teacher, targets, mask, sampled = make()
     weights = np.float32(mask)
     heads = NamedSharding(where, PartitionSpec("tensor", "fsdp"))
     rows = NamedSharding(where, PartitionSpec(("data", "fsdp")))
 
     def loss(hidden, head, teacher):
-        rest = (targets, mask, weights, behaviour)
+        rest = (targets, mask, weights, sampled)
         return kernels.linear_divergence_loss(
             token_loss,
             *(Hidden(hidden, head), teacher, *rest),
@@ -169,19 +169,19 @@ def test_gradients_lie_as_their_parameters_do_and_heads_are_gathered_once():
 @pytest.mark.parametrize("form", ["first", "later"])
 def test_inside_a_callers_own_shard_map(form, checked):
     """Each device its own tokens, the head on all; the caller sums over the devices."""
-    hidden, head, teacher, targets, mask, behaviour = make()
+    hidden, head, teacher, targets, mask, sampled = make()
     head, other = head[:TOKENS], teacher.head[:TOKENS]
     weights = np.float32(mask)
 
-    def local(hidden, head, taught, other, targets, mask, weights, behaviour):
+    def local(hidden, head, teacher_states, other, targets, mask, weights, sampled):
         options = {"divergence": Divergence("jsd"), "chunk_tokens": 3}
-        pair = Hidden(hidden, head), Hidden(taught, other)
+        pair = Hidden(hidden, head), Hidden(teacher_states, other)
         if form == "first":
-            rest = (targets, mask, weights, behaviour)
+            rest = (targets, mask, weights, sampled)
             loss, _ = kernels.linear_divergence_loss(token_loss, *pair, *rest, **options)
         else:
             stats = kernels.linear_divergence(*pair, targets, mask, **options)
-            loss = jnp.sum(weights * jnp.where(mask, token_loss(stats, behaviour), 0))
+            loss = jnp.sum(weights * jnp.where(mask, token_loss(stats, sampled), 0))
         return loss
 
     def over_devices(hidden, head):
@@ -192,10 +192,10 @@ def test_inside_a_callers_own_shard_map(form, checked):
             in_specs=(rows, same, rows, same, rows, rows, rows, rows),
             out_specs=same,
             check_vma=checked,
-        )(hidden, head, teacher.states, other, targets, mask, weights, behaviour)
+        )(hidden, head, teacher.states, other, targets, mask, weights, sampled)
 
     def alone(hidden, head):
-        return local(hidden, head, teacher.states, other, targets, mask, weights, behaviour)
+        return local(hidden, head, teacher.states, other, targets, mask, weights, sampled)
 
     got, want = (
         jax.jit(jax.value_and_grad(f, (0, 1)))(hidden, head) for f in (over_devices, alone)
@@ -209,8 +209,8 @@ def test_inside_a_callers_own_shard_map(form, checked):
 @pytest.mark.parametrize("sides", ["teacher", "both"])
 def test_logits_are_split_too(shape, embed, sides):
     """Their rows and their columns, and alpha and temperature as arrays."""
-    hidden, head, teacher, targets, mask, behaviour = make()
-    taught = jnp.einsum("nte,ve->ntv", teacher.states, jnp.nan_to_num(teacher.head))
+    hidden, head, teacher, targets, mask, sampled = make()
+    teacher_logits = jnp.einsum("nte,ve->ntv", teacher.states, jnp.nan_to_num(teacher.head))
     student = Hidden(hidden, head)
     if sides == "both":
         student = Logits(jnp.einsum("ntd,vd->ntv", hidden, jnp.nan_to_num(head)))
@@ -220,7 +220,7 @@ def test_logits_are_split_too(shape, embed, sides):
         def loss(student, alpha, temperature):
             return kernels.linear_divergence_loss(
                 token_loss,
-                *(student, Logits(taught), targets, mask, weights, behaviour),
+                *(student, Logits(teacher_logits), targets, mask, weights, sampled),
                 divergence=Divergence(alpha=alpha),
                 temperature=temperature,
                 vocab_size=TOKENS,
