@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.metadata
 import importlib.util
 import inspect
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
 from mopd_jax import config as configs
 from mopd_jax.config import Config
-from mopd_jax.errors import ConfigError, InputError, unknown
+from mopd_jax.errors import ConfigError, InputError, RunError, unknown
 from mopd_jax.run import saved_config
+from mopd_jax.run.stops import Stopped, Stops
 
 # In a checkout a symbolic link to `configs/`.
 SHIPPED = pathlib.Path(__file__).parent / "assets/configs"
@@ -54,33 +57,82 @@ A flag may also be written with a space, --name value.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `mopd`; returns the exit status: 0, or 2 for wrong input."""
+    """Entry point of `mopd`; returns the exit status (docs/running.md).
+
+    0: done; 2: wrong input; 130, 143: stopped by Ctrl-C or SIGTERM; 1: any other failure. A
+    failure is one line, with `--debug` a traceback.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
     # Its advice that PyTorch is missing looks like a fault; nothing here needs PyTorch.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    if not argv or argv[0] == "help" or {"-h", "--help"} & set(argv):
+    stops = Stops()
+    try:
+        with stops:
+            status = _run(argv, stops)
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # The reader of our output has ended, as `head` does.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Stopped as stop:
+        print(f"mopd: {stop.note}", file=sys.stderr)
+        return stop.status
+    except (InputError, RunError, OSError) as error:  # Others are defects: with a traceback.
+        if debug:
+            raise
+        print(f"mopd: {_one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+
+
+def _run(argv: list[str], stops: Stops) -> int:
+    """Runs a subcommand."""
+    commands: dict[str, Callable[[Sequence[str]], int]]
+    commands = {"train": functools.partial(_train, stops=stops), "rollout": _rollout}
+    commands |= {"config": _show, "eval": _eval, "compare": _compare, "data": _data}
+    if argv == ["--version"]:
+        print(f"mopd {importlib.metadata.version('mopd_jax')}")
+        return 0
+    if not argv or argv[0] in ("help", "-h", "--help"):
         print(USAGE)
         return 0
-    commands = {"train": _train, "rollout": _rollout, "config": _show}
-    commands |= {"eval": _eval, "compare": _compare, "data": _data}
-    try:
-        if argv[0] not in commands:
-            raise ConfigError(unknown(f"command {argv[0]!r}", argv[0], commands))
-        return commands[argv[0]](_joined(argv[1:]))
-    except InputError as error:  # Any other exception is a defect and keeps its traceback.
-        print(f"mopd: {error}", file=sys.stderr)
-        return 2
+    if argv[0] not in commands:
+        raise ConfigError(unknown(f"command {argv[0]!r}", argv[0], commands))
+    if {"-h", "--help"} & set(argv):
+        print(usage_of(argv[0]))
+        return 0
+    return commands[argv[0]](_joined(argv[1:]))
 
 
-def _train(args: Sequence[str]) -> int:
+def usage_of(command: str) -> str:
+    """The part of USAGE that is about one subcommand."""
+    calls, meanings, flags = USAGE.split("\n\n", 2)
+    lines = [line.removeprefix("usage:").strip() for line in calls.split("\n")]
+    calls = "\n       ".join(line for line in lines if line.startswith(f"mopd {command} "))
+    (meaning,) = [line for line in meanings.split("\n") if line.startswith(f"{command} ")]
+    return f"usage: {calls}\n\n{meaning}\n\n{flags}"
+
+
+def _one_line(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{where}{error.strerror or error}; once that is mended, the same command of a run "
+        "goes on from its newest checkpoint"
+    )
+
+
+def _train(args: Sequence[str], *, stops: Stops) -> int:
     cfg, workdir = parse(args)
     # Imported here and below, so that a wrong flag is answered before the slow imports.
     from mopd_jax import train
     from mopd_jax.run import console
 
     console.setup_logging()
-    print(f"run folder: {workdir}")
-    train.train(cfg, workdir, command=" ".join(["mopd", "train", *args]))
+    print(f"run folder: {workdir}", flush=True)
+    train.train(cfg, workdir, command=" ".join(["mopd", "train", *args]), stops=stops)
     return 0
 
 

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """Input that cannot be used; the message has the value, its place and the remedy."""
 
 
+class RunError(RuntimeError):
+    """A command could not end its work for a reason outside its input; the message says it."""
+
+
 class ConfigError(InputError):
     """A setting is wrong; the message names it, its value and a remedy."""
 

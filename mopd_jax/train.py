@@ -15,6 +15,7 @@ A run folder has these files, written by:
     metrics.jsonl, tensorboard/                   `run/logbook.py`
     rollouts/                                     `rollouts/storage.py`
     checkpoints/                                  `run/checkpoint.py`
+    run.lock                                      `run/lease.py`, while a process is at work
     evaluations/                                  this module
 
 A killed run, started again with the same command, resumes from its last checkpoint and ends
@@ -41,13 +42,13 @@ from mopd_jax.experience import Gathered
 from mopd_jax.files import dumps, write_text
 from mopd_jax.records import TrainState
 from mopd_jax.rollouts import storage
-from mopd_jax.run import alarms, checkpoint, console
+from mopd_jax.run import alarms, console, lease
 from mopd_jax.run.logbook import ROLLOUTS, Logbook
 from mopd_jax.run.opening import open_run
 from mopd_jax.run.record import Run
 from mopd_jax.run.sinks import open_sinks
-from mopd_jax.run.state import checkpoint_meta
-from mopd_jax.update import teacher
+from mopd_jax.run.state import Saver
+from mopd_jax.run.stops import Stops
 
 log = logging.getLogger("mopd")
 
@@ -60,62 +61,77 @@ def train(
     *,
     command: str = "",
     devices: list[jax.Device] | None = None,
+    stops: Stops | None = None,
 ) -> TrainState:
     """Starts or resumes the run in `workdir`; returns the final state.
 
     Args:
         command: written to `command.txt`.
         devices: of the mesh; by default all.
+        stops: the command's signals; by default nothing handles them here.
 
     Raises:
-        ConfigError, DataError, RolloutFileError, weights and context errors: before the first
-        step, each with the setting to change. selfcheck.SelfCheckError: before the first
-        update.
+        ConfigError: the folder is in use, or a setting is wrong, with the setting to change.
+        DataError, RolloutFileError, weights and context errors: before the first step.
+        selfcheck.SelfCheckError: before the first update.
+        RunError: another process took the folder, or the last checkpoint is not written.
+        stops.Stopped: a signal asked for it; what was done is saved.
     """
-    run, state, stream, solved = open_run(cfg, workdir, command=command, devices=devices)
-    first = int(state.step) + 1
-    book = Logbook(workdir, step=first - 1, sinks=open_sinks(cfg, workdir, fresh=first == 1))
-    warnings = alarms.Alarms(cfg)
-    take = experience.sampler(run, stream)
-    if run.saved is not None:
-        take = saved_rollouts.reader(run, run.saved)
-    sandbox, progress = run.sandbox or contextlib.nullcontext(), console.Progress(cfg)
-    with jax.set_mesh(run.mesh), sandbox, progress:
-        if first <= cfg.steps:
-            checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])
-        if first == 1:
-            _evaluate(run, state, book)
-        for step in range(first, cfg.steps + 1):
-            clock = progress.clock(step, phases=PHASES)
-            gathered = experience.gather(run, take, state, step, clock)
-            with clock.phase("context"):
-                batch = experience.make_batch(run, gathered)
-            if step == first:
-                selfcheck.before_update(run, state, gathered.sampled, batch, checks)
-            with clock.phase("update"):
-                state, logged = run.update(state, batch)
-                if cfg.teacher.drift_every and step % cfg.teacher.drift_every == 0:
-                    logged |= run.drift(state, batch)
-                logged = jax.device_get(logged)
-            solved = solved.after(gathered.sampled.problems, gathered.outcomes)
-            values = step_metrics.of_step(run, gathered, logged, solved, clock.seconds())
-            book.scalars(step, "train", values)
-            progress.say(step, values)
-            warnings.warn(step, values, gathered.outcomes)
-            if step % cfg.dump_every == 0:
-                _dump(run, gathered, step)
-            if step % cfg.eval.every == 0 or step == cfg.steps:
-                _evaluate(run, state, book)
-            if step % cfg.checkpoint.every == 0 or step == cfg.steps:
-                checkpoint.save(
-                    workdir / "checkpoints",
-                    teacher.without_external(state, run.models.teacher_slot),
-                    checkpoint_meta(run, stream.position, solved),
-                    keep=cfg.checkpoint.keep,
-                )
-    book.close()
+    stops = Stops() if stops is None else stops
+    with lease.held(workdir, first=jax.process_index() == 0) as held:
+        run, state, stream, solved = open_run(cfg, workdir, command=command, devices=devices)
+        first = int(state.step) + 1
+        book = Logbook(
+            workdir, step=first - 1, sinks=open_sinks(cfg, workdir, fresh=first == 1)
+        )
+        warnings, saver = alarms.Alarms(cfg), Saver(run, step=first - 1)
+        take = experience.sampler(run, stream)
+        if run.saved is not None:
+            take = saved_rollouts.reader(run, run.saved)
+        sandbox, progress = run.sandbox or contextlib.nullcontext(), console.Progress(cfg)
+        with jax.set_mesh(run.mesh), sandbox, progress, saver:
+            if first <= cfg.steps:
+                checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])
+            if _evaluates(first - 1, cfg) and not book.has("eval", first - 1):
+                _evaluate(run, state, book, stops)
+            for step in range(first, cfg.steps + 1):
+                held.check()
+                clock = progress.clock(step, phases=PHASES)
+                gathered = experience.gather(run, take, state, step, clock)
+                with clock.phase("context"):
+                    batch = experience.make_batch(run, gathered)
+                if step == first:
+                    selfcheck.before_update(run, state, gathered.sampled, batch, checks)
+                with stops.hold():  # The update takes the old state's arrays.
+                    with clock.phase("update"):
+                        state, logged = run.update(state, batch)
+                        if cfg.teacher.drift_every and step % cfg.teacher.drift_every == 0:
+                            logged |= run.drift(state, batch)
+                        logged = jax.device_get(logged)
+                    solved = solved.after(gathered.sampled.problems, gathered.outcomes)
+                    values = step_metrics.of_step(
+                        run, gathered, logged, solved, clock.seconds()
+                    )
+                    book.scalars(step, "train", values)
+                    progress.say(step, values)
+                    warnings.warn(step, values, gathered.outcomes)
+                    if step % cfg.dump_every == 0:
+                        _dump(run, gathered, step)
+                    saver.completed(state, stream.position, solved)
+                if _evaluates(step, cfg):
+                    _evaluate(run, state, book, stops)
+                if step % cfg.checkpoint.every == 0 or step == cfg.steps:
+                    with stops.hold():
+                        saver.save()
+        book.close()
+        saver.check()
     log.info("%s", final_table.final_table(workdir))
     return state
+
+
+def _evaluates(step: int, cfg: Config) -> bool:
+    """Whether the student is evaluated after `step` steps; 0 is before the first."""
+    return step % cfg.eval.every == 0 or step == cfg.steps
 
 
 def _dump(run: Run, gathered: Gathered, step: int) -> None:
@@ -127,17 +143,30 @@ def _dump(run: Run, gathered: Gathered, step: int) -> None:
     )
 
 
-def _evaluate(run: Run, state: TrainState, book: Logbook) -> None:
+def _evaluate(run: Run, state: TrainState, book: Logbook, stops: Stops) -> None:
     """Evaluates the student on the held-out problems: logs mean@n and pass@k, and writes each
-    outcome to `evaluations/`."""
+    outcome to `evaluations/`. A run that is stopped in between does it when it goes on."""
     cfg, step = run.cfg, int(state.step)
     problems, samples = len(run.eval_problems), cfg.eval.samples
     log.info("evaluating %d problems, %d responses each ...", problems, samples)
     begun = time.perf_counter()
     responses = heldout.respond(run, state)
+    with stops.hold():
+        _record(run, step, responses, time.perf_counter() - begun, book)
+
+
+def _record(
+    run: Run,
+    step: int,
+    responses: list[list[scores.Response]],
+    seconds: float,
+    book: Logbook,
+) -> None:
+    """Writes and logs an evaluation after `step` steps."""
+    cfg = run.cfg
     result = scores.outcome(responses, threshold=cfg.peers.threshold)
     table = result.summary(cfg.eval.ks)
-    table["seconds"] = time.perf_counter() - begun
+    table["seconds"] = seconds
     book.scalars(step, "eval", table)
     (run.folder / "evaluations").mkdir(exist_ok=True)
     solved = dumps({"solved": result.solved.tolist()})

@@ -22,7 +22,7 @@ from mopd_jax.data.prepared import store
 from mopd_jax.errors import ConfigError
 from mopd_jax.models import weights
 from mopd_jax.rollouts import storage
-from mopd_jax.run import checkpoint, console, logbook
+from mopd_jax.run import checkpoint, console, lease, logbook
 from mopd_jax.run import opening as runs
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
@@ -138,6 +138,19 @@ def test_rollouts_say_who_was_shown(finished):
         assert "<bad>" not in question
 
 
+def same_log(folder, other):
+    """The log has every step once, with the same numbers but for times."""
+
+    def records(path):
+        free = ("seconds", "tokens_per_second")
+        return [
+            {k: v for k, v in record.items() if not k.startswith(free)}
+            for record in logbook.read(path)
+        ]
+
+    return records(folder) == records(other)
+
+
 def test_killed_run_ends_with_the_same_bits(finished, tmp_path):
     folder = tmp_path / "killed"
     process = start(folder)
@@ -155,12 +168,7 @@ def test_killed_run_ends_with_the_same_bits(finished, tmp_path):
     assert "self checks: 5 pass (loss, header, gold, mask, sampler); teacher" in out
     assert f"teacher does not apply: {moved}" in out
     assert checksums(folder, 4) == checksums(finished[0], 4)
-    # The log has every step once, with the same numbers.
-    free = ("seconds", "tokens_per_second")
-    for got, want in zip(logbook.read(folder), logbook.read(finished[0]), strict=True):
-        for name in got:
-            if not name.startswith(free):
-                assert got[name] == want[name], name
+    assert same_log(folder, finished[0])
     # And once more, now that it is finished: nothing is trained, the table is shown again.
     again = finish(folder)
     assert "gain (paired)" in again
@@ -168,16 +176,56 @@ def test_killed_run_ends_with_the_same_bits(finished, tmp_path):
     assert "self checks" not in again
 
 
+def printed(folder):
+    return (folder.parent / f"{folder.name}.log").read_text()
+
+
+def wait_for(process, seen):
+    """Waits until `seen()`, while the process runs."""
+    deadline = time.time() + 240
+    while not seen():
+        assert process.poll() is None
+        assert time.time() < deadline
+        time.sleep(0.02)
+
+
+def test_a_stopped_run_ends_with_the_same_bits_and_has_its_folder_alone(
+    finished, tmp_path, capsys
+):
+    folder = tmp_path / "stopped"
+    process = start(folder)
+    wait_for(process, (folder / lease.FILE).exists)
+    # Refused by the lock, before data or weights, while the first is still loading its own.
+    words = flags(folder, model__path="/no/such/model")
+    assert f"is in use by process {process.pid} on " in fails(capsys, *words)
+    wait_for(process, lambda: any(r["step"] == 3 for r in logbook.read(folder)))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    (note,) = [line for line in printed(folder).split("\n") if line.startswith("mopd: ")]
+    (step,) = checkpoint.steps(folder / "checkpoints")[-1:]
+    assert note == (
+        f"mopd: stopped after step {step}; the same command goes on from step {step}"
+    )
+    assert step >= 3 and "Traceback" not in printed(folder)
+    assert not (folder / lease.FILE).exists()
+    assert f"going on from the checkpoint of step {step}" in finish(folder)
+    assert checksums(folder, 4) == checksums(finished[0], 4)
+    assert same_log(folder, finished[0])
+
+
 @pytest.mark.slow
-def test_kill_at_any_moment(finished, tmp_path):
+def test_stops_and_kills_at_any_moment(finished, tmp_path):
     folder = tmp_path / "often"
     rng = np.random.default_rng(0)
-    for _ in range(8):
+    status = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
+    for number in [signal.SIGINT, signal.SIGTERM] * 5 + [signal.SIGKILL] * 4:
         process = start(folder)
-        time.sleep(rng.uniform(3, 30))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        time.sleep(rng.uniform(3, 20))
+        process.send_signal(number)
+        assert process.wait(timeout=60) in (0, status[number])
+        assert "Traceback" not in printed(folder)
     finish(folder)
+    assert same_log(folder, finished[0])
     assert checksums(folder, 4) == checksums(finished[0], 4)
 
 

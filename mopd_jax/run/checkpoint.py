@@ -50,6 +50,14 @@ def prune(folder: pathlib.Path, *, keep: int) -> None:
             shutil.rmtree(part)
 
 
+def set_aside(folder: pathlib.Path, step: int) -> pathlib.Path:
+    """Renames a damaged checkpoint, so that it is no longer one; returns its new path."""
+    aside = folder / f"{step}.damaged"
+    if aside.exists():
+        shutil.rmtree(aside)
+    return (folder / str(step)).rename(aside)
+
+
 def steps(folder: pathlib.Path) -> list[int]:
     """Steps that have a finished checkpoint, ascending."""
     if not folder.is_dir():
@@ -85,7 +93,7 @@ def _read(
     """
     from orbax.checkpoint import v1 as ocp
 
-    remedy = f"remove {path} to go on from the checkpoint before it"
+    remedy = f"remove {path} to use the checkpoint before it"
     loading = ocp.options.PyTreeOptions.Loading(partial_load=partial)
     try:
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.metadata
 import json
 import logging
 import pathlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,24 +31,11 @@ def compare(cfg: Config, workdir: pathlib.Path) -> None:
     """Checks that a run may start or resume in this folder, which holds at most one run.
 
     Raises:
-        ConfigError: the folder is a file, or holds a run of another format, with settings that
-            change its numbers, or with other data.
+        ConfigError: the folder holds a run of another format, with settings that change its
+            numbers, or with other data.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise ConfigError(f"--workdir {workdir} is a file; name a folder")
     if (workdir / saved_config.FILE).exists():
-        old = saved_config.read(workdir)
-        differ = sorted(
-            field.name
-            for field in dataclasses.fields(Config)
-            if field.name not in _FREE_TO_CHANGE
-            and getattr(cfg, field.name) != getattr(old, field.name)
-        )
-        if differ:
-            raise ConfigError(
-                f"{workdir} holds a run with another config (different: {', '.join(differ)}); "
-                "choose another --workdir, or use the settings of its config.json"
-            )
+        check_identity(workdir, identity(saved_config.read(workdir)), cfg)
     path = workdir / "environment.json"
     if path.exists():
         try:
@@ -67,6 +53,23 @@ def compare(cfg: Config, workdir: pathlib.Path) -> None:
                 f"the prepared data that {workdir} began with has changed since, or items were "
                 "excluded; choose another --workdir, or put the data back"
             )
+
+
+def identity(cfg: Config) -> dict[str, Any]:
+    """The settings of a run that must stay as they are, as JSON values."""
+    tree: dict[str, Any] = json.loads(configs.to_json(cfg))
+    return {name: value for name, value in tree.items() if name not in _FREE_TO_CHANGE}
+
+
+def check_identity(workdir: pathlib.Path, old: Mapping[str, Any], cfg: Config) -> None:
+    """Raises ConfigError if the run in the folder has another identity than the config."""
+    new = identity(cfg)
+    differ = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if differ:
+        raise ConfigError(
+            f"{workdir} holds a run with another config (different: {', '.join(differ)}); "
+            "choose another --workdir, or use the settings of its config.json"
+        )
 
 
 def _data_record(cfg: Config, *, trains: bool = True) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mopd_jax.errors import InputError
 from mopd_jax.files import dumps, write_lines
 from mopd_jax.run.sinks import Sinks
 
@@ -36,10 +37,15 @@ class Logbook:
         if step == 0:
             kept = []
         write_lines(folder / METRICS, map(dumps, kept))
+        self._kept = {(r["kind"], r["step"]) for r in kept}
         self._metrics = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(folder / "tensorboard"), purge_step=step + 1 if step else 0
         )
+
+    def has(self, kind: str, step: int) -> bool:
+        """Whether the folder had a record of this kind and step when it was opened."""
+        return (kind, step) in self._kept
 
     def scalars(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
         """One record {"step", "kind", ...values}; numbers go to TensorBoard as kind/name."""
@@ -70,5 +76,16 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
+    records = []
     # Every whole record ends with a newline; the rest after the last newline is not whole.
-    return [json.loads(line) for line in lines[:-1]]
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+            record["kind"], record["step"] + 0
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{path}, line {number}, is not a record of a run ({type(error).__name__}); "
+                "the file is damaged: remove that line and the lines after it"
+            ) from error
+        records.append(record)
+    return records

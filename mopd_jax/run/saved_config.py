@@ -18,7 +18,7 @@ from mopd_jax.errors import ConfigError
 from mopd_jax.files import write_text
 
 FILE = "config.json"
-FORMAT = 1
+FORMAT = 2
 # RENAMES[n] leads from format n to n + 1: {dotted old name of a setting: its dotted new name}.
 # Whoever renames a setting raises FORMAT and adds a row here, an empty one if only another file
 # of the folder has changed. A format without a row cannot be read.

@@ -121,7 +121,13 @@ def open_sinks(cfg: Config, folder: pathlib.Path, *, fresh: bool) -> Sinks:
 def _identity(folder: pathlib.Path, *, fresh: bool) -> str:
     path = folder / FILE
     if not fresh and path.exists():
-        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+        try:
+            return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({type(error).__name__}); remove it, and the services get "
+                "the rest of the run under a new name"
+            ) from error
     identity = uuid.uuid4().hex[:8]
     write_text(path, json.dumps({"id": identity}) + "\n")
     return identity

@@ -1,4 +1,4 @@
-"""The state that a run starts from: initial weights or the latest checkpoint."""
+"""The state of a run: the one that it starts from, and the checkpoints that it saves."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import dataclasses
 import functools
 import logging
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from mopd_jax.config import Config
-from mopd_jax.errors import ConfigError
+from mopd_jax.errors import ConfigError, RunError
 from mopd_jax.models import decoder, weights
 from mopd_jax.records import Params, TrainState
-from mopd_jax.run import checkpoint, saved_config
+from mopd_jax.run import checkpoint, folder, saved_config
+from mopd_jax.run.checkpoint import CheckpointError
 from mopd_jax.run.record import Run
 from mopd_jax.run.solved import Solved
+from mopd_jax.run.stops import Stopped
 from mopd_jax.update import external_teacher, teacher, train_step
 from mopd_jax.update.teacher import Models
 
@@ -40,14 +42,20 @@ def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, An
         )
     checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
     if saved:
-        state, meta = _restored(run.folder, saved[-1], cfg, run)
+        state, meta = _newest_intact(run, saved)
+        folder.check_identity(run.folder, meta.pop("config"), cfg)
         for name, fingerprint in _external_inputs(run).items():
             if meta[name] != fingerprint:
                 raise ConfigError(
-                    f"{name} names other content than in the first {saved[-1]} steps of "
+                    f"{name} names other content than in the first {int(state.step)} steps of "
                     f"{run.folder}; put that back, or choose another --workdir"
                 )
-        log.info("going on from the checkpoint of step %d", saved[-1])
+        log.info(
+            "going on from the checkpoint of step %d: %d prompts sampled, %d problems solved",
+            int(state.step),
+            meta["position"],
+            len(meta["solved"]["solved"]),
+        )
     else:
         start, shardings = _initial_state(run, cfg)
         params = weights.load_params(source, run.model, shardings=shardings.params)
@@ -75,7 +83,88 @@ def _initial_state(run: Run, cfg: Config) -> tuple[Callable[..., TrainState], Tr
 
 def checkpoint_meta(run: Run, position: int, solved: Solved) -> dict[str, Any]:
     """The metadata that a checkpoint holds besides the state."""
-    return {"position": position, "solved": solved.to_json(), **_external_inputs(run)}
+    return {
+        "config": folder.identity(run.cfg),
+        "position": position,
+        "solved": solved.to_json(),
+        **_external_inputs(run),
+    }
+
+
+class Saver:
+    """Saves a run's checkpoints, and what is not saved yet when the run is stopped.
+
+    A context manager around the steps. A disk that is full costs checkpoints, not the run.
+    """
+
+    def __init__(self, run: Run, *, step: int):
+        """
+        Args:
+            step: of the checkpoint that the run goes on from, or 0.
+        """
+        self._run = run
+        self._saved, self._done = step, step
+        self._latest: tuple[TrainState, int, Solved] | None = None
+        self._failure = ""
+
+    def completed(self, state: TrainState, position: int, solved: Solved) -> None:
+        """The state after a step; the next update frees its arrays."""
+        self._latest, self._done = (state, position, solved), int(state.step)
+
+    def save(self) -> None:
+        """Saves the latest state; where that fails for want of room, warns."""
+        if self._latest is None:
+            return
+        run, (state, position, solved) = self._run, self._latest
+        try:
+            checkpoint.save(
+                run.folder / "checkpoints",
+                teacher.without_external(state, run.models.teacher_slot),
+                checkpoint_meta(run, position, solved),
+                keep=run.cfg.checkpoint.keep,
+            )
+        except Exception as error:  # orbax wraps the system's errors.
+            cause = _system_error(error)
+            if cause is None:
+                raise
+            self._failure = f"{cause.strerror or cause}"
+            log.warning(
+                "WARNING the checkpoint of step %d could not be written (%s); the run goes on, "
+                "and the newest checkpoint is that of step %d",
+                self._done,
+                self._failure,
+                self._saved,
+            )
+            return
+        self._saved, self._failure = self._done, ""
+
+    def check(self) -> None:
+        """Raises RunError if the last save failed."""
+        if self._failure:
+            raise RunError(
+                f"the last checkpoint could not be written ({self._failure}); make room, and "
+                f"the same command goes on from step {self._saved}"
+            )
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Stopped):
+            return
+        if self._done > self._saved:
+            self.save()
+        begun = f"stopped after step {self._done}" if self._done else "stopped before step 1"
+        error.note = f"{begun}; the same command goes on from step {self._saved}"
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's error among the causes of an error, if there is one."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _external_inputs(run: Run) -> dict[str, int | str | None]:
@@ -87,10 +176,36 @@ def _external_inputs(run: Run) -> dict[str, int | str | None]:
     }
 
 
+def _newest_intact(run: Run, saved: Sequence[int]) -> tuple[TrainState, dict[str, Any]]:
+    """The newest checkpoint that can be read; damaged ones are set aside, with a warning.
+
+    Raises:
+        CheckpointError: none can be read; all stay where they are.
+    """
+    damaged: list[tuple[int, CheckpointError]] = []
+    for step in reversed(saved):
+        try:
+            found = _restored(run.folder, step, run.cfg, run)
+        except CheckpointError as error:
+            damaged.append((step, error))
+            continue
+        for bad, fault in damaged:
+            aside = checkpoint.set_aside(run.folder / "checkpoints", bad)
+            log.warning(
+                "WARNING %s. It is kept as %s; going on from step %d", fault, aside, step
+            )
+        return found
+    texts = "; ".join(str(fault) for _, fault in damaged)
+    raise CheckpointError(
+        f"no checkpoint of {run.folder} can be read: {texts}; put one back, or choose another "
+        "--workdir"
+    )
+
+
 def _restored(
-    folder: pathlib.Path, step: int, cfg: Config, run: Run
+    path: pathlib.Path, step: int, cfg: Config, run: Run
 ) -> tuple[TrainState, dict[str, Any]]:
-    """A checkpoint of the run in `folder`, whose config is `cfg`, on the mesh of `run`."""
+    """A checkpoint of the run in the folder `path` with the config `cfg`, on `run`'s mesh."""
     start, shardings = _initial_state(run, cfg)
     params, _ = decoder.abstract(run.model)
     like = jax.tree.map(
@@ -98,7 +213,7 @@ def _restored(
         jax.eval_shape(start, params, jax.random.key(cfg.seed)),
         shardings,
     )
-    return checkpoint.load(folder / "checkpoints", step, like)
+    return checkpoint.load(path / "checkpoints", step, like)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,25 +225,25 @@ class CheckpointSource:
     step: int
 
 
-def latest_checkpoint(folder: pathlib.Path, cfg: Config) -> CheckpointSource:
-    """The latest checkpoint of the run in `folder`, whose model must be that of `cfg`.
+def latest_checkpoint(path: pathlib.Path, cfg: Config) -> CheckpointSource:
+    """The latest checkpoint of the run in the folder `path`, whose model must be that of `cfg`.
 
     Raises:
         ConfigError: the folder has no run, its model is another, or it has no checkpoint.
     """
-    theirs = saved_config.read(folder)
+    theirs = saved_config.read(path)
     if theirs.model.path != cfg.model.path:
         raise ConfigError(
-            f"{folder} trains model.path={theirs.model.path}, and the config has "
+            f"{path} trains model.path={theirs.model.path}, and the config has "
             f"{cfg.model.path}; set model.path={theirs.model.path}"
         )
-    steps = checkpoint.steps(folder / "checkpoints")
+    steps = checkpoint.steps(path / "checkpoints")
     if not steps:
         raise ConfigError(
-            f"{folder} has no finished checkpoint yet; without --from the student has its "
+            f"{path} has no finished checkpoint yet; without --from the student has its "
             "initial weights"
         )
-    return CheckpointSource(folder, theirs, steps[-1])
+    return CheckpointSource(path, theirs, steps[-1])
 
 
 def sampling_params(run: Run, source: pathlib.Path, origin: CheckpointSource | None) -> Params:
