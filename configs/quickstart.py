@@ -50,6 +50,6 @@ def get_config(variant: str = "mopd"):
     cfg.eval.batch = 128
     methods.apply(cfg, variant)
     cfg.optimizer.learning_rate = LEARNING_RATE
-    if cfg.loss.method == "distill":
+    if cfg.loss.divergence.support != "full":
         cfg.loss.divergence.top_k = 32  # Of 74 words; the paper has more than there are.
     return cfg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import importlib.metadata
 import importlib.util
@@ -11,6 +12,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
@@ -263,7 +265,7 @@ def parse_eval(args: Sequence[str]) -> EvalFlags:
     if own is not None and "config" not in names:
         tree = configs.to_config_dict(own)
     else:
-        tree, _ = _tree(pairs)
+        tree, _ = _tree(pairs, "--config=NAME[:VARIANT], or --from=RUN for a run's own,")
     flags = _override(tree, pairs, ("from", "model", "out", "bleu", "budget"))
     if "model" in flags:
         if own is not None:
@@ -285,11 +287,13 @@ def parse_eval(args: Sequence[str]) -> EvalFlags:
     return EvalFlags(cfg, out, source, differ, *_measures(flags))
 
 
-def _tree(pairs: Sequence[tuple[str, str]]) -> tuple[ConfigDict, str]:
+def _tree(
+    pairs: Sequence[tuple[str, str]], what: str = "--config=NAME[:VARIANT]"
+) -> tuple[ConfigDict, str]:
     """The ConfigDict that --config names, and its file's stem."""
     specs = [value for name, value in pairs if name == "config"]
     if len(specs) != 1:
-        raise ConfigError(f"give --config=NAME[:VARIANT] once, not {len(specs)} times")
+        raise ConfigError(f"give {what} once, not {len(specs)} times")
     name, _, variant = specs[0].partition(":")
     path = config_path(name)
     return load(path, variant), path.stem
@@ -306,6 +310,10 @@ def _override(
         elif name in known:
             flags[name] = value
         elif name != "config":
+            if name.partition(".")[0] in tree:
+                raise ConfigError(
+                    f"--{name} is not a flag, but a setting: write --config.{name}={value}"
+                )
             raise ConfigError(unknown(f"--{name}", name, ["config", *known]))
     return flags
 
@@ -352,6 +360,8 @@ def config_path(name: str) -> pathlib.Path:
         message = unknown(f"config {name!r}", name, shipped)
         if pathlib.Path(f"{name}.py").is_file():
             message += f"; the file of this folder is --config={name}.py"
+        elif pathlib.Path(name).is_file():
+            message += f"; the file {name} is not a config, whose name ends in .py"
         raise ConfigError(message)
     return shipped[name]
 
@@ -364,6 +374,8 @@ def load(path: pathlib.Path, variant: str = "") -> ConfigDict:
     Raises:
         ConfigError: the file is missing, cannot be parsed, or lacks the variant.
     """
+    if path.is_dir():
+        raise ConfigError(f"config file {path} is a folder; name a .py file in it")
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.py"))
         message = unknown(f"config file {path}", str(path), near)
@@ -378,6 +390,8 @@ def load(path: pathlib.Path, variant: str = "") -> ConfigDict:
         module_spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ConfigError(f"config file {path}, line {error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise _config_error(path, error) from error
     make = getattr(module, "get_config", None)
     if make is None:
         raise ConfigError(f"config file {path} has no get_config(variant)")
@@ -385,9 +399,28 @@ def load(path: pathlib.Path, variant: str = "") -> ConfigDict:
         raise ConfigError(f"config file {path} has no variants, so not {variant!r} either")
     try:
         return make(variant) if variant else make()
-    except AttributeError as error:
-        configs.answer_locked(error)
+    except InputError:
         raise
+    except Exception as error:
+        if isinstance(error, AttributeError):
+            configs.answer_locked(error)
+        raise _config_error(path, error) from error
+
+
+def _config_error(path: pathlib.Path, error: Exception) -> ConfigError:
+    """An error of the code in a config file, with the last line of it that was running."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [
+        frame.lineno for frame in frames if pathlib.Path(frame.filename) == path.absolute()
+    ]
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if locked := re.search(r'Key "(\w+)" does not exist', str(error)):
+        known = re.findall(r"'?(\w+)\\?': ", str(error))
+        near = difflib.get_close_matches(locked[1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "docs/settings.md has all settings"
+        text = f"the setting {locked[1]!r} does not exist; {hint}"
+    where = f"config file {path}, line {lines[-1]}" if lines else f"config file {path}"
+    return ConfigError(f"{where}: {text}")
 
 
 def _joined(words: Sequence[str]) -> list[str]:

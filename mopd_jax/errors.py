@@ -37,6 +37,9 @@ def at_least(owner: Any, minimum: float, *names: str) -> None:
 
 def unknown(where: str, name: str, known: Iterable[str]) -> str:
     """The error message for a name outside `known`."""
+    known = [*known]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+    hint = f"known: {', '.join(sorted(known)) or 'none'}"
+    if near:
+        hint = f"did you mean {', '.join(near)}?"
     return f"{where} does not exist; {hint}"

@@ -695,7 +695,7 @@ def odd():
     cfg.data.instruction = "<summary></summary>"
     cfg.teacher.update(no_context="plain_prompt", kind="frozen")
     cfg.loss.update(row_weight="solve_variance")
-    cfg.loss.divergence.update(kind="reverse_kl", top_k=7)
+    cfg.loss.divergence.update(kind="reverse_kl", support="student", top_k=7)
     cfg.optimizer.update(epochs=3, mini_batches=2, warmup_steps=0)
     return cfg
 

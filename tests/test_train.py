@@ -1,7 +1,9 @@
 """The whole loop on the shipped warm start: files, resume to the same bits, compilations."""
 
 import dataclasses
+import errno
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -19,7 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from mopd_jax import cli, experience, train
 from mopd_jax.data.prepared import store
-from mopd_jax.errors import ConfigError
+from mopd_jax.errors import ConfigError, RunError
 from mopd_jax.models import weights
 from mopd_jax.rollouts import storage
 from mopd_jax.run import checkpoint, console, lease, logbook
@@ -432,28 +434,119 @@ def test_another_config_in_the_same_folder(finished, tmp_path, capsys):
     assert "different: peers" in error
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
-def test_corrupt_checkpoint(finished, tmp_path, damage):
-    folder = tmp_path / "copy"
-    shutil.copytree(finished[0], folder)
-    step = folder / "checkpoints" / "4"
+def damage_checkpoint(step, kind):
+    """Damages the largest file of a checkpoint's folder."""
     largest = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     data = bytearray(largest.read_bytes())
-    if damage == "remove":
+    if kind == "remove":
         largest.unlink()
     else:
-        if damage == "flip":
+        if kind == "flip":
             data[len(data) // 2] ^= 16
-        largest.write_bytes(data if damage == "flip" else data[: len(data) // 2])
-    with pytest.raises(checkpoint.CheckpointError, match="remove") as error:
+        largest.write_bytes(data if kind == "flip" else data[: len(data) // 2])
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    finished, tmp_path, caplog
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    damage_checkpoint(folder / "checkpoints/4", "flip")
+    with caplog.at_level(logging.INFO, logger="mopd"):
         run(folder)
-    assert str(step) in str(error.value)
-    assert len(str(error.value)) < 800
-    # The remedy works: the run goes on from the checkpoint before.
-    shutil.rmtree(step)
-    if damage == "flip":
+    (warning,) = [m for m in caplog.messages if m.startswith("WARNING")]
+    assert "checkpoints/4 is corrupt" in warning and "It is kept as" in warning
+    assert warning.endswith("checkpoints/4.damaged; going on from step 2")
+    assert checkpoint.steps(folder / "checkpoints") == [2, 4]
+    assert (folder / "checkpoints/4.damaged").is_dir()
+    assert [r["step"] for r in logbook.read(folder)] == [0, 1, 2, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_without_an_intact_checkpoint_nothing_starts_anew(finished, tmp_path, damage):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    for step in (2, 4):
+        damage_checkpoint(folder / f"checkpoints/{step}", damage)
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(
+        checkpoint.CheckpointError, match="no checkpoint of .* can be read"
+    ) as e:
         run(folder)
-        assert checkpoint.steps(folder / "checkpoints") == [2, 4]
+    assert "checkpoints/2" in str(e.value) and "checkpoints/4" in str(e.value)
+    assert len(str(e.value)) < 1600
+    assert checkpoint.steps(folder / "checkpoints") == [2, 4]
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_knows_its_config(finished, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / "config.json").unlink()
+    words = flags(folder, optimizer__learning_rate=0.5, rollout__group=2)
+    assert "another config (different: optimizer, rollout)" in fails(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        ("config.json", "", "config.json is not JSON in UTF-8"),
+        ("config.json", '{"format": 2, "name": ', "config.json is not JSON in UTF-8"),
+        ("environment.json", "{", "environment.json is not a JSON object"),
+        ("environment.json", "[]", "environment.json is not a JSON object"),
+        ("metrics.jsonl", '{"kind": "eval", "step": 0}\n{"ki\n{}\n', "metrics.jsonl, line 2,"),
+        ("metrics.jsonl", "3\n", "metrics.jsonl, line 1, is not a record of a run"),
+    ],
+)
+def test_a_damaged_small_file_is_named(finished, tmp_path, capsys, file, text, words):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    (folder / file).write_text(text)
+    assert words in fails(capsys, *flags(folder))
+
+
+class FullDisk:
+    """Saves that find no room, and the others."""
+
+    def __init__(self, monkeypatch, *failing):
+        self.save, self.failing = checkpoint.save, failing
+        monkeypatch.setattr(checkpoint, "save", self)
+
+    def __call__(self, folder, state, meta, *, keep):
+        if int(state.step) in self.failing:
+            try:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError as error:  # As orbax does.
+                raise ValueError("4 nested reports") from error
+        self.save(folder, state, meta, keep=keep)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, caplog):
+    FullDisk(monkeypatch, 2)
+    with caplog.at_level(logging.WARNING, logger="mopd"):
+        run(tmp_path / "run")
+    (warning,) = [m for m in caplog.messages if "could not be written" in m]
+    assert "checkpoint of step 2 could not be written (No space left on device)" in warning
+    assert checkpoint.steps(tmp_path / "run/checkpoints") == [4]
+    # With the last save, the command fails: what it trained is not kept.
+    FullDisk(monkeypatch, 5)
+    with pytest.raises(
+        RunError, match=r"\(No space left on device\); make room, .* from step 4"
+    ):
+        run(tmp_path / "run", steps=5)
+
+
+def test_an_error_of_the_system_is_one_line(tmp_path, monkeypatch, capsys):
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "metrics.jsonl"))
+
+    monkeypatch.setattr(train, "open_run", full)
+    assert cli.main(["train", *flags(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"mopd: {tmp_path}/metrics.jsonl: No space left on device; once ")
+    assert error.count("\n") == 1
+    with pytest.raises(OSError, match="No space"):
+        cli.main(["train", "--debug", *flags(tmp_path / "run")])
 
 
 def test_several_updates_resume_to_the_same_bits(tmp_path):

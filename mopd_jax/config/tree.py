@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import hashlib
 import json
+import math
 import re
 import types
 import typing
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 from mopd_jax.errors import ConfigError, InputError, unknown
 
 # Names below this one are the data source's, which checks them itself.
+_LARGEST = 2**31 - 1  # Of an int: devices count in 32 bits.
 _FREE = "config.data.options"
 
 # Settings that have another name now, or none: {old: new}.
@@ -143,11 +145,17 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}={value!r} must be a mapping; set {where}.NAME")
         return _plain(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 1e300 else math.inf
     if type(value) is not hint:
         raise ConfigError(
             f"{where}={value!r} is of type {type(value).__name__}; it must be {hint.__name__}"
         )
+    if hint is float and not math.isfinite(value):
+        raise ConfigError(
+            f"{where}={value!r} is not a finite number; give one, or None for off"
+        )
+    if hint is int and abs(value) > _LARGEST:
+        raise ConfigError(f"{where}={value!r} is beyond {_LARGEST}, the largest of 32 bits")
     return value
 
 

@@ -108,6 +108,11 @@ class Divergence:
         top_k = self.top_k
         if top_k is not None and (type(top_k) is not int or top_k < 1):
             raise ValueError(f"divergence top_k must be at least 1, an int, got {top_k!r}")
+        if top_k is not None and self.support not in CHOSEN:
+            raise ValueError(
+                f"divergence top_k={top_k} does not apply to support={self.support!r}; leave it"
+                f" None, or choose a support of {', '.join(CHOSEN)}"
+            )
         if not self.tail and self.support not in CHOSEN:
             raise ValueError(
                 f"divergence tail=False, and support={self.support!r} has no tail; set"
