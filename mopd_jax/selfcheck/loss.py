@@ -184,9 +184,9 @@ def _batch(cfg: LossConfig) -> Batch:
 def _distilled(cfg: Config) -> list[Compared]:
     """The distillation's loss and slopes beside their definitions."""
     # A vocabulary of three words has at most two to choose.
-    small = dataclasses.replace(
-        cfg.loss.divergence, top_k=min(cfg.loss.divergence.chosen or 2, 2)
-    )
+    small = cfg.loss.divergence
+    if small.chosen is not None:
+        small = dataclasses.replace(small, top_k=min(small.chosen, 2))
     temperature, cap = cfg.rollout.temperature, cfg.loss.importance_cap
     logp = np.log(STUDENT[np.arange(len(TARGET)), TARGET])
 

@@ -43,7 +43,8 @@ class Divergence:
             (logp - teacher_logp) logp of the target, the first factor constant, whose gradient
             is right on average; do not read its value. For a `Stored` teacher the
             support is what is stored: leave "full", or say "teacher".
-        top_k: how many tokens are chosen; None is 100, for a `Stored` teacher all it has.
+        top_k: how many tokens are chosen, where `support` chooses; None is 100, for a
+            `Stored` teacher all it has.
         tail: of chosen tokens, count the rest of the vocabulary as one more outcome of both
             models, so that the result is a divergence, at most the full one. Without it both
             are renormalised on the chosen tokens.
