@@ -514,10 +514,7 @@ class FullDisk:
 
     def __call__(self, folder, state, meta, *, keep):
         if int(state.step) in self.failing:
-            try:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError as error:  # As orbax does.
-                raise ValueError("4 nested reports") from error
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "2"))
         self.save(folder, state, meta, keep=keep)
 
 

@@ -7,7 +7,10 @@ loading, because the storage format does not notice a flipped bit.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import pathlib
+import re
 import shutil
 import zlib
 from typing import Any
@@ -19,6 +22,7 @@ from mopd_jax.errors import InputError
 from mopd_jax.records import Params, TrainState
 
 _REMOVED = ".removed"
+_UNFINISHED = "*.orbax-checkpoint-tmp*"
 
 
 class CheckpointError(InputError):
@@ -30,14 +34,43 @@ def save(folder: pathlib.Path, state: TrainState, meta: dict[str, Any], *, keep:
 
     Args:
         meta: JSON values that belong to the state, such as the data position.
+
+    Raises:
+        OSError: there is no room, or the system refuses to write for another reason. What was
+            written of the checkpoint is removed, to give its room free.
     """
     from orbax.checkpoint import v1 as ocp
 
     tree = _as_dict(state)
     whole = {"checksums": _checksums(tree), **meta}
     target = folder.absolute() / str(int(state.step))
-    ocp.save_checkpointables(target, {"state": tree, "meta": whole})
+    folder.mkdir(parents=True, exist_ok=True)
+    # A save that runs out of room leaves threads behind, and each reports it. Floats hardly
+    # compress.
+    if sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+    try:
+        ocp.save_checkpointables(target, {"state": tree, "meta": whole})
+    except Exception as error:  # orbax and tensorstore raise errors of many types.
+        number = _system_error(error)
+        if number is None:
+            raise
+        for part in folder.glob(_UNFINISHED):
+            shutil.rmtree(part, ignore_errors=True)
+        raise OSError(number, os.strerror(number), str(target)) from error
     prune(folder, keep=keep)
+
+
+def _system_error(error: BaseException | None) -> int | None:
+    """The number of the system's error among an error's causes, or None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        # tensorstore raises ValueErrors that only their text tells apart.
+        if stated := re.search(r"os_error_code='(\d+)'", str(error)):
+            return int(stated[1])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def prune(folder: pathlib.Path, *, keep: int) -> None:
@@ -45,7 +78,7 @@ def prune(folder: pathlib.Path, *, keep: int) -> None:
     for old in steps(folder)[:-keep]:
         # Renamed first: a half-deleted folder must not look like a finished checkpoint.
         (folder / str(old)).rename(folder / f"{old}{_REMOVED}")
-    for pattern in (f"*{_REMOVED}", "*.orbax-checkpoint-tmp*"):
+    for pattern in (f"*{_REMOVED}", _UNFINISHED):
         for part in folder.glob(pattern):
             shutil.rmtree(part)
 

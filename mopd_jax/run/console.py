@@ -195,3 +195,14 @@ def setup_logging() -> None:
     log.handlers[:] = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False  # Handlers that libraries add to the root would repeat them.
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_logger().addFilter(_not_said_twice)
+
+
+def _not_said_twice(record: logging.LogRecord) -> bool:
+    """False for what each thread of a save that fails reports, with a traceback.
+
+    The save raises the same error.
+    """
+    return "_SignalingThread.run() raised an exception" not in record.getMessage()

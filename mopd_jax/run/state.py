@@ -123,17 +123,16 @@ class Saver:
                 checkpoint_meta(run, position, solved),
                 keep=run.cfg.checkpoint.keep,
             )
-        except Exception as error:  # orbax wraps the system's errors.
-            cause = _system_error(error)
-            if cause is None:
-                raise
-            self._failure = f"{cause.strerror or cause}"
+        except OSError as error:
+            self._failure = f"{error.strerror or error}"
             log.warning(
                 "WARNING the checkpoint of step %d could not be written (%s); the run goes on, "
-                "and the newest checkpoint is that of step %d",
+                "and %s",
                 self._done,
                 self._failure,
-                self._saved,
+                f"the newest is that of step {self._saved}"
+                if self._saved
+                else "it has none yet",
             )
             return
         self._saved, self._failure = self._done, ""
@@ -156,15 +155,6 @@ class Saver:
             self.save()
         begun = f"stopped after step {self._done}" if self._done else "stopped before step 1"
         error.note = f"{begun}; the same command goes on from step {self._saved}"
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The system's error among the causes of an error, if there is one."""
-    while error is not None:
-        if isinstance(error, OSError):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _external_inputs(run: Run) -> dict[str, int | str | None]:
