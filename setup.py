@@ -85,5 +85,5 @@ setup(
         "tqdm",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["mopd=mopd_jax.cli:main"]},
+    entry_points={"console_scripts": ["mopd=mopd_jax.cli:entry"]},
 )

@@ -1,30 +1,21 @@
-"""The command `mopd`: parses the command line, runs a subcommand, prints errors as one line."""
+"""The command `mopd`: runs a subcommand, prints errors as one line.
+
+Each part is imported where it is needed, so that help and a wrong word are answered at once.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
+import contextlib
 import functools
 import importlib.metadata
-import importlib.util
-import inspect
 import os
-import pathlib
-import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from ml_collections import ConfigDict
-
-from mopd_jax import config as configs
-from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError, InputError, RunError, unknown
-from mopd_jax.run import saved_config
 from mopd_jax.run.stops import Stopped, Stops
 
-# In a checkout a symbolic link to `configs/`.
-SHIPPED = pathlib.Path(__file__).parent / "assets/configs"
 USAGE = """\
 usage: mopd train --config=NAME[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
        mopd rollout --config=NAME[:VARIANT] [--config.KEY=VALUE ...] --out=FILE [--from=RUN]
@@ -58,8 +49,22 @@ A flag may also be written with a space, --name value.
 """
 
 
+def entry() -> NoReturn:
+    """The command `mopd`: ends the process with the status of `main`.
+
+    A stop skips the interpreter's own teardown, which waits for threads at work and may crash
+    where the stop came in a compilation. All that a run folder needs is written by then.
+    """
+    status = main()
+    if status in (130, 143):
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `mopd`; returns the exit status (docs/running.md).
+    """Runs a command line; returns the exit status (docs/running.md).
 
     0: done; 2: wrong input; 130, 143: stopped by Ctrl-C or SIGTERM; 1: any other failure. A
     failure is one line, with `--debug` a traceback.
@@ -104,7 +109,9 @@ def _run(argv: list[str], stops: Stops) -> int:
     if {"-h", "--help"} & set(argv):
         print(usage_of(argv[0]))
         return 0
-    return commands[argv[0]](_joined(argv[1:]))
+    from mopd_jax import flags
+
+    return commands[argv[0]](flags.joined(argv[1:]))
 
 
 def usage_of(command: str) -> str:
@@ -127,8 +134,10 @@ def _one_line(error: Exception) -> str:
 
 
 def _train(args: Sequence[str], *, stops: Stops) -> int:
-    cfg, workdir = parse(args)
-    # Imported here and below, so that a wrong flag is answered before the slow imports.
+    from mopd_jax import flags
+
+    cfg, workdir = flags.parse(args)
+    # After the flags are read, so that a wrong one is answered before the slow imports.
     from mopd_jax import train
     from mopd_jax.run import console
 
@@ -139,29 +148,29 @@ def _train(args: Sequence[str], *, stops: Stops) -> int:
 
 
 def _rollout(args: Sequence[str]) -> int:
-    pairs = [_flag(word) for word in args]
-    tree, _ = _tree(pairs)
-    flags = _override(tree, pairs, ("out", "from"))
-    if not flags.get("out"):
-        raise ConfigError("give --out=FILE, the file to write the rollouts to")
-    start = pathlib.Path(_not_empty("from", flags["from"])) if "from" in flags else None
-    cfg = configs.from_config_dict(Config, tree)
+    from mopd_jax import flags
+
+    cfg, out, start = flags.parse_rollout(args)
     from mopd_jax import collect
     from mopd_jax.run import console
 
     console.setup_logging()
-    collect.collect(cfg, pathlib.Path(flags["out"]), start=start)
+    collect.collect(cfg, out, start=start)
     return 0
 
 
 def _show(args: Sequence[str]) -> int:
-    cfg, _ = parse(args)
-    print(configs.to_json(cfg))
+    from mopd_jax import config, flags
+
+    cfg, _ = flags.parse(args)
+    print(config.to_json(cfg))
     return 0
 
 
 def _eval(args: Sequence[str]) -> int:
-    asked = parse_eval(args)
+    from mopd_jax import flags
+
+    asked = flags.parse_eval(args)
     from mopd_jax.evaluation import diversity, heldout
     from mopd_jax.run import console
 
@@ -181,269 +190,36 @@ def _eval(args: Sequence[str]) -> int:
 
 
 def _compare(args: Sequence[str]) -> int:
-    folders = [word for word in args if not word.startswith("--")]
-    flags = [_flag(word) for word in args if word.startswith("--")]
-    known = ["metrics", "out", "bleu", "budget"]
-    for name, _ in flags:
-        if name not in known:
-            raise ConfigError(unknown(f"--{name}", name, known))
-    values = dict(flags)
-    bleu, budget = _measures(values)
-    metrics = _names(values["metrics"]) if "metrics" in values else None
-    if metrics is not None:  # BLEU is computed only for metrics that need it.
-        bleu = bleu and any("BLEU" in metric for metric in metrics)
-    out = pathlib.Path(_not_empty("out", values["out"])) if "out" in values else None
+    from mopd_jax import flags
+
+    asked = flags.parse_compare(args)
     from mopd_jax.evaluation import diversity, responses, tables
 
-    saved = [responses.read(pathlib.Path(folder)) for folder in folders]
+    saved = [responses.read(folder) for folder in asked.folders]
     result = tables.compare(
         [one.name for one in saved],
         [one.header for one in saved],
         [one.responses for one in saved],
-        metrics=metrics,
-        bleu=diversity.bleu_scorer() if bleu else None,
-        budget=budget,
+        metrics=asked.metrics,
+        bleu=diversity.bleu_scorer() if asked.bleu else None,
+        budget=asked.budget,
     )
-    if out is not None:
-        responses.write_table(out, "comparison", result.markdown(), result.document())
+    if asked.out is not None:
+        responses.write_table(asked.out, "comparison", result.markdown(), result.document())
     print(result.markdown())
     return 0
 
 
 def _data(args: Sequence[str]) -> int:
-    words = [word for word in args if not word.startswith("--")]
-    flags = [_flag(word) for word in args if word.startswith("--")]
+    from mopd_jax import flags
+
+    words, pairs = flags.words_and_pairs(args)
     from mopd_jax.data.prepared import commands
 
-    text, status = commands.run(words, flags)
+    text, status = commands.run(words, pairs)
     print(text)
     return status
 
 
-def parse(args: Sequence[str]) -> tuple[Config, pathlib.Path]:
-    """Command-line words -> the validated config and the run folder.
-
-    Raises:
-        ConfigError: an unknown flag, file, variant or setting; the message has the nearest.
-    """
-    pairs = [_flag(word) for word in args]
-    tree, stem = _tree(pairs)
-    flags = _override(tree, pairs, ("workdir",))
-    cfg = configs.from_config_dict(Config, tree)
-    if "workdir" in flags:
-        return cfg, pathlib.Path(_not_empty("workdir", flags["workdir"]))
-    return cfg, pathlib.Path("runs") / f"{stem}-{cfg.name}-{configs.fingerprint(cfg)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class EvalFlags:
-    """What `mopd eval` was asked for.
-
-    source: the run folder whose latest checkpoint is evaluated; None: the initial weights.
-    differ: sections of settings in which the config differs from that run.
-    bleu, budget: of the diversity measures.
-    """
-
-    cfg: Config
-    out: pathlib.Path
-    source: pathlib.Path | None
-    differ: list[str]
-    bleu: bool
-    budget: int | None
-
-
-def parse_eval(args: Sequence[str]) -> EvalFlags:
-    """Command-line words -> what to evaluate, and the folder to write.
-
-    Raises:
-        ConfigError: as `parse`; a run folder that cannot be read; both --from and --model.
-    """
-    pairs = [_flag(word) for word in args]
-    names = dict(pairs)
-    source = pathlib.Path(_not_empty("from", names["from"])) if "from" in names else None
-    own = None if source is None else saved_config.read(source)
-    if own is not None and "config" not in names:
-        tree = configs.to_config_dict(own)
-    else:
-        tree, _ = _tree(pairs, "--config=NAME[:VARIANT], or --from=RUN for a run's own,")
-    flags = _override(tree, pairs, ("from", "model", "out", "bleu", "budget"))
-    if "model" in flags:
-        if own is not None:
-            raise ConfigError("--from and --model name two sets of weights; give one of them")
-        configs.override(tree, "model.path", _not_empty("model", flags["model"]))
-    if "out" not in flags:
-        raise ConfigError("give --out=FOLDER, a folder for the responses and the table")
-    out = pathlib.Path(_not_empty("out", flags["out"]))
-    cfg = configs.from_config_dict(Config, tree)
-    differ = []
-    if own is not None:
-        if own.model.path != cfg.model.path:
-            raise ConfigError(
-                f"the run in {source} started from model.path={own.model.path!r}, and the "
-                f"config says {cfg.model.path!r}; give --config.model.path={own.model.path}"
-            )
-        sections = ("seed", "data", "rollout", "eval")
-        differ = [name for name in sections if getattr(own, name) != getattr(cfg, name)]
-    return EvalFlags(cfg, out, source, differ, *_measures(flags))
-
-
-def _tree(
-    pairs: Sequence[tuple[str, str]], what: str = "--config=NAME[:VARIANT]"
-) -> tuple[ConfigDict, str]:
-    """The ConfigDict that --config names, and its file's stem."""
-    specs = [value for name, value in pairs if name == "config"]
-    if len(specs) != 1:
-        raise ConfigError(f"give {what} once, not {len(specs)} times")
-    name, _, variant = specs[0].partition(":")
-    path = config_path(name)
-    return load(path, variant), path.stem
-
-
-def _override(
-    tree: ConfigDict, pairs: Sequence[tuple[str, str]], known: Sequence[str]
-) -> dict[str, str]:
-    """Sets every --config.KEY in the tree, in order; the values of the `known` flags."""
-    flags = {}
-    for name, value in pairs:
-        if name.startswith("config."):
-            configs.override(tree, name.removeprefix("config."), value)
-        elif name in known:
-            flags[name] = value
-        elif name != "config":
-            if name.partition(".")[0] in tree:
-                raise ConfigError(
-                    f"--{name} is not a flag, but a setting: write --config.{name}={value}"
-                )
-            raise ConfigError(unknown(f"--{name}", name, ["config", *known]))
-    return flags
-
-
-def _measures(flags: dict[str, str]) -> tuple[bool, int | None]:
-    """The values of --bleu and --budget."""
-    bleu, budget = flags.get("bleu", "on"), flags.get("budget")
-    if bleu not in ("on", "off"):
-        raise ConfigError(f"--bleu={bleu} is not understood; it is on or off")
-    if budget is not None and not (budget.isdecimal() and int(budget) > 0):
-        raise ConfigError(f"--budget={budget} is not a number of tokens; give 1 or more")
-    return bleu == "on", None if budget is None else int(budget)
-
-
-def _names(text: str) -> list[str]:
-    """Splits --metrics. Some names have a comma of their own, always followed by a space."""
-    names = [name for name in re.split(r",(?! )", text) if name]
-    if not names:
-        raise ConfigError(
-            "--metrics= names no metric; give names of the table, or leave it out"
-        )
-    return names
-
-
-def _not_empty(flag: str, value: str) -> str:
-    if not value:
-        raise ConfigError(f"--{flag}= names no {'file' if flag == 'model' else 'folder'}")
-    return value
-
-
-def config_path(name: str) -> pathlib.Path:
-    """The file that `--config=NAME` means.
-
-    A name with a `/` or with the ending `.py` is a path; any other is a config that the package
-    ships, whatever files the current folder has.
-
-    Raises:
-        ConfigError: no shipped config has that name; the message has the nearest.
-    """
-    if "/" in name or name.endswith(".py"):
-        return pathlib.Path(name)
-    shipped = {path.stem: path for path in SHIPPED.glob("*.py")}
-    if name not in shipped:
-        message = unknown(f"config {name!r}", name, shipped)
-        if pathlib.Path(f"{name}.py").is_file():
-            message += f"; the file of this folder is --config={name}.py"
-        elif pathlib.Path(name).is_file():
-            message += f"; the file {name} is not a config, whose name ends in .py"
-        raise ConfigError(message)
-    return shipped[name]
-
-
-def load(path: pathlib.Path, variant: str = "") -> ConfigDict:
-    """The locked ConfigDict that `get_config` of a config file returns.
-
-    The file is Python code that the user chose; no other code is imported from a path.
-
-    Raises:
-        ConfigError: the file is missing, cannot be parsed, or lacks the variant.
-    """
-    if path.is_dir():
-        raise ConfigError(f"config file {path} is a folder; name a .py file in it")
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.py"))
-        message = unknown(f"config file {path}", str(path), near)
-        if (SHIPPED / path.name).is_file():
-            message += f"; --config={path.stem} is the one that the package ships"
-        raise ConfigError(message)
-    module_spec = importlib.util.spec_from_file_location(f"mopd_config_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"config file {path} is not Python; its name must end in .py")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise ConfigError(f"config file {path}, line {error.lineno}: {error.msg}") from error
-    except Exception as error:
-        raise _config_error(path, error) from error
-    make = getattr(module, "get_config", None)
-    if make is None:
-        raise ConfigError(f"config file {path} has no get_config(variant)")
-    if variant and not inspect.signature(make).parameters:
-        raise ConfigError(f"config file {path} has no variants, so not {variant!r} either")
-    try:
-        return make(variant) if variant else make()
-    except InputError:
-        raise
-    except Exception as error:
-        if isinstance(error, AttributeError | KeyError):  # Of a locked ConfigDict.
-            configs.answer_locked(error)
-        raise _config_error(path, error) from error
-
-
-def _config_error(path: pathlib.Path, error: Exception) -> ConfigError:
-    """An error of the code in a config file, with the last line of it that was running."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [
-        frame.lineno for frame in frames if pathlib.Path(frame.filename) == path.absolute()
-    ]
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    if locked := re.search(r'Key "(\w+)" does not exist', str(error)):
-        known = re.findall(r"'?(\w+)\\?': ", str(error))
-        near = difflib.get_close_matches(locked[1], known, n=1)
-        hint = f"did you mean {near[0]}?" if near else "docs/settings.md has all settings"
-        text = f"the setting {locked[1]!r} does not exist; {hint}"
-    where = f"config file {path}, line {lines[-1]}" if lines else f"config file {path}"
-    return ConfigError(f"{where}: {text}")
-
-
-def _joined(words: Sequence[str]) -> list[str]:
-    """Words with `--name value` written as `--name=value`; every flag has a value."""
-    joined: list[str] = []
-    for word in words:
-        alone = joined and joined[-1].startswith("--") and "=" not in joined[-1]
-        if alone and not word.startswith("--"):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
-
-
-def _flag(word: str) -> tuple[str, str]:
-    """`--name=value` -> (name, value)."""
-    if not word.startswith("--") or "=" not in word:
-        raise ConfigError(
-            f"{word!r} is not understood; flags are written --name=value or --name value"
-        )
-    name, _, value = word.removeprefix("--").partition("=")
-    return name, value
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

@@ -89,7 +89,7 @@ def train(
         if run.saved is not None:
             take = saved_rollouts.reader(run, run.saved)
         sandbox, progress = run.sandbox or contextlib.nullcontext(), console.Progress(cfg)
-        with jax.set_mesh(run.mesh), sandbox, progress, saver:
+        with jax.set_mesh(run.mesh), sandbox, progress, contextlib.closing(book), saver:
             if first <= cfg.steps:
                 checks = selfcheck.before_rollouts(run, stream.peek(selfcheck.PROBLEMS)[0])
             if _evaluates(first - 1, cfg) and not book.has("eval", first - 1):
@@ -123,7 +123,6 @@ def train(
                 if step % cfg.checkpoint.every == 0 or step == cfg.steps:
                     with stops.hold():
                         saver.save()
-        book.close()
         saver.check()
     log.info("%s", final_table.final_table(workdir))
     return state

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from mopd_jax import cli
+from mopd_jax import flags as flags_of
 from mopd_jax.errors import ConfigError
 
 QUICKSTART = str(pathlib.Path(__file__).parents[1] / "configs/quickstart.py")
@@ -81,7 +82,7 @@ def test_a_flag_may_be_written_with_a_space(capsys):
     assert cli.main(["config", "--config", QUICKSTART, "--config.seed", "7"]) == 0
     assert capsys.readouterr().out == want
     words = ["prepare", "--source", "hub", "gsm8k", "--option.a", "-1", "--out=x", "y"]
-    assert cli._joined(words) == [
+    assert flags_of.joined(words) == [
         *("prepare", "--source=hub", "gsm8k", "--option.a=-1", "--out=x", "y")
     ]
 
@@ -96,23 +97,25 @@ def test_config_prints_every_setting_as_json(capsys):
 
 
 def test_the_default_workdir_is_a_function_of_the_settings():
-    cfg, workdir = cli.parse([f"{FLAG}:sdpo"])
+    cfg, workdir = flags_of.parse([f"{FLAG}:sdpo"])
     assert cfg.peers.successes == 1
     assert workdir.parts[0] == "runs"
     assert workdir.name.startswith("quickstart-sdpo-")
-    assert cli.parse([f"{FLAG}:sdpo"])[1] == workdir
-    same = cli.parse([f"{FLAG}:sdpo", f"--config.seed={cfg.seed}"])[1]
+    assert flags_of.parse([f"{FLAG}:sdpo"])[1] == workdir
+    same = flags_of.parse([f"{FLAG}:sdpo", f"--config.seed={cfg.seed}"])[1]
     assert same == workdir
     for change in ("--config.seed=7", "--config.context.closing=Go", "--config.steps=3"):
-        assert cli.parse([f"{FLAG}:sdpo", change])[1] != workdir
+        assert flags_of.parse([f"{FLAG}:sdpo", change])[1] != workdir
 
 
 def test_workdir_and_order_of_flags():
-    first = cli.parse(["--config.seed=2", FLAG, "--workdir=here/it=is", "--config.steps=5"])
+    first = flags_of.parse(
+        ["--config.seed=2", FLAG, "--workdir=here/it=is", "--config.steps=5"]
+    )
     assert first[1] == pathlib.Path("here/it=is")
     assert (first[0].seed, first[0].steps) == (2, 5)
     # The last of two values for one setting holds.
-    assert cli.parse([FLAG, "--config.seed=2", "--config.seed=3"])[0].seed == 3
+    assert flags_of.parse([FLAG, "--config.seed=2", "--config.seed=3"])[0].seed == 3
 
 
 def test_a_config_file_without_get_config_of_its_own_path(tmp_path):
@@ -120,9 +123,9 @@ def test_a_config_file_without_get_config_of_its_own_path(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from mopd_jax import config\n\n\ndef get_config():\n    return config.defaults()\n"
     )
-    assert cli.parse([f"--config={tmp_path}/mine.py"])[0].name == "mopd"
+    assert flags_of.parse([f"--config={tmp_path}/mine.py"])[0].name == "mopd"
     with pytest.raises(ConfigError, match="did you mean .*mine.py"):
-        cli.parse([f"--config={tmp_path}/mime.py"])
+        flags_of.parse([f"--config={tmp_path}/mime.py"])
 
 
 @pytest.mark.parametrize(
@@ -137,22 +140,22 @@ def test_a_config_file_that_is_none(tmp_path, text, variant, words):
     path = tmp_path / "made.py"
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
-        cli.load(path, variant)
+        flags_of.load(path, variant)
 
 
 def test_a_shipped_config_has_a_name_in_every_folder(tmp_path, monkeypatch):
     """A local file of the same name is meant only where it is spelled as a path."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "math.py").write_text(pathlib.Path(QUICKSTART).read_text())
-    shipped, folder = cli.parse(["--config=math:sdpo"])
+    shipped, folder = flags_of.parse(["--config=math:sdpo"])
     assert (shipped.name, shipped.data.source) == ("sdpo", "tfds")
     assert folder.name.startswith("math-sdpo-")
     for path in ("math.py", "./math.py", f"{tmp_path}/math.py"):
-        assert cli.parse([f"--config={path}:sdpo"])[0].data.source == "codebook"
+        assert flags_of.parse([f"--config={path}:sdpo"])[0].data.source == "codebook"
     (tmp_path / "mine.py").write_text(pathlib.Path(QUICKSTART).read_text())
     with pytest.raises(
         ConfigError, match="'mine' does not exist.*file of this folder is .*mine.py"
     ):
-        cli.parse(["--config=mine"])
-    assert cli.parse(["--config=sciknoweval:physics/grpo"])[0].name == "physics-grpo"
-    assert cli.parse(["--config=quickstart"])[0] == cli.parse([FLAG])[0]
+        flags_of.parse(["--config=mine"])
+    assert flags_of.parse(["--config=sciknoweval:physics/grpo"])[0].name == "physics-grpo"
+    assert flags_of.parse(["--config=quickstart"])[0] == flags_of.parse([FLAG])[0]

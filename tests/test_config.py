@@ -9,7 +9,8 @@ from typing import get_args
 
 import pytest
 
-from mopd_jax import cli, config
+from mopd_jax import config
+from mopd_jax import flags as flags_of
 from mopd_jax.config import Config, methods
 from mopd_jax.config.update import Method
 from mopd_jax.contexts import controls
@@ -489,13 +490,13 @@ def test_an_old_setting_in_a_config_file_is_answered_too(tmp_path):
     start = "from mopd_jax import config\ndef get_config():\n    cfg = config.defaults()\n"
     file.write_text(start + "    cfg.loss.support = 'student'\n    return cfg\n")
     with pytest.raises(ConfigError, match="config.loss.support is config.loss.divergence.supp"):
-        cli.load(file)
+        flags_of.load(file)
     file.write_text(start + "    cfg.loss.nothing = 1\n    return cfg\n")
     # One that never was is answered with its line.
     with pytest.raises(
         ConfigError, match="old.py, line 4: the setting 'nothing' does not exist"
     ):
-        cli.load(file)
+        flags_of.load(file)
 
 
 @pytest.mark.parametrize("leaf", LEAVES, ids=".".join)
@@ -520,18 +521,18 @@ def test_the_fingerprint_is_a_function_of_the_settings():
 @pytest.mark.parametrize("variant", methods.METHODS)
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_config_files(path, variant):
-    cfg = config.from_config_dict(Config, cli.load(path, variant))
+    cfg = config.from_config_dict(Config, flags_of.load(path, variant))
     assert cfg.name == variant
     methods_of = {"gkd": "sft", **{name: name for name in get_args(Method)}}
     assert cfg.loss.method == methods_of.get(variant, "distill")
     if variant == "mopd":
-        assert config.from_config_dict(Config, cli.load(path)) == cfg
+        assert config.from_config_dict(Config, flags_of.load(path)) == cfg
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
 def test_a_mistyped_variant_names_the_nearest(path):
     with pytest.raises(ConfigError, match="'positiv' does not exist; did you mean positive"):
-        cli.load(path, "positiv")
+        flags_of.load(path, "positiv")
 
 
 @pytest.mark.parametrize(
@@ -551,7 +552,7 @@ def test_a_mistyped_variant_names_the_nearest(path):
 )
 def test_variants_of_the_papers_experiments(variant, want):
     name, _, variant = variant.partition(":")
-    tree = cli.load(ROOT / f"configs/{name}.py", variant)
+    tree = flags_of.load(ROOT / f"configs/{name}.py", variant)
     cfg = config.from_config_dict(Config, tree)
     data = cfg.data
     got = (data.options["name"], cfg.eval.problems, data.held_out, cfg.teacher.kind)
@@ -580,7 +581,7 @@ def test_the_commands_of_the_documentation_are_understood():
         flags = [flag.replace("configs/", f"{ROOT}/configs/") for flag in flags]
         if verb == "rollout":
             flags = [f for f in flags if not f.startswith(("--out=", "--from="))]
-        (cli.parse_eval if verb == "eval" else cli.parse)(flags)
+        (flags_of.parse_eval if verb == "eval" else flags_of.parse)(flags)
         read += 1
     assert read > 20
 
@@ -592,13 +593,13 @@ def test_the_commands_of_the_documentation_exist():
     found = set(re.findall(r"(configs/\w+\.py)(?::([\w/]+))?", text))
     assert len(found) > 15
     for file, variant in found:
-        config.from_config_dict(Config, cli.load(ROOT / file, variant))
+        config.from_config_dict(Config, flags_of.load(ROOT / file, variant))
 
 
 def test_mathematics_has_the_divergence_of_the_paper():
     want = {"mopd": "reverse_kl", "paper": "reverse_kl", "reference_code": "jsd"}
     for variant, divergence in want.items():
-        cfg = config.from_config_dict(Config, cli.load(ROOT / "configs/math.py", variant))
+        cfg = config.from_config_dict(Config, flags_of.load(ROOT / "configs/math.py", variant))
         assert cfg.loss.divergence.kind == divergence
         assert cfg.rollout.response_length == 8192
 
@@ -613,7 +614,7 @@ def test_mathematics_has_the_divergence_of_the_paper():
 )
 def test_a_mistyped_setting_of_an_experiment(name, variant, near):
     with pytest.raises(ConfigError, match=f"did you mean {near}"):
-        cli.load(ROOT / f"configs/{name}.py", variant)
+        flags_of.load(ROOT / f"configs/{name}.py", variant)
 
 
 def test_variants_differ_in_what_their_names_say():
@@ -704,7 +705,7 @@ def odd():
 
 
 def file(name):
-    return lambda: cli.load(ROOT / f"configs/{name}.py", "mopd")
+    return lambda: flags_of.load(ROOT / f"configs/{name}.py", "mopd")
 
 
 @pytest.mark.parametrize("base", [config.defaults, odd, file("quickstart"), file("smollm2")])

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from mopd_jax import cli, config, experience, files, saved_rollouts, step_metrics
+from mopd_jax import config, experience, files, saved_rollouts, step_metrics
+from mopd_jax import flags as flags_of
 from mopd_jax.config import (
     Config,
     ContextConfig,
@@ -442,7 +443,7 @@ def test_the_students_prompt_is_the_same_for_every_method():
     root = pathlib.Path(__file__).parents[1]
     for name in ("quickstart", "smollm2"):
         made = [
-            config.from_config_dict(Config, cli.load(root / f"configs/{name}.py", v))
+            config.from_config_dict(Config, flags_of.load(root / f"configs/{name}.py", v))
             for v in methods.METHODS
         ]
         read = [

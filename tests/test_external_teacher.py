@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from test_train import checksums, flags
 
-from mopd_jax import cli, train
+from mopd_jax import flags as flags_of
+from mopd_jax import train
 from mopd_jax.config import Config, MeshConfig, TeacherConfig
 from mopd_jax.errors import ConfigError
 from mopd_jax.models import decoder, sharding, tokenizer, weights
@@ -40,7 +41,7 @@ def config(path):
 
 
 def trained(folder, path, **changes):
-    cfg, workdir = cli.parse(
+    cfg, workdir = flags_of.parse(
         flags(folder, teacher__kind="external", teacher__path=path, **changes)
     )
     return train.train(cfg, workdir, devices=jax.devices()[:1])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mopd_jax import cli, collect, records, train, verifiers
+from mopd_jax import flags as flags_of
 from mopd_jax.errors import ConfigError
 from mopd_jax.evaluation import heldout, responses, scores
 from mopd_jax.models import weights
@@ -30,7 +31,7 @@ FLAGS = [f"--config={CONFIG}", *(f"--config.{k}={v}" for k, v in SMALL.items())]
 
 def evaluated(out, *words):
     """`mopd eval` in this process, on one of its eight devices."""
-    asked = cli.parse_eval([*words, f"--out={out}"])
+    asked = flags_of.parse_eval([*words, f"--out={out}"])
     return heldout.run_eval(
         asked.cfg, asked.out, source=asked.source, bleu=None, devices=jax.devices()[:1]
     )
@@ -41,7 +42,7 @@ def trained(tmp_path_factory):
     """A run folder with a checkpoint whose weights are not the initial ones; none was made
     by an update, which would cost its compilation."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    cfg, _ = cli.parse([*FLAGS, f"--workdir={folder}", "--config.seed=3"])
+    cfg, _ = flags_of.parse([*FLAGS, f"--workdir={folder}", "--config.seed=3"])
     run, state, *_ = runs.open_run(cfg, folder, command="", devices=jax.devices()[:1])
     worse = jax.tree.map(lambda x: x * -0.3, state.params)
     for step, params in ((1, state.params), (2, worse)):
@@ -179,7 +180,7 @@ def test_the_sandbox_is_closed_whatever_happens(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="broken off"):
         evaluated(tmp_path / "eval", *FLAGS)
     monkeypatch.setattr(collect, "_rows", _broken)
-    cfg, _ = cli.parse([*FLAGS, f"--workdir={tmp_path}"])
+    cfg, _ = flags_of.parse([*FLAGS, f"--workdir={tmp_path}"])
     with pytest.raises(RuntimeError, match="broken off"):
         collect.collect(cfg, tmp_path / "rollouts.jsonl", devices=jax.devices()[:1])
     assert len(boxes) == 2 and all(box.closed for box in boxes)
@@ -207,15 +208,17 @@ def test_parameters_alone_are_checked_too(trained, monkeypatch):
 
 def test_flags(trained, tmp_path):
     source = trained[0]
-    asked = cli.parse_eval([f"--from={source}", "--out=x", "--config.eval.samples=8"])
+    asked = flags_of.parse_eval([f"--from={source}", "--out=x", "--config.eval.samples=8"])
     assert asked.cfg.eval.samples == 8
     assert asked.cfg.seed == 3
     assert asked.differ == ["eval"]
     assert (asked.bleu, asked.budget, asked.source) == (True, None, source)
-    asked = cli.parse_eval([*FLAGS, f"--from={source}", "--out=x"])
+    asked = flags_of.parse_eval([*FLAGS, f"--from={source}", "--out=x"])
     assert asked.differ == ["seed"]
     model = weights.resolve("builtin:codebook")
-    asked = cli.parse_eval([*FLAGS, f"--model={model}", "--out=x", "--bleu=off", "--budget=9"])
+    asked = flags_of.parse_eval(
+        [*FLAGS, f"--model={model}", "--out=x", "--bleu=off", "--budget=9"]
+    )
     assert asked.cfg.model.path == str(model)
     assert (asked.bleu, asked.budget, asked.source, asked.differ) == (False, 9, None, [])
 

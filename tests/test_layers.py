@@ -21,7 +21,7 @@ ORDER = (
     ("run",),
     ("experience",),
     ("evaluation", "saved_rollouts", "selfcheck", "step_metrics"),
-    ("collect", "testing", "train"),
+    ("collect", "flags", "testing", "train"),
     ("cli",),
 )
 # They touch files, run code of others, or drive what does. No other module imports one of them.
@@ -33,6 +33,7 @@ IO = {
     "evaluation",
     "experience",
     "files",
+    "flags",
     "run",
     "sandbox",
     "saved_rollouts",

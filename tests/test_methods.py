@@ -8,7 +8,8 @@ import pytest
 from test_docs import explained
 from test_train import flags
 
-from mopd_jax import cli, train
+from mopd_jax import flags as flags_of
+from mopd_jax import train
 from mopd_jax.config import methods
 from mopd_jax.run import logbook
 
@@ -25,7 +26,7 @@ def unexplained(records):
 def test_trains_the_quick_start(variant, tmp_path):
     changes = {"steps": 2, "rollout__prompts": 16, "eval__every": 100, "eval__problems": 4}
     changes |= {"eval__batch": 4, "eval__samples": 1, "eval__ks": (1,), "dump_every": 1}
-    cfg, folder = cli.parse(flags(tmp_path / "run", variant, **changes))
+    cfg, folder = flags_of.parse(flags(tmp_path / "run", variant, **changes))
     state = train.train(cfg, folder, devices=jax.devices()[:1])
     assert int(state.step) == 2
     records = logbook.read(folder)

@@ -79,7 +79,7 @@ def test_a_bare_import_is_quick_and_light(tmp_path):
 
 def test_the_console_script():
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="mopd")
-    assert script.value == "mopd_jax.cli:main"
+    assert script.value == "mopd_jax.cli:entry"
     assert callable(script.load())
 
 

@@ -6,7 +6,8 @@ import json
 import jax
 import pytest
 
-from mopd_jax import cli, train
+from mopd_jax import flags as flags_of
+from mopd_jax import train
 from mopd_jax.contexts import render
 from mopd_jax.data import prompt_lengths
 from mopd_jax.records import Problem
@@ -79,11 +80,11 @@ def test_a_run_counts_what_it_leaves_out(tmp_path):
         f"--config.data.eval_path={tmp_path / 'eval.jsonl'}",
         "--config.data.options={}",
     ]
-    cfg, folder = cli.parse(flags)
+    cfg, folder = flags_of.parse(flags)
     with pytest.raises(render.PromptTooLong, match="1 of 3 problems.*'b'"):
         train.train(cfg, folder, devices=jax.devices()[:1])
     assert not folder.exists()
-    cfg, _ = cli.parse([*flags, "--config.data.long_prompts=drop"])
+    cfg, _ = flags_of.parse([*flags, "--config.data.long_prompts=drop"])
     train.train(cfg, folder, devices=jax.devices()[:1])
     assert json.loads((folder / "environment.json").read_text())["prompts_left_out"] == 1
     records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]

@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 from mopd_jax import cli, collect, train
+from mopd_jax import flags as flags_of
 from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError
 from mopd_jax.evaluation import responses
@@ -69,10 +70,10 @@ OTHER = pytest.mark.parametrize(
 def test_another_format_is_refused_in_one_line(folder, number, named, tmp_path):
     """A resume, an evaluation, `mopd rollout --from` and a comparison."""
     edited(folder, of_format(number))
-    cfg, _ = cli.parse([QUICKSTART])
+    cfg, _ = flags_of.parse([QUICKSTART])
     for use in (
         lambda: train.train(cfg, folder),
-        lambda: cli.parse_eval([f"--from={folder}", "--out=x"]),
+        lambda: flags_of.parse_eval([f"--from={folder}", "--out=x"]),
         lambda: collect.collect(cfg, tmp_path / "rollouts.jsonl", start=folder),
         lambda: responses.read(folder),
         lambda: saved_config.check(folder),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mopd_jax import cli, collect, saved_rollouts, train, verifiers
+from mopd_jax import flags as flags_of
 from mopd_jax.errors import InputError
 from mopd_jax.rollouts import storage
 from mopd_jax.run import logbook
@@ -36,7 +37,7 @@ def flags(variant="mopd", **changes):
 
 
 def config(variant="mopd", **changes):
-    return cli.parse(flags(variant, **changes))[0]
+    return flags_of.parse(flags(variant, **changes))[0]
 
 
 def run(folder, variant="mopd", **changes):

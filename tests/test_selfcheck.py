@@ -12,6 +12,7 @@ import oracles
 import pytest
 
 from mopd_jax import cli, experience, losses, selfcheck, verifiers
+from mopd_jax import flags as flags_of
 from mopd_jax.config import Config, LossConfig, RolloutConfig, TeacherConfig, methods
 from mopd_jax.contexts import render
 from mopd_jax.kernels import Divergence
@@ -35,7 +36,9 @@ SMALL = {
 def parse(folder, variant="mopd", **changes):
     settings = {**SMALL, **{k.replace("__", "."): v for k, v in changes.items()}}
     words = [f"--config={CONFIGS}/quickstart.py:{variant}", f"--workdir={folder}"]
-    return cli.parse(words + [f"--config.{name}={value}" for name, value in settings.items()])
+    return flags_of.parse(
+        words + [f"--config.{name}={value}" for name, value in settings.items()]
+    )
 
 
 @pytest.fixture(scope="module")

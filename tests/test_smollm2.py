@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import wants
 
-from mopd_jax import cli, train
+from mopd_jax import flags as flags_of
+from mopd_jax import train
 from mopd_jax.models import tokenizer
 from mopd_jax.rollouts import storage
 from mopd_jax.run import logbook
@@ -34,7 +35,9 @@ pytestmark = [
 
 def test_one_step(tmp_path):
     words = [f"--config.{name}={value}" for name, value in SMALL.items()]
-    cfg, folder = cli.parse([f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", *words])
+    cfg, folder = flags_of.parse(
+        [f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", *words]
+    )
     train.train(cfg, folder, devices=jax.devices()[:1])
     (record,) = [r for r in logbook.read(folder) if r["kind"] == "train"]
     assert record["update_applied"] == record["gradient_finite"] == 1

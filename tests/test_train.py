@@ -20,6 +20,7 @@ import wants
 from orbax.checkpoint import v1 as ocp
 
 from mopd_jax import cli, experience, train
+from mopd_jax import flags as flags_of
 from mopd_jax.data.prepared import store
 from mopd_jax.errors import ConfigError, RunError
 from mopd_jax.models import weights
@@ -50,7 +51,7 @@ def flags(folder, variant="mopd", **changes):
 
 def run(folder, variant="mopd", **changes):
     """In this process, on one of its eight devices."""
-    cfg, workdir = cli.parse(flags(folder, variant, **changes))
+    cfg, workdir = flags_of.parse(flags(folder, variant, **changes))
     return train.train(cfg, workdir, devices=jax.devices()[:1])
 
 
@@ -259,7 +260,9 @@ def test_nothing_compiles_after_warm_up(tmp_path, monkeypatch):
 
 def test_eight_devices_equal_one(tmp_path):
     one = run(tmp_path / "one", steps=2)
-    cfg, workdir = cli.parse(flags(tmp_path / "eight", steps=2, mesh__fsdp=2, mesh__tensor=2))
+    cfg, workdir = flags_of.parse(
+        flags(tmp_path / "eight", steps=2, mesh__fsdp=2, mesh__tensor=2)
+    )
     eight = train.train(cfg, workdir)
     # Adam divides by the gradient's own size, so where that is all rounding, two steps of 1e-3
     # may differ by a part of themselves; tests/test_invariance.py bounds the gradients.
@@ -409,7 +412,7 @@ def test_evaluation_on_what_is_trained_on_by_intention(tmp_path, caplog):
     assert cli.main(["data", *told]) == 0
     changes = {"data__source": "tfds", "data__options.dir": tmp_path, "eval__problems": None}
     changes |= {"data__options.train": "jsonl:test", "data__options.eval": "jsonl"}
-    cfg, folder = cli.parse(flags(tmp_path / "run", **changes, data__held_out=False))
+    cfg, folder = flags_of.parse(flags(tmp_path / "run", **changes, data__held_out=False))
     with caplog.at_level("WARNING", "mopd"):
         opened, problems, _ = runs.prepare(cfg, folder, devices=jax.devices()[:1])
     assert [p.id for p in problems] == [p.id for p in opened.eval_problems]
