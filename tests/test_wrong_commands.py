@@ -25,7 +25,7 @@ START = "config --config=quickstart "
 SETTING = START + "--config."
 # {command: texts of its answer: what and where; the remedy}
 COMMANDS = {
-    "trian": ("'trian'", "did you mean train"),
+    "tain": ("'tain'", "did you mean train"),
     "TRAIN": ("'TRAIN'", "known: "),
     "-v": ("'-v'", "known: "),
     "config": ("--config", "once, not 0 times"),
@@ -84,7 +84,7 @@ COMMANDS = {
     SETTING + "optimizer.weight_decay=-1e999": ("weight_decay=-inf", "finite"),
     SETTING + "optimizer.beta1=1": ("beta1 is 1", "[0, 1)"),
     SETTING + "optimizer.mini_batches=7": ("mini_batches=7", "rollout.prompts"),
-    SETTING + "loss.method=grop": ("'grop'", "did you mean grpo"),
+    SETTING + "loss.method=grp": ("'grp'", "did you mean grpo"),
     SETTING + "loss.alpha=0.5": ("loss.alpha", "loss.divergence.alpha"),
     SETTING + "loss.divergence.top_k=9": ("top_k=9", "leave it None, or choose"),
     SETTING + "eval.ks=(99,)": ("99", "eval.samples"),
@@ -136,4 +136,4 @@ def test_a_wrong_command_is_answered(command, tmp_path, monkeypatch, capsys):
 
 def test_with_debug_there_is_a_traceback():
     with pytest.raises(ValueError, match="did you mean train"):
-        cli.main(["trian", "--debug"])
+        cli.main(["tain", "--debug"])
