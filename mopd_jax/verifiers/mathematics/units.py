@@ -115,6 +115,12 @@ def is_unit(text: str) -> bool:
     return len(words) == 1 or "per" in words
 
 
+def is_listed(text: str) -> bool:
+    """Whether all words are listed units of two letters or more, as in \\textbf{cm}."""
+    words = _WORD.findall(text)
+    return bool(words) and all(len(word) > 1 and _listed(word) for word in words)
+
+
 def same(a: str, b: str) -> bool:
     """Whether two names mean one unit: kilogram is kg, meterpersecond is m/s."""
     return a == b or _symbols(a) == _symbols(b)
