@@ -298,7 +298,7 @@ def is_constant(text: str) -> bool:
 
 
 def readings(text: str) -> tuple[str, ...]:
-    r"""A cleaned text with each of its values: `x = \pi \approx 3.14` is `x = \pi`, or `x = 3.14`.
+    r"""A cleaned text with each of its values: `x = \pi`, `x = 3.14` of `x = \pi \approx 3.14`.
 
     Only where an `\approx` follows a value; all else is returned alone.
     """

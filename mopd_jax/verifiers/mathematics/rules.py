@@ -239,7 +239,7 @@ def _values(gold: str, answer: str) -> tuple[str, str]:
 
 
 def _consistent(answer: str) -> bool:
-    r"""Whether the numbers that an answer calls equal are so: `4 = 5` and `x = 4 = 5` are wrong.
+    r"""Whether numbers that an answer calls equal are so: `4 = 5` and `x = 4 = 5` are wrong.
 
     A value with decimals may be rounded, as in `\sqrt{2} = 1.414`.
     """

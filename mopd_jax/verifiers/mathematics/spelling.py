@@ -62,7 +62,8 @@ _NOISE = re.compile(
     r"\\(?:left|right|[bB]ig{1,2}[lrm]?|displaystyle|textstyle|limits|boxed|fbox)(?![A-Za-z])\.?"
     r"|\\(?:boldsymbol|bold|bm|underline|emph|bf|rm|large|Large|normalsize|hfill|therefore)(?![A-Za-z])"
     r"|\\(?:text)?color ?\{[a-zA-Z]*\}|\\hspace ?\{[^{}]*\}|\\mathbf(?= ?\{ ?[-0-9\\])"
-    r"|\\text ?\{ ?(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is)?:? ?\}|\\(?:checkmark|square|blacksquare) *$"
+    r"|\\text ?\{ ?(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is)?:? ?\}"
+    r"|\\(?:checkmark|square|blacksquare) *$"
     r"|^\*\*|\*\*$|(?<!\\)\\$"  # The last is the rest of a `\ ` at the end.
 )
 # Thin spaces and braced commas that separate thousands.
@@ -140,7 +141,7 @@ _FUNCTIONS = re.compile(
     r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp|"
     r"sec(?= ?[(^\\]| [A-Za-z])|sqrt|pi|infinity|infty)(?![A-Za-z])"
 )
-_ROMAN = re.compile(r"\{ ?\\rm(?![A-Za-z]) ?([^{}\\]*)\}")
+_ROMAN = re.compile(r"\{ ?\\rm(?![A-Za-z]) ?([^{}\\]*)\}|\\rm ?\{([^{}\\]*)\}")
 # An option's sentence: \text{The answer is 12}.
 _SENTENCE = re.compile(r"(\\text ?\{) ?(?:The|the) (?:final )?answer is:? (?=[-+0-9.\\$])")
 _ORDINAL = re.compile(
@@ -161,7 +162,7 @@ def clean(text: str) -> str:
     """
     text = text.translate(_UNICODE)
     text = _DELIMITER.sub(" ", text)
-    text = _ROMAN.sub(r"\\mathrm{\1}", text)
+    text = _ROMAN.sub(lambda match: rf"\mathrm{{{match[1] or match[2]}}}", text)
     text = _GROUPS.sub(lambda match: re.sub(r"[ \\]", "", match[0]), text)
     text = _NOISE.sub(" ", text)
     text = _THOUSANDS.sub("", text)

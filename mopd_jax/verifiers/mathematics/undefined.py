@@ -9,11 +9,13 @@ import re
 
 _ZERO = r"[({ ]*0+(?:\.0*)?[)} ]*(?![0-9.])"
 _DIVIDED = re.compile(
-    rf"/ ?{_ZERO}(?![\^!])|\\frac ?(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}) ?\{{{_ZERO}(?=$|[^\^!])"
+    rf"/ ?{_ZERO}(?![\^!])"
+    rf"|\\frac ?(?:\{{(?:[^{{}}]|\{{[^{{}}]*\}})*\}}) ?\{{{_ZERO}(?=$|[^\^!])"
 )
 _POWER = re.compile(rf"(?<![0-9.])0+(?:\.0*)?[)}} ]*\^ ?{_ZERO}")
 # Bounds of sums, integrals and limits may be infinite, and so may what an arrow points to.
 _SCRIPTS = re.compile(r"[_^] ?(?:\\infty|\{(?:[^{}]|\{[^{}]*\})*\})|\\to ?[-+]?\\infty")
+_ALONE = re.compile(r"[({] ?([-+]?\\infty) ?[)}]")
 _MAY_PRECEDE = re.compile(
     r"(?:^|[,;:=<>(\[{]|\\(?:[lg]e|in|ne|approx|cup|cap|setminus)|\\\{)"
     r"[ (]*(?:[-+]|\\pm|\\mp)?[ ({]*$"
@@ -28,6 +30,7 @@ def holds(text: str) -> bool:
     if _DIVIDED.search(text) or _POWER.search(text):
         return True
     bare = _SCRIPTS.sub(" ", text)
+    bare = _ALONE.sub(r"\1", bare)
     if re.search(r"\\frac ?\{[^{}]*\\infty|\} ?\{[^{}]*\\infty", bare):
         return True
     for match in re.finditer(r"\\infty(?![A-Za-z])", bare):

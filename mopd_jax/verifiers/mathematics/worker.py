@@ -1,8 +1,8 @@
 """The program of a worker process: decides by math-verify whether two formulas are equal.
 
 It is run as a file, not imported, so that it loads neither JAX nor the rest of the package. It
-reads one JSON object a line, `{"pairs": [[gold, answer], ...], "seconds": 5.0}` (a third item of
-a pair is the relation that `judge` tests), and answers
+reads one JSON object a line, `{"pairs": [[gold, answer], ...], "seconds": 5.0}`, where a pair
+may have the relation that `judge` tests as a third item, and answers
 `{"outcomes": [...]}` or `{"broken": why}`. `pool.py` is the other end.
 
 Model text must not run as Python. It is parsed by a LaTeX grammar, of which only numbers would
@@ -80,11 +80,23 @@ _TAKEN = re.compile(
 # Letters that take their places, if neither formula has them.
 _FREE = tuple(
     "\\" + name
-    for name in "varrho varpi varsigma upsilon xi vartheta kappa iota chi tau".split()
+    for name in [
+        "varrho",
+        "varpi",
+        "varsigma",
+        "upsilon",
+        "xi",
+        "vartheta",
+        "kappa",
+        "iota",
+        "chi",
+        "tau",
+    ]
 )
 # L_\odot: signs in subscripts become names.
 _SUBSCRIPT = re.compile(
-    r"_ ?\{? ?\\(odot|oplus|otimes|star|ast|perp|parallel|circ|infty|bullet|pm) ?(?:\}|(?![A-Za-z]))"
+    r"_ ?\{? ?\\(odot|oplus|otimes|star|ast|perp|parallel|circ|infty|bullet|pm)"
+    r" ?(?:\}|(?![A-Za-z]))"
 )
 _UNREADABLE = ("gold unreadable", "answer unreadable")
 # Largest relative difference of equal numbers, without and with decimals in a formula.
@@ -167,7 +179,7 @@ def _angle_start(head: str) -> int | None:
 
 
 def _letters(pair: tuple[str, str]) -> tuple[str, str]:
-    """Both texts with letters that the grammar reads, for those that it takes for something else."""
+    """Both texts with letters that the grammar reads in place of those that it misreads."""
     both = " ".join(pair)
     taken = sorted({match[1] for match in _TAKEN.finditer(both) if match[1]})
     free = [name for name in _FREE if name not in both]
@@ -248,9 +260,9 @@ def _same(gold: Formula, answer: Formula) -> bool:
             if not _is_quantity(one.lhs):
                 return False
             return _same(one.rhs, other) if one is gold else _same(other, one.rhs)
-    if isinstance(gold, (sympy.core.relational.Relational, sympy.logic.boolalg.BooleanAtom)):
-        if not gold.free_symbols:
-            return False  # Of numbers, so every true one would be equal.
+    relation = (sympy.core.relational.Relational, sympy.logic.boolalg.BooleanAtom)
+    if isinstance(gold, relation) and not gold.free_symbols:
+        return False  # Of numbers, so every true one would be equal.
     # math-verify's own time limit is a signal handler; here the kernel limits CPU time.
     if not verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True):
         return False
@@ -275,13 +287,13 @@ def _is_quantity(side: Formula) -> bool:
         elif isinstance(part, sympy.Pow):
             if part.exp != -1:
                 return False
-        elif part.is_Number and part != -1:
-            return False
+        elif part.is_Number:
+            if part != -1:
+                return False
         elif not isinstance(
             part, (sympy.Add, sympy.Mul, sympy.Abs, sympy.sin, sympy.cos, sympy.tan)
         ):
-            if not part.is_Number:
-                return False
+            return False
     return (
         bool(leaves) and len(leaves) == len(set(leaves)) and not side.could_extract_minus_sign()
     )
