@@ -109,6 +109,8 @@ EQUAL = [
     (r"\infty", r"+\infty"),
 ]
 DIFFERENT = [
+    (r"\cos(e)\approx-0.912", r"\cos(e)\approx-0.912\text{ million}"),
+    (r"\cos(e)", r"\cos(e)\approx-0.912x"),
     (r"\gamma+1", "1"),
     (r"m_{p} c^{2}\left(\gamma^{2}-1\right)\sin^{2}\theta", r"m_p c^2(\gamma^2-5)\sin^2\theta"),
     (r"\gamma_1", r"\gamma_2"),
@@ -183,6 +185,20 @@ def test_different(gold, answer):
 @pytest.mark.parametrize("gold", ["-1./3", "3./2", r"\gamma_1", "e_1+e_2", r"2L_{\odot}"])
 def test_golds_that_are_readable(gold):
     assert rules.unusable(Problem("p", TURN, gold, "math")) == ""
+
+
+def test_the_mutation_rate_counts_changes_and_golds_of_other_rows(monkeypatch):
+    problems = [
+        Problem(f"p{i}", TURN, gold, "math") for i, gold in enumerate(["5", "10/2", "7"])
+    ]
+    result = selftest.selftest(problems)
+    changes = sum(len(rules.mutated(problem)) for problem in problems)
+    # 5 against 10/2 is left out, because the policy calls them equal.
+    assert (result.mutations, result.passed, result.mutation_rate) == (changes + 2, 0, 0.0)
+    accepts = lambda problem, response, **_: verifiers.Verdict(float(problem.answer != "7"))
+    monkeypatch.setattr(verifiers, "verify", accepts)
+    result = selftest.selftest(problems, policy="keep")
+    assert result.passed > 0 and result.unsound
 
 
 # Golds in the form of data sets, none equal to another of its set.

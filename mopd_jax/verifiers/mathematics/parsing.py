@@ -310,7 +310,9 @@ def readings(text: str) -> tuple[str, ...]:
     if not is_constant(before[-1]):
         return (f"{head}={value}",)
     name = assignment(head)[0]
-    return (head.strip(" "), f"{name}={value}" if name else value)
+    last = f"{name}={value}" if name else value
+    # Only a rounding that is a number can be checked against the value before it.
+    return (head.strip(" "), last) if is_constant(value) else (last,)
 
 
 def is_relation(text: str) -> bool:
