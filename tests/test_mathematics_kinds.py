@@ -10,6 +10,7 @@ import pytest
 
 from mopd_jax import verifiers
 from mopd_jax.records import Problem
+from mopd_jax.verifiers import selftest
 from mopd_jax.verifiers.mathematics import rules
 
 TURN = ({"role": "user", "content": "How many?"},)
@@ -195,7 +196,10 @@ def test_the_mutation_rate_counts_changes_and_golds_of_other_rows(monkeypatch):
     changes = sum(len(rules.mutated(problem)) for problem in problems)
     # 5 against 10/2 is left out, because the policy calls them equal.
     assert (result.mutations, result.passed, result.mutation_rate) == (changes + 2, 0, 0.0)
-    accepts = lambda problem, response, **_: verifiers.Verdict(float(problem.answer != "7"))
+
+    def accepts(problem, response, **_):
+        return verifiers.Verdict(float(problem.answer != "7" or "{7}" in response))
+
     monkeypatch.setattr(verifiers, "verify", accepts)
     result = selftest.selftest(problems, policy="keep")
     assert result.passed > 0 and result.unsound
