@@ -21,6 +21,10 @@ def judge(gold, answer, name="math"):
 
 
 EQUAL = [
+    ("5", r"5\textbf{ km/h}"),
+    ("12", r"12\textsuperscript{th}"),
+    ("3/4", r"\mathbb{E}[X^2]=3/4"),
+    (r"R_\oplus M_\odot", r"M_\odot R_\oplus"),
     (r"\gamma+1", r"1+\gamma"),
     (r"m_{p} c^{2}\left(\gamma^{2}-1\right)\sin^{2}\theta", r"(\gamma^2-1)m_pc^2\sin^2\theta"),
     (r"\gamma+\ln 2", r"\ln 2+\gamma"),
@@ -110,6 +114,13 @@ EQUAL = [
     (r"\infty", r"+\infty"),
 ]
 DIFFERENT = [
+    ("7", "y-1=7"),
+    ("7", "1/y=7"),
+    ("7", "3y=21"),
+    ("2+2=4", "3+3=6"),
+    ("5, 6", "4=5, 6"),
+    ("2", r"\sqrt{4}+\frac{1}{0}-\frac{1}{0}"),
+    ("true, and false", "true, or false"),
     (r"\cos(e)\approx-0.912", r"\cos(e)\approx-0.912\text{ million}"),
     (r"\cos(e)", r"\cos(e)\approx-0.912x"),
     (r"\gamma+1", "1"),

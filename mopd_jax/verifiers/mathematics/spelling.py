@@ -88,6 +88,7 @@ _SYNONYMS = (
     (re.compile(r"\\varepsilon(?![A-Za-z])"), r"\\epsilon"),
     (re.compile(r"\\(?:c?dots[cbmio]?|ldots)(?![A-Za-z])|\.\.\."), r"\\ldots"),
     (re.compile(r"\\(?:textnormal|textup|textsl|textmd|hbox)(?= ?\{)"), r"\\text"),
+    (re.compile(r"\\textsuperscript ?\{ ?(st|nd|rd|th) ?\}"), r"\\text{\1}"),
     (re.compile(r"\\colon(?![A-Za-z])"), ":"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r" ?\*\* ?"), "^"),

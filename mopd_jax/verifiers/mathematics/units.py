@@ -116,9 +116,9 @@ def is_unit(text: str) -> bool:
 
 
 def is_listed(text: str) -> bool:
-    """Whether all words are listed units of two letters or more, as in \\textbf{cm}."""
+    """Whether all words are listed units and not single letters alone, as in \\textbf{km/h}."""
     words = _WORD.findall(text)
-    return bool(words) and all(len(word) > 1 and _listed(word) for word in words)
+    return any(len(word) > 1 for word in words) and all(map(_listed, words))
 
 
 def same(a: str, b: str) -> bool:

@@ -280,6 +280,8 @@ def _is_quantity(side: Formula) -> bool:
     """
     import sympy
 
+    if sympy.fraction(side)[0].is_number:
+        return False
     leaves = []
     for part in sympy.preorder_traversal(side):
         if isinstance(part, sympy.Symbol):
@@ -290,6 +292,8 @@ def _is_quantity(side: Formula) -> bool:
         elif part.is_Number:
             if part != -1:
                 return False
+        elif isinstance(part, sympy.Add) and any(x.is_number for x in part.args):
+            return False
         elif not isinstance(
             part, (sympy.Add, sympy.Mul, sympy.Abs, sympy.sin, sympy.cos, sympy.tan)
         ):
