@@ -292,10 +292,12 @@ def _is_quantity(side: Formula) -> bool:
         elif part.is_Number:
             if part != -1:
                 return False
-        elif isinstance(part, sympy.Add) and any(x.is_number for x in part.args):
-            return False
-        elif not isinstance(
-            part, (sympy.Add, sympy.Mul, sympy.Abs, sympy.sin, sympy.cos, sympy.tan)
+        elif (
+            isinstance(part, sympy.Add)
+            and any(x.is_number for x in part.args)
+            or not isinstance(
+                part, (sympy.Add, sympy.Mul, sympy.Abs, sympy.sin, sympy.cos, sympy.tan)
+            )
         ):
             return False
     return (
