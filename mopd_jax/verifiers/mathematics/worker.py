@@ -282,27 +282,14 @@ def _is_quantity(side: Formula) -> bool:
 
     if sympy.fraction(side)[0].is_number:
         return False
-    leaves = []
+    whole = (sympy.Mul, sympy.Abs, sympy.sin, sympy.cos, sympy.tan)
+    letters = [part for part in sympy.preorder_traversal(side) if part.is_Symbol]
     for part in sympy.preorder_traversal(side):
-        if isinstance(part, sympy.Symbol):
-            leaves.append(part)
-        elif isinstance(part, sympy.Pow):
-            if part.exp != -1:
-                return False
-        elif part.is_Number:
-            if part != -1:
-                return False
-        elif (
-            isinstance(part, sympy.Add)
-            and any(x.is_number for x in part.args)
-            or not isinstance(
-                part, (sympy.Add, sympy.Mul, sympy.Abs, sympy.sin, sympy.cos, sympy.tan)
-            )
-        ):
+        divided = part.is_Pow and part.exp == -1
+        added = part.is_Add and not any(x.is_number for x in part.args)
+        if not (part.is_Symbol or part == -1 or divided or added or isinstance(part, whole)):
             return False
-    return (
-        bool(leaves) and len(leaves) == len(set(leaves)) and not side.could_extract_minus_sign()
-    )
+    return 0 < len(letters) == len(set(letters)) and not side.could_extract_minus_sign()
 
 
 def _same_equation(gold: Formula, answer: Formula) -> bool:
@@ -376,7 +363,7 @@ def judge(gold: str, answer: str, relation: str = "equal") -> str:
             except Exception:  # The grammar raises plain exceptions, sympy everything else.
                 return unreadable
         try:
-            if _rounds(*parsed, text) if relation == "rounded" else _same(*parsed):
+            if _rounds(parsed[0], parsed[1], text) if relation == "rounded" else _same(*parsed):
                 return "equal"
         except MemoryError:
             raise
