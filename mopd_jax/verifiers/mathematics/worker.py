@@ -78,20 +78,15 @@ _TAKEN = re.compile(
     r"(\\gamma(?![A-Za-z])|\\Gamma(?! *\()(?![A-Za-z])|[eE](?= ?_))|\\[A-Za-z]+"
 )
 # Letters that take their places, if neither formula has them.
-_FREE = tuple(
-    "\\" + name
-    for name in [
-        "varrho",
-        "varpi",
-        "varsigma",
-        "upsilon",
-        "xi",
-        "vartheta",
-        "kappa",
-        "iota",
-        "chi",
-        "tau",
-    ]
+_FREE = (
+    r"\varrho",
+    r"\varpi",
+    r"\varsigma",
+    r"\upsilon",
+    r"\xi",
+    r"\vartheta",
+    r"\kappa",
+    r"\iota",
 )
 # L_\odot: signs in subscripts become names.
 _SUBSCRIPT = re.compile(
