@@ -10,7 +10,7 @@ import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from mopd_jax import verifiers
 from mopd_jax.errors import InputError
@@ -57,6 +57,9 @@ class SelfTest:
     failed: items whose gold answer does not score 1.
     unsound: items of which a wrong response scores more than 0, or has no verdict.
     untested: ids of the items without such responses; neither failed nor sound.
+    mutations: how many wrong responses were judged: small changes of gold answers, and gold
+        answers of other items, except those that the policy calls equal.
+    passed: how many of these were judged right.
     kept: the problems that the policy keeps, in their order.
     """
 
@@ -65,6 +68,13 @@ class SelfTest:
     unsound: tuple[Finding, ...]
     untested: tuple[str, ...]
     kept: tuple[Problem, ...]
+    mutations: int = 0
+    passed: int = 0
+
+    @property
+    def mutation_rate(self) -> float:
+        """Share of the wrong responses that were judged right; NaN if none was judged."""
+        return self.passed / self.mutations if self.mutations else float("nan")
 
     @property
     def ceiling(self) -> float:
@@ -107,11 +117,15 @@ def selftest(
     verifiers.check(problems)
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         findings = list(pool.map(functools.partial(_judge, sandbox=sandbox), problems))
+        others = pool.map(_other_gold, problems, [*problems[1:], *problems[:1]])
+        crossed = [other for other in others if other is not None]
     failed: list[Finding] = []
     unsound: list[Finding] = []
     untested: list[str] = []
     kept: list[Problem] = []
-    for problem, (gold, wrong) in zip(problems, findings, strict=True):
+    mutations, passed = len(crossed), sum(crossed)
+    for problem, (gold, wrong, tried, right) in zip(problems, findings, strict=True):
+        mutations, passed = mutations + tried, passed + right
         if gold is None:
             untested.append(problem.id)
         if gold:
@@ -126,36 +140,64 @@ def selftest(
         unsound=tuple(unsound),
         untested=tuple(untested),
         kept=tuple(kept),
+        mutations=mutations,
+        passed=passed,
     )
     if policy == "error" and (failed or unsound):
         raise SelfTestError(_complaint(outcome))
     return outcome
 
 
-def _judge(problem: Problem, *, sandbox: Sandbox | None) -> tuple[str | None, str]:
-    """(why the gold answer fails, why a wrong answer passes); "" where that is not so.
+class _Judged(NamedTuple):
+    """What the judgements of one item show."""
 
-    The first is None where there is no gold response to try.
-    """
+    gold: str | None  # Why its gold answer fails; "" if it does not, None without one to try.
+    wrong: str = ""  # Why the first wrong answer passes, or "".
+    tried: int = 0  # Wrong answers that were judged.
+    passed: int = 0  # Those that were judged right.
+
+
+def _judge(problem: Problem, *, sandbox: Sandbox | None) -> _Judged:
+    """Judges the gold answer and the wrong answers of an item."""
     forms = WITH_GOLD.get(problem.verifier)
     if forms is None:
-        return None, ""
+        return _Judged(None)
     try:
         right, wrong = forms.gold_response(problem), forms.mutated(problem)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         # The gold answer is too broken to be written as a response.
-        return f"{type(error).__name__}: {error}", ""
+        return _Judged(f"{type(error).__name__}: {error}")
     if right is None:
-        return None, ""
+        return _Judged(None)
     gold = verifiers.verify(problem, right, sandbox=sandbox)
     if gold.error or gold.reward != 1.0:
-        return gold.error or f"the gold answer scores {gold.reward:g}", ""
+        return _Judged(gold.error or f"the gold answer scores {gold.reward:g}")
+    first, passed = "", 0
     for response in wrong:
         verdict = verifiers.verify(problem, response, sandbox=sandbox)
-        if verdict.error or verdict.reward:
+        passed += verdict.reward > 0
+        if not first and (verdict.error or verdict.reward):
             what = verdict.error or f"scores {verdict.reward:g}"
-            return "", f"the wrong response {response[:80]!r}: {what}"
-    return "", ""
+            first = f"the wrong response {response[:80]!r}: {what}"
+    return _Judged("", first, len(wrong), passed)
+
+
+def _other_gold(problem: Problem, other: Problem) -> bool | None:
+    """Whether the gold answer of another item is judged right; None where that is not to be
+    tried: no gold answer, programs, another verifier, or the policy calls the two golds equal,
+    which it does where each is right for the other's item."""
+    if problem is other or problem.verifier != other.verifier or problem.verifier == "code":
+        return None
+    if (forms := WITH_GOLD.get(problem.verifier)) is None:
+        return None
+    try:
+        golds = [forms.gold_response(p) for p in (problem, other)]
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None  # Too broken to be written; `_judge` reports it.
+    if golds[0] is None or golds[1] is None:
+        return None
+    right = verifiers.verify(problem, golds[1]).reward > 0
+    return None if right and verifiers.verify(other, golds[0]).reward > 0 else right
 
 
 def _complaint(outcome: SelfTest) -> str:

@@ -91,6 +91,12 @@ def _report(split: str, result: selftest.SelfTest, total: int, excluded: int) ->
         f"on their own gold answer, {len(result.unsound)} let a wrong answer pass, "
         f"{len(result.untested)} have no gold response; {excluded} excluded"
     ]
+    if result.mutations:
+        lines.append(
+            f"  mutation rate {result.mutation_rate:.4f}: "
+            f"{result.passed} of {result.mutations} "
+            "small changes of gold answers and golds of other rows are judged right"
+        )
     bad = (*result.failed, *result.unsound)
     lines += [f"  {name}: {why}" for name, why in bad[:_SHOWN]]
     if len(bad) > _SHOWN:

@@ -10,7 +10,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 _NUMERAL = re.compile(r"\(?([0-9A-Z]+)\)? ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))")
-TEXT = r"\\(?:text(?:rm|bf|it|normal|sf|tt)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname)"
+TEXT = (
+    r"\\(?:text(?:rm|bf|it|normal|sf|tt|up|sl|md)?|math(?:rm|bf|it|sf|tt)|[mh]box|operatorname)"
+)
 _CLOCK = re.compile(r"[0-9]{1,2}(?::[0-5][0-9]){1,2}")
 
 _TIME = re.compile(

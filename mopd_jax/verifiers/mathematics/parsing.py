@@ -45,12 +45,30 @@ _WRAPPED_PART = (
     r"(?: ?\^ ?\{?-?[0-9]\}?)?"
 )
 _WRAPPED_UNIT = re.compile(rf"((?:{_WRAPPED_PART})+) ?$")
+# Words in bold or italics, which are units only where the unit is listed.
+_STYLED_PART = (
+    r"(?: ?(?:/|\\cdot|\\times))? ?\\(?:text(?:bf|it|sf|tt)|operatorname) ?\{[^{}]*\}"
+    r"(?: ?\^ ?\{?-?[0-9]\}?)?"
+)
+_STYLED_UNIT = re.compile(rf"((?:{_STYLED_PART})+) ?$")
 _NO_QUANTITY = ("^", "_", "+", "-", "*", "=", "<", ">")
 _DEGREES = re.compile(rf" ?\^ ?\\circ ?(?:(?:{_TEXT} ?)?\{{? ?([CF]) ?\}}?)?$")
 # In the argument of these functions a degree sign is part of the formula.
 _TRIG = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
-_RELATION = re.compile(r"(?<!\\not)(?<!\\not )(?:\\in(?![A-Za-z])|(?<![<>!:\\])=)")
+_RELATION = re.compile(
+    r"(?<!\\not)(?<!\\not )(?:\\in(?![A-Za-z])|\\approx(?![A-Za-z])|(?<![<>!:\\])=)"
+)
 _NAME = re.compile(r"[A-Za-z\\(|][A-Za-z0-9\\(),_{}' |]*")
+# The brackets of P(X=2), \Pr[X>1] and E[X^2], and those of f(-2).
+_EVENT = re.compile(
+    r"\([^()]*(?:[=<>]|\\[lgn]et?(?![A-Za-z])|\\(?:cap|cup|mid|in)(?![A-Za-z]))[^()]*\)"
+    r"|(?<=[A-Za-z}])\[[^\[\]]*\]|(?<=[fghFGHP])\(-?[0-9./]*\)"
+)
+# Commands of formulas that are numbers.
+_OF_NUMBERS = re.compile(
+    r"\\(?:[dt]?frac|sqrt|log|ln|lg|exp|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|pi|cdot|times|div|"
+    r"binom|circ|overline)(?![A-Za-z])|(?<![A-Za-z\\])e(?![A-Za-z])"
+)
 _MATRIX = re.compile(r"\\begin|\\frac|\\sqrt|\\int|\\sum")
 
 
@@ -199,13 +217,15 @@ def take_unit(text: str) -> tuple[str, str]:
     if match := _CURRENCY.match(text):
         sign = text[match.start() : match.end()].lstrip("- ").lstrip("\\")
         return (match[1] + text[match.end() :]).strip(" "), sign
-    for pattern in (_DEGREES, _WRAPPED_UNIT, _BARE_UNIT):
+    for pattern in (_DEGREES, _WRAPPED_UNIT, _STYLED_UNIT, _BARE_UNIT):
         if not (match := pattern.search(text)):
             continue
         rest = text[: match.start()].strip(" ")
         if rest and not rest.endswith(_NO_QUANTITY):
             if pattern is _WRAPPED_UNIT and not units.is_unit(_unwrapped(match[1])):
                 return text, ""
+            if pattern is _STYLED_UNIT and not units.is_listed(_unwrapped(match[1])):
+                continue
             name = f"deg{match[1] or ''}" if pattern is _DEGREES else _unit_name(match[1])
             return (text, "") if name == "deg" and _TRIG.search(rest) else (rest, name)
     return text, ""
@@ -243,15 +263,56 @@ def assignment(text: str) -> tuple[str, str]:
     Of `2+3 = 5` it is ("", "5"), and of a chain `x = 2+3 = 5` the last value. Of all else it is
     ("", text).
     """
-    parts = _RELATION.split(text)
-    name, value = parts[0].strip(" "), parts[-1].strip(" ")
+    parts = sides(text)
+    name, value = parts[0], parts[-1]
     if len(parts) == 1 or not value or (len(parts) > 2 and len(_split(text)) > 1):
         return "", text
-    if not any(c.isalpha() for c in name) and name:
+    if is_constant(name):
         return "", value
-    if _NAME.fullmatch(name) and not _MATRIX.search(name) and _depth(name) == 0:
+    if len(numerals.ratio(name)) == len(numerals.ratio(value)) > 1:
+        plain = name.replace(":", " ")
+    else:
+        plain = _EVENT.sub("()", name)
+    if _NAME.fullmatch(plain) and not _MATRIX.search(plain) and _depth(plain) == 0:
         return spelling.squash(name), value
     return "", text
+
+
+def sides(text: str) -> tuple[str, ...]:
+    """The sides of a cleaned equation or chain of such, between the relations `=`, `\\approx`
+    and `\\in` outside of brackets; the text alone where it has none."""
+    parts, start = [], 0
+    for match in _RELATION.finditer(text):
+        if _depth(text[: match.start()]) == 0:
+            parts.append(text[start : match.start()].strip(" "))
+            start = match.end()
+    return (*parts, text[start:].strip(" "))
+
+
+def is_constant(text: str) -> bool:
+    """Whether a cleaned text is a formula of numbers alone, such as `\\log(0.01)`; the letter e
+    alone is a name."""
+    if not text or text == "e":
+        return False
+    return not any(c.isalpha() for c in _OF_NUMBERS.sub("", take_unit(text)[0]))
+
+
+def readings(text: str) -> tuple[str, ...]:
+    r"""A cleaned text with each of its values: `x = \pi`, `x = 3.14` of `x = \pi \approx 3.14`.
+
+    Only where an `\approx` follows a value; all else is returned alone.
+    """
+    head, sign, tail = text.partition(r"\approx")
+    if not sign or tail.lstrip(" ")[:1].isalpha() or len(_split(text)) > 1 or _depth(head):
+        return (text,)
+    before = sides(head)
+    value = sides(tail)[-1]
+    if not is_constant(before[-1]):
+        return (f"{head}={value}",)
+    name = assignment(head)[0]
+    last = f"{name}={value}" if name else value
+    # Only a rounding that is a number can be checked against the value before it.
+    return (head.strip(" "), last) if is_constant(value) else (last,)
 
 
 def is_relation(text: str) -> bool:

@@ -20,7 +20,14 @@ from typing import Literal, NamedTuple
 from mopd_jax.errors import InputError
 from mopd_jax.records import Problem, Verdict
 from mopd_jax.thinking import answer_part
-from mopd_jax.verifiers.mathematics import numerals, parsing, spelling, units, word_answers
+from mopd_jax.verifiers.mathematics import (
+    numerals,
+    parsing,
+    spelling,
+    undefined,
+    units,
+    word_answers,
+)
 from mopd_jax.verifiers.mathematics.pool import OverLimit, Pool, Undecided
 
 CPU_SECONDS = 5.0
@@ -50,6 +57,9 @@ _MAY_BE_MANY = re.compile(
 )
 # A formula to compare an answer with, in order to see whether the answer can be read at all.
 _NO_ANSWER = r"\sqrt{2}+x^{17}"
+_BARE_POINT = re.compile(
+    r"(?<=[0-9])\.(?= ?(?:[/}]|$))"
+)  # Of 3./2, which the worker cannot read.
 _PRIMED = re.compile(r"([A-Za-z0-9)}]?) ?('+)")
 _SPEAKS_OF_PERCENT = re.compile(r"percent|%|\bpct\b", re.IGNORECASE)
 
@@ -193,7 +203,12 @@ def same(gold: str, answer: str, *, percent: bool = False) -> bool:
     """
     if spelling.squash(gold) == spelling.squash(answer):
         return True
-    gold, answer = _values(gold, answer)
+    if undefined.holds(answer) or not _consistent(answer):
+        return False
+    golds, answers = parsing.readings(gold), parsing.readings(answer)
+    if len(golds) * len(answers) > 1:
+        return any(same(g, a, percent=percent) for g in golds for a in answers)
+    gold, answer = _values(golds[0], answers[0])
     parts = _decompose(gold, answer)
     if parts is False:
         return False
@@ -219,8 +234,26 @@ def _values(gold: str, answer: str) -> tuple[str, str]:
         return (gold, answer) if equation else (gold_value, answer_value)
     if answer_name and parsing.is_relation(gold):
         return gold, answer
-    # The answer `2 + 3 = 5` has the value 5; a gold equation stays an equation.
-    return gold, answer_value
+    # `2 + 3 = 5` has the value 5; another equation stays an equation.
+    return gold_value, answer_value
+
+
+def _consistent(answer: str) -> bool:
+    r"""Whether numbers that an answer calls equal are so: `4 = 5` and `x = 4 = 5` are wrong.
+
+    A value with decimals may be rounded, as in `\sqrt{2} = 1.414`.
+    """
+    claims = []
+    for part in parsing.shape(answer).parts:
+        chain = [side for side in parsing.sides(part) if parsing.is_constant(side)]
+        claims += list(zip(chain, chain[1:], strict=False))
+    if len(claims) > _MOST_PAIRS:
+        return False
+    open_claims = [pair for pair in claims if not _known(*pair, True)]
+    if not open_claims:
+        return True
+    formulas = [(*map(_formula, pair), "rounded") for pair in open_claims]
+    return all(outcome == "equal" for outcome in POOL.ask({"pairs": formulas})["outcomes"])
 
 
 _Parts = tuple[str, tuple[str, ...], tuple[str, ...]]
@@ -413,4 +446,5 @@ def _formula(text: str) -> str:
     """The formula for the worker: without the unit, and with % as a division by 100."""
     value, is_percent = parsing.take_percent(text)
     value, _ = parsing.take_unit(value)
+    value = _BARE_POINT.sub("", value).replace(r"\approx", "=")
     return rf"\frac{{{value}}}{{100}}" if is_percent else value

@@ -42,9 +42,18 @@ _SIGNS = {
     "\u2153": r"\frac{1}{3}",
     "\u2154": r"\frac{2}{3}",
     "\u2019": "'",
-    "\u00a0": " ",
-    "\u202f": " ",
-    "\u2009": " ",
+    "\u2026": r"\ldots ",
+    "\u22ef": r"\ldots ",
+    "\u03b3": r"\gamma ",
+    "\u0393": r"\Gamma ",
+    "\u03b5": r"\epsilon ",
+    "\u03f5": r"\epsilon ",
+    "\u2236": ":",
+    "\uff1a": ":",
+    "\u00a0": r"\ ",
+    "\u202f": r"\ ",
+    "\u2009": r"\ ",
+    "\u2007": r"\ ",
     "\uff0c": ",",
 }
 _UNICODE = str.maketrans(_SIGNS)
@@ -53,11 +62,19 @@ _NOISE = re.compile(
     r"\\(?:left|right|[bB]ig{1,2}[lrm]?|displaystyle|textstyle|limits|boxed|fbox)(?![A-Za-z])\.?"
     r"|\\(?:boldsymbol|bold|bm|underline|emph|bf|rm|large|Large|normalsize|hfill|therefore)(?![A-Za-z])"
     r"|\\(?:text)?color ?\{[a-zA-Z]*\}|\\hspace ?\{[^{}]*\}|\\mathbf(?= ?\{ ?[-0-9\\])"
-    r"|\\text ?\{ ?(?:Final )?[Aa]nswer: ?\}|\\(?:checkmark|square|blacksquare) *$"
+    r"|\\text ?\{ ?(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswer(?: is)?:? ?\}"
+    r"|\\(?:checkmark|square|blacksquare) *$"
     r"|^\*\*|\*\*$|(?<!\\)\\$"  # The last is the rest of a `\ ` at the end.
 )
 # Thin spaces and braced commas that separate thousands.
-_THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\!|\\[,;:]|~)(?=[0-9]{3}(?![0-9]))")
+_THOUSANDS = re.compile(
+    r"(?<=[0-9])(?:\{,\}|\\text\{,\}|,?\\!|\\[,;:]|~) ?(?=[0-9]{3}(?![0-9]))"
+)
+# A whole number in groups behind blanks: 10 080, 10\ 080. A fraction's whole part is no group.
+_GROUPS = re.compile(
+    r"(?<![0-9.,^_/}\\])(?<![0-9.,^_/}\\] )[1-9][0-9]{0,2}(?:(?: |\\ ) ?[0-9]{3})+"
+    r"(?![0-9]|\.[0-9]{0,2}\.| ?(?:/|\\[dt]?frac)|\\? [0-9])"
+)
 # Digits with commas in front of letters or a command: 1,000\pi.
 _THOUSANDS_OF = re.compile(
     r"(?<![0-9,.])[1-9][0-9]{0,2}(?:,[0-9]{3})+"
@@ -66,7 +83,13 @@ _THOUSANDS_OF = re.compile(
 # Runs of blanks become one blank, because patterns below would be slow on runs.
 _SPACE = re.compile(r"(?:(?<!\\)\\[,!;:> ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s)+")
 _SYNONYMS = (
+    (re.compile(r"\\(?:simeq|thickapprox|approxeq)(?![A-Za-z])"), r"\\approx"),
     (re.compile(r"^ *\\approx(?![A-Za-z])"), ""),
+    (re.compile(r"\\varepsilon(?![A-Za-z])"), r"\\epsilon"),
+    (re.compile(r"\\(?:c?dots[cbmio]?|ldots)(?![A-Za-z])|\.\.\."), r"\\ldots"),
+    (re.compile(r"\\(?:textnormal|textup|textsl|textmd|hbox)(?= ?\{)"), r"\\text"),
+    (re.compile(r"\\textsuperscript ?\{ ?(st|nd|rd|th) ?\}"), r"\\text{\1}"),
+    (re.compile(r"\\colon(?![A-Za-z])"), ":"),
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r" ?\*\* ?"), "^"),
     (re.compile(r"\\(?:mathrm|text) ?\{ ?([eid]) ?\}"), r"\1"),
@@ -109,12 +132,26 @@ _SYNONYMS = (
 )
 _JOINTS = (
     (re.compile(rf"{_TEXT}\{{ *,? *(?:and|or) *\}}"), ", "),
+    # Behind a comma only in front of a value or a letter, because prose has such commas too.
+    (re.compile(r"[,;] *(?:and|or)(?: +(?=[A-Za-z](?![A-Za-z]))| *(?=[-+\\0-9(\[]))"), ", "),
     (re.compile(r"(?<=[0-9}) ]) +(?:and|or) +(?=[-+\\0-9(A-Za-z])"), ", "),
-    (re.compile(r", *, *"), ", "),
+    (re.compile(r"(?<=[0-9})\]]) *(?:and|or)(?: +(?=[A-Za-z] ?=)| *(?=[-+\\0-9(\[]))"), ", "),
+    (re.compile(r"[,;] *, *"), ", "),
 )
 _FUNCTIONS = re.compile(
     r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|csc|ln|log|exp|"
     r"sec(?= ?[(^\\]| [A-Za-z])|sqrt|pi|infinity|infty)(?![A-Za-z])"
+)
+_ROMAN = re.compile(r"\{ ?\\rm(?![A-Za-z]) ?([^{}\\]*)\}|\\rm ?\{([^{}\\]*)\}")
+# An option's sentence: \text{The answer is 12}.
+_SENTENCE = re.compile(r"(\\text ?\{) ?(?:The|the) (?:final )?answer is:? (?=[-+0-9.\\$])")
+_ORDINAL = re.compile(
+    rf"(?<![A-Za-z0-9.,^_/}}])([0-9]+)(?:(?: ?\^ ?\{{?)? ?{_TEXT} ?\{{ ?(st|nd|rd|th) ?\}}\}}?"
+    rf"|(st|nd|rd|th))(?= ?(?:$|[,;)\]]))"
+)
+_ORDINAL_OF = re.compile(
+    rf"([0-9]+(?: ?\^ ?\{{?)? ?{_TEXT} ?\{{ ?(?:st|nd|rd|th) ?\}}\}}?|[0-9]+(?:st|nd|rd|th)) ?"
+    rf"(?:{_TEXT} ?\{{ ?([a-z]{{3,}}) ?\}}|([a-z]{{3,}}))"
 )
 WRAPPED = re.compile(rf"{_TEXT} ?\{{([^{{}}]*)\}}")
 
@@ -126,14 +163,17 @@ def clean(text: str) -> str:
     """
     text = text.translate(_UNICODE)
     text = _DELIMITER.sub(" ", text)
+    text = _ROMAN.sub(lambda match: rf"\mathrm{{{match[1] or match[2]}}}", text)
+    text = _GROUPS.sub(lambda match: re.sub(r"[ \\]", "", match[0]), text)
     text = _NOISE.sub(" ", text)
     text = _THOUSANDS.sub("", text)
     text = _without_commas(text)
-    text = numerals.without_text(_SPACE.sub(" ", text))
+    text = numerals.without_text(_SENTENCE.sub(r"\1", _SPACE.sub(" ", text)))
     for pattern, synonym in (*_SYNONYMS, *_JOINTS):
         if pattern is _JOINTS[0][0]:
             text = numerals.solution_set(text)
         text = pattern.sub(synonym, text)
+    text = _without_ordinals(text)
     if not WRAPPED.search(text):
         text = _FUNCTIONS.sub(r"\\\1", text).replace(r"\infinity", r"\infty")
     text = _grouped(text, r"\sqrt")
@@ -142,6 +182,22 @@ def clean(text: str) -> str:
     while text.startswith("{") and closing(text, 0) == len(text) - 1:
         text = text[1:-1].strip(" ")
     return text
+
+
+def _without_ordinals(text: str) -> str:
+    """`12th` and `12^{\\text{th}}` as `12`, where the ending is that of the number."""
+    if match := _ORDINAL_OF.fullmatch(text.strip(" ")):
+        number = _ORDINAL.sub(_cardinal, match[1])
+        return rf"{number}\text{{ {match[2] or match[3]}}}" if number.isdigit() else text
+    return _ORDINAL.sub(_cardinal, text)
+
+
+def _cardinal(match: re.Match[str]) -> str:
+    """The number of an ordinal; the text itself where the ending is another's, as in `2th`."""
+    number = match[1]
+    teens = number[-2:] in ("11", "12", "13")
+    ending = "th" if teens else {"1": "st", "2": "nd", "3": "rd"}.get(number[-1], "th")
+    return number if (match[2] or match[3]) == ending else match[0]
 
 
 def _without_commas(text: str) -> str:

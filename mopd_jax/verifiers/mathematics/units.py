@@ -115,6 +115,12 @@ def is_unit(text: str) -> bool:
     return len(words) == 1 or "per" in words
 
 
+def is_listed(text: str) -> bool:
+    """Whether all words are listed units and not single letters alone, as in \\textbf{km/h}."""
+    words = _WORD.findall(text)
+    return any(len(word) > 1 for word in words) and all(map(_listed, words))
+
+
 def same(a: str, b: str) -> bool:
     """Whether two names mean one unit: kilogram is kg, meterpersecond is m/s."""
     return a == b or _symbols(a) == _symbols(b)

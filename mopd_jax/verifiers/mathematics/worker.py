@@ -1,7 +1,8 @@
 """The program of a worker process: decides by math-verify whether two formulas are equal.
 
 It is run as a file, not imported, so that it loads neither JAX nor the rest of the package. It
-reads one JSON object a line, `{"pairs": [[gold, answer], ...], "seconds": 5.0}`, and answers
+reads one JSON object a line, `{"pairs": [[gold, answer], ...], "seconds": 5.0}`, where a pair
+may have the relation that `judge` tests as a third item, and answers
 `{"outcomes": [...]}` or `{"broken": why}`. `pool.py` is the other end.
 
 Model text must not run as Python. It is parsed by a LaTeX grammar, of which only numbers would
@@ -71,6 +72,27 @@ _HAS_TRIG = re.compile(_TRIG)
 _DEGREE = re.compile(r" ?\^ ?(?:\\circ(?![A-Za-z])|\{ ?\\circ ?\})")
 # What a degree sign belongs to: 20, 2x, x, 2\theta.
 _ANGLE = re.compile(r"(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+) ?)?(?:\\[A-Za-z]+|[A-Za-z])?$")
+# Letters that the grammar takes for constants or functions: \gamma, \Gamma without an argument,
+# and e and E with a subscript. Other commands are matched in order to be skipped.
+_TAKEN = re.compile(
+    r"(\\gamma(?![A-Za-z])|\\Gamma(?! *\()(?![A-Za-z])|[eE](?= ?_))|\\[A-Za-z]+"
+)
+# Letters that take their places, if neither formula has them.
+_FREE = (
+    r"\varrho",
+    r"\varpi",
+    r"\varsigma",
+    r"\upsilon",
+    r"\xi",
+    r"\vartheta",
+    r"\kappa",
+    r"\iota",
+)
+# L_\odot: signs in subscripts become names.
+_SUBSCRIPT = re.compile(
+    r"_ ?\{? ?\\(odot|oplus|otimes|star|ast|perp|parallel|circ|infty|bullet|pm)"
+    r" ?(?:\}|(?![A-Za-z]))"
+)
 _UNREADABLE = ("gold unreadable", "answer unreadable")
 # Largest relative difference of equal numbers, without and with decimals in a formula.
 _CLOSE = {"exact": 1e-12, "decimal": 1e-6}
@@ -151,6 +173,21 @@ def _angle_start(head: str) -> int | None:
     return None
 
 
+def _letters(pair: tuple[str, str]) -> tuple[str, str]:
+    """Both texts with letters that the grammar reads in place of those that it misreads."""
+    both = " ".join(pair)
+    taken = sorted({match[1] for match in _TAKEN.finditer(both) if match[1]})
+    free = [name for name in _FREE if name not in both]
+    instead = dict(zip(taken, free, strict=False))
+    first, second = (
+        _SUBSCRIPT.sub(
+            r"_{\1}", _TAKEN.sub(lambda match: instead.get(match[1], match[0]), text)
+        )
+        for text in pair
+    )
+    return first, second
+
+
 def _parse(text: str, real: bool | None) -> Formula:
     """The sympy object of LaTeX text. Raises whatever the parser raises.
 
@@ -161,6 +198,8 @@ def _parse(text: str, real: bool | None) -> Formula:
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 
+    if r"\ldots" in text:
+        raise ValueError("a sequence")  # The grammar ignores the dots: 0.3\ldots would be 0.3.
     if _TWO_NUMBERS.search(_SCRIPTS.sub(" ", text)):
         raise ValueError("two numbers side by side")
     # `rules.py` has removed units already (math-verify's list of units has single letters). The
@@ -210,12 +249,42 @@ def _same(gold: Formula, answer: Formula) -> bool:
         sides = (*gold.args, *answer.args)
         if all(isinstance(side, sympy.Expr) for side in sides):
             return _same_equation(gold, answer)
+    for one, other in ((gold, answer), (answer, gold)):
+        if isinstance(one, sympy.Eq) and isinstance(other, sympy.Expr):
+            # An equation against a value: 2x = 5 does not say that the answer is 5.
+            if not _is_quantity(one.lhs):
+                return False
+            return _same(one.rhs, other) if one is gold else _same(other, one.rhs)
+    relation = (sympy.core.relational.Relational, sympy.logic.boolalg.BooleanAtom)
+    if isinstance(gold, relation) and not gold.free_symbols:
+        return False  # Of numbers, so every true one would be equal.
     # math-verify's own time limit is a signal handler; here the kernel limits CPU time.
     if not verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True):
         return False
     if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
+        if any(x.doit().has(sympy.nan, sympy.zoo) for x in (gold, answer)):
+            return False  # An undefined form equals nothing.
         return _close(gold, answer)
     return True
+
+
+def _is_quantity(side: Formula) -> bool:
+    """Whether the left side of an equation is a thing to be asked for, not one to be solved.
+
+    So are m+n, ab, a/b, |z| and \\cos C: letters, each once, without numbers and powers.
+    """
+    import sympy
+
+    if sympy.fraction(side)[0].is_number:
+        return False
+    whole = (sympy.Mul, sympy.Abs, sympy.sin, sympy.cos, sympy.tan)
+    letters = [part for part in sympy.preorder_traversal(side) if part.is_Symbol]
+    for part in sympy.preorder_traversal(side):
+        divided = part.is_Pow and part.exp == -1
+        added = part.is_Add and not any(x.is_number for x in part.args)
+        if not (part.is_Symbol or part == -1 or divided or added or isinstance(part, whole)):
+            return False
+    return 0 < len(letters) == len(set(letters)) and not side.could_extract_minus_sign()
 
 
 def _same_equation(gold: Formula, answer: Formula) -> bool:
@@ -223,6 +292,8 @@ def _same_equation(gold: Formula, answer: Formula) -> bool:
     import sympy
 
     left, right = gold.lhs - gold.rhs, answer.lhs - answer.rhs
+    if not (sympy.simplify(left).free_symbols and sympy.simplify(right).free_symbols):
+        return False  # Nothing but numbers differ by a factor in any two of them.
     ratio = sympy.simplify(left / right)
     return bool(ratio.is_number and ratio.is_finite and ratio.is_zero is False)
 
@@ -247,10 +318,29 @@ def _close(gold: Formula, answer: Formula) -> bool:
     return bool(abs(a - b) <= bound)
 
 
-def judge(gold: str, answer: str) -> str:
-    """One of "equal", "different", "gold unreadable", "answer unreadable"."""
+def _rounds(value: Formula, rounded: Formula, text: str) -> bool:
+    """Whether a number is another one, rounded to the decimals of its text."""
+    import sympy
+
+    a, b = (sympy.N(x.doit(), 30) for x in (value, rounded))
+    if not (a.is_number and b.is_number and a.is_finite and b.is_finite):
+        return False
+    decimals = re.search(r"\.([0-9]+)", text)
+    half = sympy.Float("0.5", 30) / 10 ** len(decimals[1]) if decimals else 0
+    return bool(abs(a - b) <= half * (1 + 1e-9) + _CLOSE["exact"] * max(abs(a), abs(b)))
+
+
+def judge(gold: str, answer: str, relation: str = "equal") -> str:
+    """One of "equal", "different", "gold unreadable", "answer unreadable".
+
+    Args:
+        relation: "equal", or "rounded" where the second may be the first, rounded to its
+            decimals; both are numbers then.
+    """
     from math_verify.grader import should_treat_as_complex
 
+    text = answer
+    gold, answer = _letters((gold, answer))
     readings = [(gold, answer)]
     if _LOG.search(gold + " " + answer):
         # Base 10 in schools, base e elsewhere; both sides are read in the same base.
@@ -268,7 +358,7 @@ def judge(gold: str, answer: str) -> str:
             except Exception:  # The grammar raises plain exceptions, sympy everything else.
                 return unreadable
         try:
-            if _same(*parsed):
+            if _rounds(parsed[0], parsed[1], text) if relation == "rounded" else _same(*parsed):
                 return "equal"
         except MemoryError:
             raise
@@ -332,7 +422,7 @@ def main() -> None:
         # the process even inside C code.
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
         try:
-            outcomes = [judge(gold, answer) for gold, answer in request["pairs"]]
+            outcomes = [judge(*pair) for pair in request["pairs"]]
         except MemoryError:
             say({"broken": f"more than {MEMORY >> 20} MiB of memory"})
             return
