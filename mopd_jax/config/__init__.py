@@ -230,7 +230,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Checkpoints, of which one is always written after the last step.
+    """Checkpoints; one is always written after the last step.
 
     every: steps between checkpoints.
     keep: the latest checkpoints that are kept; older ones are removed.
