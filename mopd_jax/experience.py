@@ -44,7 +44,7 @@ TRAIN, EVALUATE = 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """Who sees whom, which rows are used for what, and, in a control, how well it matches."""
+    """The peer plan, what each row is used for and, in a control, how well it matches."""
 
     plan: peers.PeerPlan
     usage: peers.Usage
@@ -200,8 +200,8 @@ def verify(student: Student, sampled: Sampled) -> list[list[Verdict]]:
 
 
 def choose_peers(run: Run, sampled: Sampled, outcomes: Outcomes, draw: int) -> Chosen:
-    """Who sees whom. A rollout may be shown if it has a verdict and a text, and was not
-    truncated (or `peers.truncated` allows it)."""
+    """Chooses the peers of every row. A rollout may be shown if it has a verdict and a text,
+    and was not truncated (or `peers.truncated` allows it)."""
     cfg = run.cfg
     usage = peers.usage(outcomes, cfg.peers)
     texts = blocks.shown_texts(sampled.texts, run.tokenizer, cfg.context)

@@ -167,7 +167,7 @@ class RolloutConfig:
             f"RolloutConfig.batch is {self.batch}, which does not divide rollout.prompts="
             f"{self.prompts}; use a divisor, or None for all at once",
         )
-        require(self.file != "", "RolloutConfig.file is empty; None samples")
+        require(self.file != "", "RolloutConfig.file is empty; name a file, or None to sample")
         require(
             self.group >= 2,
             f"RolloutConfig.group is {self.group}: a rollout without a group has no peers and "
@@ -230,7 +230,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """Checkpoints, of which one is always written after the last step.
+    """Checkpoints; one is always written after the last step.
 
     every: steps between checkpoints.
     keep: the latest checkpoints that are kept; older ones are removed.

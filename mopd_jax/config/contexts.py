@@ -1,4 +1,4 @@
-"""Settings of what a teacher is shown: whom it sees (`peers`) and how it reads (`context`)."""
+"""Settings of what a teacher is shown: which peers (`peers`), in which form (`context`)."""
 
 import dataclasses
 import re
@@ -134,8 +134,8 @@ class ContextConfig:
     separator: the text between two blocks.
     strip_thinking: remove `<think>` spans, unclosed ones included, from every peer.
     summary_tag: a summary is the first closed span of this tag in the response.
-    summary_chars: characters of the response's head, which stand for a summary where it has
-        none; `summary_fallbacks` counts these.
+    summary_chars: a response without a summary is summarised by this many characters of its
+        head; `summary_fallbacks` counts these.
     feedback: whether the teacher reads the verifier's feedback on a target that failed: `off`,
         where no success is shown in full (`no_success`, as SDPO), or `always`.
     feedback_tokens: the most tokens of the feedback. None: no limit.

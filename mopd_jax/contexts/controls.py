@@ -36,7 +36,7 @@ class Match:
     wanted, given: tokens of the blocks of the run and of the control, before
         `teacher_prompt_length` cuts, and without headings.
     slots: blocks that the control has to fill: as many as the run shows, and none for `shell`.
-    topped_up: blocks of other prompts in place of missing ones of the own.
+    topped_up: blocks of other prompts where the row's own prompt has too few.
     empty: slots for which there was no candidate.
     same: blocks that the run shows as well.
     relabelled: blocks under the heading of the other outcome.
@@ -313,7 +313,8 @@ def _success_only(
     filled, left = failures[: len(more)], failures[len(more) :]
     if not left:
         return successes + more
-    # Successes of other prompts make up for the tokens by which the own ones miss their slots.
+    # Own successes may be shorter than the failures that they replace: the successes of other
+    # prompts make up for the difference.
     lacking = _total(filled, pool.tokens) - _total(more, pool.tokens)
     others = pool.others(p, g, succeeded=True)
     rest = pool.draw(rng, left, others, successes + more, extra_tokens=lacking)

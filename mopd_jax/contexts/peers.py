@@ -39,7 +39,7 @@ Entries = tuple[tuple[tuple[Entry, ...], ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class PeerPlan:
-    """Who sees whom.
+    """The peers that each row's teacher reads.
 
     entries: [P][G] blocks of every row in the order of its context: successes, summaries,
         failures.
@@ -144,7 +144,7 @@ def choose(
 
     Returns:
         PeerPlan with at most cfg.successes and cfg.failures entries a row, cfg.slots in all,
-        and at most cfg.summaries beside them.
+        and at most cfg.summaries in addition.
     """
     prompts, group = candidates.success.shape
     by_likeness = any("similar" in rule for rule in (cfg.rule, cfg.failure_rule or ""))

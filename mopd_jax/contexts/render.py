@@ -193,7 +193,7 @@ def render(
 
     Args:
         blocks: (kind, text) in order.
-        bare: add the closing line even where there is no block.
+        bare: add the closing line even without a block.
     """
     if not blocks and not bare:
         return list(problem.messages)

@@ -156,7 +156,9 @@ def _header(path: pathlib.Path, line: str) -> dict[str, Any]:
         raise ResponseError(f"{path}, line 1: no problems or no samples; evaluate again")
     for k in header["ks"]:
         if type(k) is not int or not 1 <= k <= header["samples"]:
-            raise ResponseError(f"{path}, line 1: ks has {k!r}; 1 to samples is possible")
+            raise ResponseError(
+                f"{path}, line 1: ks has {k!r}; each k must be from 1 to samples"
+            )
     return header
 
 

@@ -70,7 +70,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """A metric of one run beside the baseline's; `holm` is p adjusted for all rows."""
+    """A metric of one run compared with the baseline's; `holm` is p adjusted for all rows."""
 
     metric: str
     run: str
@@ -80,7 +80,7 @@ class TableRow:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Runs beside the first of them, the baseline, on the same problems.
+    """Runs compared with the first, the baseline, on the same problems.
 
     family: tests that Holm's adjustment counts: the rows with a p-value.
     counts: {run: its counts}.

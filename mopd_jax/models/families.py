@@ -333,7 +333,7 @@ def _hf_rope(config: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     if kind == "default":
         return theta, None
     missing = [name for name in _LLAMA3_FIELDS if name not in rope]
-    _supported("rope_type", kind, not missing, f"'llama3' with {', '.join(missing)} beside it")
+    _supported("rope_type", kind, not missing, f"'llama3' together with {', '.join(missing)}")
     values = {own: rope[hf] for hf, own in _LLAMA3_FIELDS.items()}
     return theta, RopeScaling(**values)
 

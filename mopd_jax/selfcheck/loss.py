@@ -36,7 +36,7 @@ LIMIT = 1e-5
 
 
 class Compared(NamedTuple):
-    """A value of the code beside that of its definition."""
+    """A value that the code computes and the value by its definition."""
 
     what: str
     got: ArrayLike
@@ -75,7 +75,7 @@ def check(cfg: Config) -> Result:
 
 
 def compare(cfg: Config) -> list[Compared]:
-    """Token weights, loss and slopes, made as in an update, beside their definitions.
+    """Token weights, loss and slopes, made as in an update, with the values by definition.
 
     For a method without a divergence the direction of its gradient is compared. Settings
     without a definition here, such as another aggregation, are left out.
@@ -182,7 +182,7 @@ def _batch(cfg: LossConfig) -> Batch:
 
 
 def _distilled(cfg: Config) -> list[Compared]:
-    """The distillation's loss and slopes beside their definitions."""
+    """The distillation's loss and slopes, with the values by definition."""
     # A vocabulary of three words has at most two to choose.
     small = cfg.loss.divergence
     if small.chosen is not None:

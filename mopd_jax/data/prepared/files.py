@@ -23,7 +23,7 @@ _LONGEST_CELL = 1 << 28  # Characters; Python's CSV reader allows 128 Ki unless 
 
 @dataclasses.dataclass(frozen=True)
 class SourceFiles:
-    """The files of a source, and counts of what lies beside them and is not read.
+    """The files of a source, and counts of the other files, which are not read.
 
     skipped: {ending of the files, "hidden" or "linked folder": count}.
     """

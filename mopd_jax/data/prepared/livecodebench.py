@@ -42,7 +42,7 @@ MOST_PACKED = 1 << 30  # Bytes of the private tests of one problem, unpacked.
 _HALVES = 0x1CB  # Separates this use of the seed from others.
 # The one way to write a date that is read here; Python's own reader accepts others.
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ].+)?")
-# Opcodes of a pickle of one text, none of which builds an object: (operand bytes, meaning).
+# The opcodes that a pickled text needs; none builds an object. (operand bytes, meaning)
 _PICKLE = {
     0x80: (1, "skip"),  # protocol
     0x95: (8, "skip"),  # frame

@@ -110,7 +110,7 @@ def write(
     partial = root / f".{name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     builder = _builder(name, splits, partial)
-    quiet = io.StringIO()  # TFDS prints of downloads, of which there are none.
+    quiet = io.StringIO()  # TFDS reports downloads; nothing is downloaded.
     try:
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             builder.download_and_prepare()
@@ -315,7 +315,7 @@ def _builder(name: str, splits: Mapping[str, Sequence[Problem]], data_dir: pathl
         """Verifiable problems."""
 
         def _info(self) -> Any:
-            # `dataset_info_from_configs` would need a package folder beside this module.
+            # `dataset_info_from_configs` would need a package folder next to this module.
             return tfds.core.DatasetInfo(
                 builder=self,
                 description="Verifiable problems; manifest.json says where they are from.",
