@@ -25,11 +25,14 @@ from mopd_jax.run.stops import Stopped, Stops
 
 # In a checkout a symbolic link to `configs/`.
 SHIPPED = pathlib.Path(__file__).parent / "assets/configs"
+EXPORT_FLAGS = ("from", "out", "step", "which", "dtype", "shard-size")
+DTYPES = ("float32", "bfloat16", "float16")
 USAGE = """\
 usage: mopd train --config=NAME[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR]
        mopd rollout --config=NAME[:VARIANT] [--config.KEY=VALUE ...] --out=FILE [--from=RUN]
        mopd config --config=NAME[:VARIANT] [--config.KEY=VALUE ...]
        mopd eval --config=NAME[:VARIANT] [--from=RUN | --model=PATH] --out=FOLDER
+       mopd export --from=RUN --out=FOLDER [--step=N] [--which=student|teacher]
        mopd compare FOLDER_A FOLDER_B [...] [--metrics=NAME,NAME] [--out=FOLDER]
        mopd data prepare NAME --source=PATH|hub [--out=DIR] [--option.KEY=VALUE ...]
        mopd data check NAME [--dir=DIR] [--policy=error|exclude|keep] [--threads=N]
@@ -39,6 +42,7 @@ train    run the config, or go on with the run that is in the folder
 rollout  sample and verify the config's steps without training, into one file
 config   print every setting of the config as it would run
 eval     sample the held-out problems, judge, and measure; docs/evaluation.md
+export   a run's model as a folder that Transformers and vLLM load
 compare  evaluations of the same problems, each paired with the first
 data     make a checked data set from source files, judge its gold answers, show a row
 
@@ -53,6 +57,8 @@ A flag may also be written with a space, --name value.
   --out=FILE                             of `mopd rollout`: train from it with
                                          --config.rollout.file=FILE
   --model=PATH                           initial weights from here (config.model.path)
+  --dtype=float32|bfloat16|float16       of exported weights
+  --shard-size=4GB                       the most of one file of exported weights
   --bleu=off                             leave out the measures that need sacrebleu
   --budget=N                             tokens a problem for Distinct-n
 """
@@ -93,6 +99,7 @@ def _run(argv: list[str], stops: Stops) -> int:
     commands: dict[str, Callable[[Sequence[str]], int]]
     commands = {"train": functools.partial(_train, stops=stops), "rollout": _rollout}
     commands |= {"config": _show, "eval": _eval, "compare": _compare, "data": _data}
+    commands |= {"export": _export}
     if argv == ["--version"]:
         print(f"mopd {importlib.metadata.version('mopd_jax')}")
         return 0
@@ -180,14 +187,54 @@ def _eval(args: Sequence[str]) -> int:
     return 0
 
 
+def _export(args: Sequence[str]) -> int:
+    flags = dict(_known([_flag(word) for word in args], EXPORT_FLAGS))
+    for name, what in (("from", "a run's folder"), ("out", "a new folder")):
+        if not flags.get(name):
+            raise ConfigError(f"give --{name}=FOLDER, {what}")
+    step = flags.get("step")
+    if step is not None and not step.isdecimal():
+        raise ConfigError(f"--step={step} is not a step; give a number, or leave it out")
+    for name, values in (("which", ("student", "teacher")), ("dtype", DTYPES)):
+        if flags.get(name, values[0]) not in values:
+            raise ConfigError(unknown(f"--{name}={flags[name]}", flags[name], values))
+    size = _bytes(flags.get("shard-size", "4GB"))
+    from mopd_jax import export
+    from mopd_jax.run import console
+
+    console.setup_logging()
+    export.export_run(
+        pathlib.Path(flags["from"]),
+        pathlib.Path(flags["out"]),
+        step=None if step is None else int(step),
+        which=flags.get("which", "student"),
+        dtype=flags.get("dtype", "float32"),
+        shard_bytes=size,
+    )
+    return 0
+
+
+def _bytes(text: str) -> int:
+    """`64MB` or `4GB` -> bytes; units are powers of 1000, as Transformers counts them."""
+    match = re.fullmatch(r"(\d+)(KB|MB|GB)?", text.upper())
+    units = {None: 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    if match is None or not int(match[1]):
+        raise ConfigError(f"--shard-size={text} is not understood; write 64MB or 4GB")
+    return int(match[1]) * units[match[2]]
+
+
+def _known(pairs: Sequence[tuple[str, str]], known: Sequence[str]) -> list[tuple[str, str]]:
+    """The flags, all of them known; raises ConfigError for another, with the nearest."""
+    for name, _ in pairs:
+        if name not in known:
+            raise ConfigError(unknown(f"--{name}", name, known))
+    return list(pairs)
+
+
 def _compare(args: Sequence[str]) -> int:
     folders = [word for word in args if not word.startswith("--")]
     flags = [_flag(word) for word in args if word.startswith("--")]
-    known = ["metrics", "out", "bleu", "budget"]
-    for name, _ in flags:
-        if name not in known:
-            raise ConfigError(unknown(f"--{name}", name, known))
-    values = dict(flags)
+    values = dict(_known(flags, ("metrics", "out", "bleu", "budget")))
     bleu, budget = _measures(values)
     metrics = _names(values["metrics"]) if "metrics" in values else None
     if metrics is not None:  # BLEU is computed only for metrics that need it.
