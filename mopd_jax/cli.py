@@ -449,7 +449,7 @@ def load(path: pathlib.Path, variant: str = "") -> ConfigDict:
     except InputError:
         raise
     except Exception as error:
-        if isinstance(error, AttributeError):
+        if isinstance(error, AttributeError | KeyError):  # Of a locked ConfigDict.
             configs.answer_locked(error)
         raise _config_error(path, error) from error
 

@@ -57,8 +57,9 @@ OTHER = pytest.mark.parametrize(
     [
         (None, "no format number"),
         (0, "format 0"),
-        (2, "format 2"),
-        ("1", "format '1'"),
+        (1, "format 1"),
+        (3, "format 3"),
+        ("2", "format '2'"),
         (True, "format True"),
     ],
 )
@@ -79,8 +80,9 @@ def test_another_format_is_refused_in_one_line(folder, number, named, tmp_path):
         with pytest.raises(ConfigError) as error:
             use()
         assert str(error.value) == (
-            f"{folder} has {named}, and this version of mopd reads format 1; use the version "
-            "that its environment.json names, or start again in another folder"
+            f"{folder} has {named}, and this version of mopd reads format "
+            f"{saved_config.FORMAT}; use the version that its environment.json names, or start "
+            "again in another folder"
         )
     assert [path.name for path in folder.iterdir()] == [saved_config.FILE]
 
@@ -99,7 +101,7 @@ def test_the_command_line_refuses_an_older_folder(folder, capsys):
     [
         ("{", "config.json is not JSON in UTF-8"),
         ("[]", "config.json holds a list"),
-        ('{"format": 1, "sed": 3}', "config.sed does not exist; did you mean seed"),
+        ('{"format": 2, "sed": 3}', "config.sed does not exist; did you mean seed"),
     ],
 )
 def test_damage(tmp_path, text, words):
@@ -140,13 +142,13 @@ def test_a_folder_of_the_format_before_goes_on_by_the_table(folder, monkeypatch)
 
     edited(folder, older)
     row = {"sede": "seed", "rollout.rollouts_per_prompt": "rollout.group"}
-    monkeypatch.setattr(saved_config, "FORMAT", 2)
-    monkeypatch.setattr(saved_config, "RENAMES", {1: row})
+    monkeypatch.setattr(saved_config, "FORMAT", 3)
+    monkeypatch.setattr(saved_config, "RENAMES", {2: row})
     assert saved_config.read(folder) == Config(seed=5)
     saved_config.check(folder)
     # Of two formats before there is no row, so that folder cannot be read.
-    monkeypatch.setattr(saved_config, "FORMAT", 3)
-    with pytest.raises(ConfigError, match="has format 1, and this version of mopd reads"):
+    monkeypatch.setattr(saved_config, "FORMAT", 4)
+    with pytest.raises(ConfigError, match="has format 2, and this version of mopd reads"):
         saved_config.read(folder)
 
 

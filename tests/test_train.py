@@ -203,7 +203,7 @@ def test_a_stopped_run_ends_with_the_same_bits_and_has_its_folder_alone(
     wait_for(process, lambda: any(r["step"] == 3 for r in logbook.read(folder)))
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    (note,) = [line for line in printed(folder).split("\n") if line.startswith("mopd: ")]
+    (note,) = [line for line in printed(folder).split("\n") if line.startswith("mopd: stop")]
     (step,) = checkpoint.steps(folder / "checkpoints")[-1:]
     assert note == (
         f"mopd: stopped after step {step}; the same command goes on from step {step}"
@@ -454,8 +454,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     damage_checkpoint(folder / "checkpoints/4", "flip")
     with caplog.at_level(logging.INFO, logger="mopd"):
         run(folder)
-    (warning,) = [m for m in caplog.messages if m.startswith("WARNING")]
-    assert "checkpoints/4 is corrupt" in warning and "It is kept as" in warning
+    (warning,) = [m for m in caplog.messages if "checkpoints/4 is corrupt" in m]
+    assert warning.startswith("WARNING") and "It is kept as" in warning
     assert warning.endswith("checkpoints/4.damaged; going on from step 2")
     assert checkpoint.steps(folder / "checkpoints") == [2, 4]
     assert (folder / "checkpoints/4.damaged").is_dir()

@@ -104,7 +104,7 @@ def _answer_old(where: str) -> None:
         raise ConfigError(f"{where} does not exist any more: {RETIRED[dotted]}")
 
 
-def answer_locked(error: AttributeError) -> None:
+def answer_locked(error: Exception) -> None:
     """Raises ConfigError where a config file set what has another name in a locked ConfigDict.
 
     The error of ml_collections names the last part of the setting only.
