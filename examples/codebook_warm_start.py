@@ -24,7 +24,7 @@ import optax
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mopd_jax import codebook
-from mopd_jax.models import decoder, scoring, weights
+from mopd_jax.models import decoder, export, scoring
 
 MODEL = decoder.DecoderConfig(
     vocab_size=len(codebook.WORDS),
@@ -196,7 +196,7 @@ def main():
     args = parser.parse_args()
     params = train(args.steps, args.rate, args.seed, args.rows)
     args.out.mkdir(parents=True, exist_ok=True)
-    weights.export_hf(params, MODEL, args.out, dtype="float16")
+    export.export_hf(params, MODEL, args.out, dtype="float16")
     write_tokenizer(args.out)
 
 

@@ -21,6 +21,7 @@ usage: mopd train --config=NAME[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DI
        mopd rollout --config=NAME[:VARIANT] [--config.KEY=VALUE ...] --out=FILE [--from=RUN]
        mopd config --config=NAME[:VARIANT] [--config.KEY=VALUE ...]
        mopd eval --config=NAME[:VARIANT] [--from=RUN | --model=PATH] --out=FOLDER
+       mopd export --from=RUN --out=FOLDER [--step=N] [--which=student|teacher]
        mopd compare FOLDER_A FOLDER_B [...] [--metrics=NAME,NAME] [--out=FOLDER]
        mopd data prepare NAME --source=PATH|hub [--out=DIR] [--option.KEY=VALUE ...]
        mopd data check NAME [--dir=DIR] [--policy=error|exclude|keep] [--threads=N]
@@ -30,6 +31,7 @@ train    run the config, or go on with the run that is in the folder
 rollout  sample and verify the config's steps without training, into one file
 config   print every setting of the config as it would run
 eval     sample the held-out problems, judge, and measure; docs/evaluation.md
+export   a run's model as a folder that Transformers and vLLM load
 compare  evaluations of the same problems, each paired with the first
 data     make a checked data set from source files, judge its gold answers, show a row
 
@@ -44,6 +46,8 @@ A flag may also be written with a space, --name value.
   --out=FILE                             of `mopd rollout`: train from it with
                                          --config.rollout.file=FILE
   --model=PATH                           initial weights from here (config.model.path)
+  --dtype=float32|bfloat16|float16       of exported weights
+  --shard-size=4GB                       the most of one file of exported weights
   --bleu=off                             leave out the measures that need sacrebleu
   --budget=N                             tokens a problem for Distinct-n
 """
@@ -98,6 +102,7 @@ def _run(argv: list[str], stops: Stops) -> int:
     commands: dict[str, Callable[[Sequence[str]], int]]
     commands = {"train": functools.partial(_train, stops=stops), "rollout": _rollout}
     commands |= {"config": _show, "eval": _eval, "compare": _compare, "data": _data}
+    commands |= {"export": _export}
     if argv == ["--version"]:
         print(f"mopd {importlib.metadata.version('mopd_jax')}")
         return 0
@@ -185,6 +190,25 @@ def _eval(args: Sequence[str]) -> int:
         bleu=diversity.bleu_scorer() if asked.bleu else None,
         budget=asked.budget,
         command=" ".join(["mopd", "eval", *args]),
+    )
+    return 0
+
+
+def _export(args: Sequence[str]) -> int:
+    from mopd_jax import flags
+
+    asked = flags.parse_export(args)
+    from mopd_jax import export
+    from mopd_jax.run import console
+
+    console.setup_logging()
+    export.export_run(
+        asked.source,
+        asked.out,
+        step=asked.step,
+        which=asked.which,
+        dtype=asked.dtype,
+        shard_bytes=asked.shard_bytes,
     )
     return 0
 

@@ -21,6 +21,7 @@ from mopd_jax.config import Config
 from mopd_jax.errors import ConfigError, InputError, unknown
 from mopd_jax.run import saved_config
 
+DTYPES = ("float32", "bfloat16", "float16")  # Of exported weights.
 # In a checkout a symbolic link to `configs/`.
 SHIPPED = pathlib.Path(__file__).parent / "assets/configs"
 
@@ -80,17 +81,69 @@ def parse_compare(args: Sequence[str]) -> CompareFlags:
         ConfigError: an unknown flag, or a value that it cannot have.
     """
     folders, pairs = words_and_pairs(args)
-    known = ["metrics", "out", "bleu", "budget"]
-    for name, _ in pairs:
-        if name not in known:
-            raise ConfigError(unknown(f"--{name}", name, known))
-    values = dict(pairs)
+    values = _known(pairs, ("metrics", "out", "bleu", "budget"))
     bleu, budget = _measures(values)
     metrics = _names(values["metrics"]) if "metrics" in values else None
     if metrics is not None:  # BLEU is computed only for metrics that need it.
         bleu = bleu and any("BLEU" in metric for metric in metrics)
     out = pathlib.Path(_not_empty("out", values["out"])) if "out" in values else None
     return CompareFlags([pathlib.Path(word) for word in folders], metrics, out, bleu, budget)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportFlags:
+    """What `mopd export` was asked for; as the arguments of `export.export_run`."""
+
+    source: pathlib.Path
+    out: pathlib.Path
+    step: int | None
+    which: str
+    dtype: str
+    shard_bytes: int
+
+
+def parse_export(args: Sequence[str]) -> ExportFlags:
+    """Command-line words -> which model to export, and how.
+
+    Raises:
+        ConfigError: an unknown flag, or a value that it cannot have.
+    """
+    names = ("from", "out", "step", "which", "dtype", "shard-size")
+    values = _known([_pair(word) for word in args], names)
+    for name, what in (("from", "a run's folder"), ("out", "a new folder")):
+        if not values.get(name):
+            raise ConfigError(f"give --{name}=FOLDER, {what}")
+    step = values.get("step")
+    if step is not None and not step.isdecimal():
+        raise ConfigError(f"--step={step} is not a step; give a number, or leave it out")
+    for name, choices in (("which", ("student", "teacher")), ("dtype", DTYPES)):
+        if values.setdefault(name, choices[0]) not in choices:
+            raise ConfigError(unknown(f"--{name}={values[name]}", values[name], choices))
+    return ExportFlags(
+        pathlib.Path(values["from"]),
+        pathlib.Path(values["out"]),
+        None if step is None else int(step),
+        values["which"],
+        values["dtype"],
+        _bytes(values.get("shard-size", "4GB")),
+    )
+
+
+def _bytes(text: str) -> int:
+    """`64MB` or `4GB` -> bytes; units are powers of 1000, as Transformers counts them."""
+    match = re.fullmatch(r"(\d+)(KB|MB|GB)?", text.upper())
+    units = {None: 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    if match is None or not int(match[1]):
+        raise ConfigError(f"--shard-size={text} is not understood; write 64MB or 4GB")
+    return int(match[1]) * units[match[2]]
+
+
+def _known(pairs: Sequence[tuple[str, str]], known: Sequence[str]) -> dict[str, str]:
+    """Flags by name, all of them known; raises ConfigError for another, with the nearest."""
+    for name, _ in pairs:
+        if name not in known:
+            raise ConfigError(unknown(f"--{name}", name, known))
+    return dict(pairs)
 
 
 def words_and_pairs(args: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

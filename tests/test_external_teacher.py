@@ -14,7 +14,7 @@ from mopd_jax import flags as flags_of
 from mopd_jax import train
 from mopd_jax.config import Config, MeshConfig, TeacherConfig
 from mopd_jax.errors import ConfigError
-from mopd_jax.models import decoder, sharding, tokenizer, weights
+from mopd_jax.models import decoder, export, sharding, tokenizer, weights
 from mopd_jax.run import logbook
 from mopd_jax.update import external_teacher
 
@@ -29,10 +29,10 @@ def student():
     return weights.load_config("builtin:codebook")
 
 
-def export(folder, student_tokenizer, model, seed=3):
+def save_model(folder, student_tokenizer, model, seed=3):
     """A model folder with random weights and the codebook's tokenizer."""
     params = decoder.init(jax.random.key(seed), model)
-    weights.export_hf(params, model, folder, tokenizer_source=student_tokenizer)
+    export.export_hf(params, model, folder, tokenizer_source=student_tokenizer)
     return params
 
 
@@ -51,7 +51,7 @@ def test_a_run_with_a_wider_teacher_resumes_to_the_same_bits(
     tmp_path, student_tokenizer, student
 ):
     wide = dataclasses.replace(student, width=96, layers=2)
-    export(tmp_path / "teacher", student_tokenizer, wide)
+    save_model(tmp_path / "teacher", student_tokenizer, wide)
     options = {"eval__every": 100, "checkpoint__every": 2}
     whole = trained(tmp_path / "whole", tmp_path / "teacher", steps=4, **options)
     trained(tmp_path / "parts", tmp_path / "teacher", steps=2, **options)
@@ -66,7 +66,7 @@ def test_a_run_with_a_wider_teacher_resumes_to_the_same_bits(
 
 def test_padding_of_its_vocabulary_is_cut_off(tmp_path, student_tokenizer, student):
     padded = dataclasses.replace(student, vocab_size=student.vocab_size + 6)
-    params = export(tmp_path / "teacher", student_tokenizer, padded)
+    params = save_model(tmp_path / "teacher", student_tokenizer, padded)
     model = external_teacher.check(config(tmp_path / "teacher"), student, student_tokenizer)
     assert model.vocab_size == student.vocab_size
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
@@ -77,14 +77,14 @@ def test_padding_of_its_vocabulary_is_cut_off(tmp_path, student_tokenizer, stude
 
 
 def test_a_smaller_head_is_refused(tmp_path, student_tokenizer, student):
-    export(tmp_path / "teacher", student_tokenizer, student)
+    save_model(tmp_path / "teacher", student_tokenizer, student)
     wider = dataclasses.replace(student, vocab_size=student.vocab_size + 6)
     with pytest.raises(ConfigError, match=r"its head has 74 rows, the student's 80; pad"):
         external_teacher.check(config(tmp_path / "teacher"), wider, student_tokenizer)
 
 
 def test_it_is_kept_in_the_compute_dtype(tmp_path, student_tokenizer, student):
-    export(tmp_path / "teacher", student_tokenizer, student)
+    save_model(tmp_path / "teacher", student_tokenizer, student)
     cfg = config(tmp_path / "teacher")
     cfg = dataclasses.replace(
         cfg, model=dataclasses.replace(cfg.model, compute_dtype="bfloat16")
@@ -96,7 +96,7 @@ def test_it_is_kept_in_the_compute_dtype(tmp_path, student_tokenizer, student):
 
 
 def test_another_vocabulary_is_refused(tmp_path, student_tokenizer, student):
-    export(tmp_path / "teacher", student_tokenizer, student)
+    save_model(tmp_path / "teacher", student_tokenizer, student)
     path = tmp_path / "teacher/tokenizer.json"
     tokens = json.loads(path.read_text())
     vocabulary = tokens["model"]["vocab"]
@@ -107,7 +107,7 @@ def test_another_vocabulary_is_refused(tmp_path, student_tokenizer, student):
 
 
 def test_another_template_is_said_aloud(tmp_path, student_tokenizer, student, caplog):
-    export(tmp_path / "teacher", student_tokenizer, student)
+    save_model(tmp_path / "teacher", student_tokenizer, student)
     (tmp_path / "teacher/chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     with caplog.at_level(logging.WARNING, logger="mopd"):
         external_teacher.check(config(tmp_path / "teacher"), student, student_tokenizer)
@@ -118,11 +118,11 @@ def test_another_teacher_under_the_same_name_is_refused_at_a_resume(
     tmp_path, student_tokenizer, student
 ):
     wide = dataclasses.replace(student, width=96, layers=2)
-    export(tmp_path / "teacher", student_tokenizer, wide)
+    save_model(tmp_path / "teacher", student_tokenizer, wide)
     options = {"eval__every": 100, "checkpoint__every": 2}
     trained(tmp_path / "run", tmp_path / "teacher", steps=2, **options)
     shutil.rmtree(tmp_path / "teacher")
-    export(tmp_path / "teacher", student_tokenizer, wide, seed=4)
+    save_model(tmp_path / "teacher", student_tokenizer, wide, seed=4)
     with pytest.raises(
         ConfigError, match="teacher.path names other content than in the first 2"
     ):

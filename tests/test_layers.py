@@ -21,7 +21,7 @@ ORDER = (
     ("run",),
     ("experience",),
     ("evaluation", "saved_rollouts", "selfcheck", "step_metrics"),
-    ("collect", "flags", "testing", "train"),
+    ("collect", "export", "flags", "testing", "train"),
     ("cli",),
 )
 # They touch files, run code of others, or drive what does. No other module imports one of them.
@@ -32,6 +32,7 @@ IO = {
     "data",
     "evaluation",
     "experience",
+    "export",
     "files",
     "flags",
     "run",
@@ -41,6 +42,7 @@ IO = {
     "step_metrics",
     "train",
     "verifiers",
+    "models.export",
     "models.tokenizer",
     "models.weights",
     "rollouts.storage",

@@ -324,6 +324,7 @@ def test_every_field_is_in_the_table_or_the_loop():
         "checkpoint": {"every", "keep"},
         "data": {"source", "train_path", "eval_path", "options", "held_out", "long_prompts"},
         "eval": {"every", "problems", "batch", "ks"},
+        "log": {"wandb", "trackio"},
         "loss": {"scale_by_std", "row_weight", "sft_rows"},
         "mesh": {"data", "fsdp", "tensor"},
         "model": {"path"},

@@ -11,7 +11,7 @@ import wants
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from mopd_jax.errors import ConfigError
-from mopd_jax.models import tokenizer, weights
+from mopd_jax.models import export, tokenizer, weights
 from mopd_jax.models.decoder import DecoderConfig
 
 WORDS = ["<pad>", "<end>", "<user>", "<assistant>", "<think>", "one", "two", "three", " "]
@@ -122,7 +122,7 @@ def test_exported_folder_is_complete(tmp_path):
 
     chat = tokenizer.load(write_folder(tmp_path / "a"))
     folder = tmp_path / "b"
-    weights.export_hf(random_params(LLAMA), LLAMA, folder, tokenizer_source=chat)
+    export.export_hf(random_params(LLAMA), LLAMA, folder, tokenizer_source=chat)
     again = tokenizer.load(folder)
     assert (again.fingerprint, again.stop_ids, again.pad_id) == (chat.fingerprint, (1,), 0)
     assert again.chat(HELLO) == chat.chat(HELLO)

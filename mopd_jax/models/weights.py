@@ -175,63 +175,6 @@ def load_params(
     return params
 
 
-def export_hf(
-    params: Params,
-    cfg: DecoderConfig,
-    folder: str | os.PathLike,
-    *,
-    dtype: str = "float32",
-    tokenizer_source: Any | None = None,
-) -> None:
-    """Writes a new Hugging Face folder: config.json and model.safetensors.
-
-    Args:
-        dtype: of the file: float32 (exact), bfloat16 or float16.
-        tokenizer_source: a `tokenizer.ChatTokenizer`, saved with the weights; config.json gets
-            its end and pad tokens. None leaves the tokenizer out.
-
-    Raises:
-        ConfigError: if the folder holds a model already, or no family has such a config.
-    """
-    import ml_dtypes
-    from safetensors.numpy import save_file
-
-    dtypes = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
-    if dtype not in dtypes:
-        raise ConfigError(unknown(f"export dtype {dtype!r}", dtype, list(dtypes)))
-    config = families.to_hf_config(cfg) | {"dtype": dtype}
-    folder = pathlib.Path(folder)
-    present = [name for name in (CONFIG, WEIGHTS, INDEX) if (folder / name).exists()]
-    if present:
-        raise ConfigError(
-            f"{folder} holds {', '.join(present)} already; remove them or name a new folder"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for entry, leaf in families.entries(params):
-        leaf = jax.device_get(leaf)
-        layers = leaf if entry.path[0] == "layers" else leaf[None]
-        for y, layer in enumerate(layers):
-            # safetensors writes the buffer as it lies, so a transposed view would be wrong.
-            value = families.to_source(entry, layer)
-            with np.errstate(over="ignore"):  # Refused below, with the tensor's name.
-                value = np.ascontiguousarray(value.astype(dtypes[dtype]))
-            if not np.all(np.isfinite(value)):
-                raise ConfigError(
-                    f"{entry.hf.format(y=y)} is not finite as {dtype}; use dtype='float32', "
-                    "and if it is not finite there either, an earlier checkpoint"
-                )
-            tensors[entry.hf.format(y=y)] = value
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    if tokenizer_source is not None:
-        tokenizer_source.save(folder)
-        ends = list(tokenizer_source.stop_ids)
-        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-        config["pad_token_id"] = tokenizer_source.pad_id
-    # Last, so that a folder of an unfinished export does not load.
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-
-
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A JSON object of a model folder, or an error that names the file."""
     if not path.is_file():

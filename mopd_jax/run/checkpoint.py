@@ -112,8 +112,12 @@ def load(
 
 def load_params(folder: pathlib.Path, step: int, like: Params) -> Params:
     """Reads the student's parameters alone, at most a third of a checkpoint; as `load`."""
-    tree, _ = _read(folder.absolute() / str(step), {"params": like}, partial=True)
-    return tree["params"]
+    return load_part(folder, step, {"params": like})["params"]
+
+
+def load_part(folder: pathlib.Path, step: int, like: dict[str, Any]) -> dict[str, Any]:
+    """Reads the parts of a state's tree that `like` has, and no others; as `load`."""
+    return _read(folder.absolute() / str(step), like, partial=True)[0]
 
 
 def _read(
@@ -127,9 +131,10 @@ def _read(
     from orbax.checkpoint import v1 as ocp
 
     remedy = f"remove {path} to use the checkpoint before it"
-    loading = ocp.options.PyTreeOptions.Loading(partial_load=partial)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partial
     try:
-        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+        with context:
             saved = ocp.load_checkpointables(path, {"state": like, "meta": None})
         tree, meta = saved["state"], saved["meta"]
         due = meta.pop("checksums")
