@@ -1,6 +1,7 @@
 """One process at a time holds a run folder."""
 
 import dataclasses
+import errno
 import json
 import logging
 import multiprocessing
@@ -135,6 +136,32 @@ def test_a_holder_whose_lock_was_removed_stops(tmp_path):
             while True:
                 held.check()
                 time.sleep(0.01)
+
+
+def test_a_full_disk_is_not_a_wrong_folder(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lease, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        hold(tmp_path)
+
+
+def test_a_holder_whose_renewals_fail_goes_on_renewing(tmp_path, monkeypatch):
+    write_text, failed = lease.write_text, []
+
+    def sometimes(path, text):
+        if '"renewed": 1}' in text and not failed:
+            failed.append(text)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_text(path, text)
+
+    monkeypatch.setattr(lease, "write_text", sometimes)
+    with lease.held(tmp_path, times=FAST) as held:
+        while json.loads((tmp_path / lease.FILE).read_text())["renewed"] < 3:
+            time.sleep(0.01)
+        held.check()
+    assert failed
 
 
 def _contend(folder, barrier, results):

@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from mopd_jax.errors import ConfigError, InputError, unknown
 
-# Names below this one are the data source's, which checks them itself.
 _LARGEST = 2**31 - 1  # Of an int: devices count in 32 bits.
+# Names below this one are the data source's, which checks them itself.
 _FREE = "config.data.options"
 
 # Settings that have another name now, or none: {old: new}.

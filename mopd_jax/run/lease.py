@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import json
 import logging
@@ -43,7 +44,7 @@ class Times:
 class Holder:
     """Who holds a run folder.
 
-    host: its name and the boot of its kernel.
+    host: its name, the boot of its kernel, and the namespace of its pids.
     start: of the process, in the kernel's clock ticks since boot; a later process may have the
         same pid. None where the system does not tell.
     token: of this lease alone.
@@ -94,14 +95,23 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(self._times.renew):
-            found = _read(self._folder)
-            if found is None or found[0].token != self._holder.token:
-                self._taken = "nobody: its lock was removed" if found is None else str(found[0])
-                return
-            self._count += 1
-            # On a full disk, say, the lease may expire; then the next look finds who took it.
-            with contextlib.suppress(OSError):
+            # On a full disk, say, the lease may expire; then a later look finds who took it.
+            with contextlib.suppress(OSError), _exclusive(self._folder):
+                self._taken = self._look()
+                if self._taken:
+                    return
+                self._count += 1
                 _write(self._folder, self._holder, self._count)
+
+    def _look(self) -> str:
+        """Who has the folder now, "" while this process does."""
+        try:
+            found = _read(self._folder)
+        except ConfigError:  # Damaged by another hand than ours, which writes it whole.
+            return "somebody: its lock is damaged"
+        if found is None:
+            return "nobody: its lock was removed"
+        return "" if found[0].token == self._holder.token else str(found[0])
 
     def start(self) -> None:
         """Renews the lease from now on, in a thread."""
@@ -142,6 +152,8 @@ def held(
         folder.mkdir(parents=True, exist_ok=True)
         lease = _acquire(folder, times)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # No fault of the folder's name.
         raise ConfigError(
             f"--workdir {folder} cannot be written ({error.strerror}); choose another --workdir"
         ) from error
@@ -224,7 +236,9 @@ def _write(folder: pathlib.Path, holder: Holder, count: int) -> None:
 def _host() -> str:
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
     try:
-        return f"{socket.gethostname()} {boot.read_text().strip()}"
+        # Containers of one machine may share its name; each counts its own processes.
+        pids = os.readlink("/proc/self/ns/pid")
+        return f"{socket.gethostname()} {boot.read_text().strip()} {pids}"
     except OSError:  # Not Linux.
         return socket.gethostname()
 

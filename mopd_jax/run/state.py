@@ -41,6 +41,11 @@ def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, An
             "choose another --workdir, or raise steps"
         )
     checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
+    if not saved and any((run.folder / "checkpoints").glob("*.damaged")):
+        raise CheckpointError(
+            f"{run.folder} has damaged checkpoints only; put one back, or choose another "
+            "--workdir"
+        )
     if saved:
         state, meta = _newest_intact(run, saved)
         folder.check_identity(run.folder, meta.pop("config"), cfg)

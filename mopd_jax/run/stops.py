@@ -7,7 +7,6 @@ nothing may be left half done, `Stops.hold` puts the stop off until the end of t
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -15,8 +14,6 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Self
-
-log = logging.getLogger("mopd")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -76,6 +73,7 @@ class Stops:
             os._exit(128 + number)
         self._asked = number
         if self._holds:
-            log.info("stopping after the running call; once more stops at once")
+            # Not by logging, whose lock the interrupted code may hold.
+            os.write(2, b"stopping after the running call; once more stops at once\n")
         else:
             raise Stopped(number)
