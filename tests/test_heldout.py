@@ -16,6 +16,7 @@ from mopd_jax.evaluation import heldout, responses, scores
 from mopd_jax.models import weights
 from mopd_jax.run import checkpoint
 from mopd_jax.run import opening as runs
+from mopd_jax.run.stops import Stops
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
 SMALL = {
@@ -111,8 +112,11 @@ def test_the_evaluation_of_a_training_run_is_the_same_code(trained, tmp_path):
         def scalars(self, step, kind, values):
             book.append((step, kind, values))
 
+        def samples(self, step, rows):
+            assert step == 2 and {row["verdict"] for row in rows} <= {"right", "wrong"}
+
     with jax.set_mesh(run.mesh):
-        train._evaluate(run, state, Book())
+        train._evaluate(run, state, Book(), Stops())
     ((step, kind, values),) = book
     assert (step, kind) == (2, "eval")
     kept = json.loads((run.folder / "evaluations/step_000002.json").read_text())
@@ -235,7 +239,7 @@ def fails(capsys, *words):
     ("words", "message"),
     [
         (["eval", *FLAGS], "give --out=FOLDER"),
-        (["eval", "--out=x"], "give --config=NAME[:VARIANT] once, not 0 times"),
+        (["eval", "--out=x"], "or --from=RUN for a run's own, once, not 0 times"),
         (["eval", *FLAGS, "--out="], "--out= names no folder"),
         (["eval", *FLAGS, "--out=x", "--form=y"], "did you mean from"),
         (["eval", *FLAGS, "--out=x", "--from=nowhere"], "nowhere/config.json cannot be read"),

@@ -118,6 +118,7 @@ def write_weights(
                 found, value = next(values)
                 assert (found, value.shape) == (name, tensors[name])
                 out.write(value.tobytes())
+                del value  # It may be a view of the leaf, and the next one is read now.
     if len(files) > 1:
         names = {name: file for file, tensors in files.items() for name in tensors}
         size = sum(_size(shape, dtype) for part in files.values() for shape in part.values())
@@ -174,14 +175,14 @@ def _tensors(leaves: Iterable[Leaf], dtype: str) -> Iterator[tuple[str, np.ndarr
         for y, layer in enumerate(layers):
             value = families.to_source(entry, layer)
             with np.errstate(over="ignore"):  # Refused below, with the tensor's name.
-                value = value.astype(DTYPES[dtype])
+                value = value.astype(DTYPES[dtype], copy=False)
             if not np.all(np.isfinite(value)):
                 raise ConfigError(
                     f"{entry.hf.format(y=y)} is not finite as {dtype}; use dtype='float32', "
                     "and if it is not finite there either, an earlier checkpoint"
                 )
             yield entry.hf.format(y=y), value
-        del leaf, layers
+        del leaf, layers, layer, value
 
 
 @dataclasses.dataclass(frozen=True)

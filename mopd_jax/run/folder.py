@@ -35,7 +35,7 @@ def compare(cfg: Config, workdir: pathlib.Path) -> None:
             numbers, or with other data.
     """
     if (workdir / saved_config.FILE).exists():
-        check_identity(workdir, identity(saved_config.read(workdir)), cfg)
+        check_identity(workdir, identity(saved_config.read(workdir)), identity(cfg))
     path = workdir / "environment.json"
     if path.exists():
         try:
@@ -61,9 +61,10 @@ def identity(cfg: Config) -> dict[str, Any]:
     return {name: value for name, value in tree.items() if name not in _FREE_TO_CHANGE}
 
 
-def check_identity(workdir: pathlib.Path, old: Mapping[str, Any], cfg: Config) -> None:
-    """Raises ConfigError if the run in the folder has another identity than the config."""
-    new = identity(cfg)
+def check_identity(
+    workdir: pathlib.Path, old: Mapping[str, Any], new: Mapping[str, Any]
+) -> None:
+    """Raises ConfigError if the run in the folder has the identity `old`, and not `new`."""
     differ = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     if differ:
         raise ConfigError(

@@ -48,7 +48,7 @@ def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, An
         )
     if saved:
         state, meta = _newest_intact(run, saved)
-        folder.check_identity(run.folder, meta.pop("config"), cfg)
+        folder.check_identity(run.folder, meta.pop("config"), _identity(cfg))
         for name, fingerprint in _external_inputs(run).items():
             if meta[name] != fingerprint:
                 raise ConfigError(
@@ -89,7 +89,7 @@ def _initial_state(run: Run, cfg: Config) -> tuple[Callable[..., TrainState], Tr
 def checkpoint_meta(run: Run, position: int, solved: Solved) -> dict[str, Any]:
     """The metadata that a checkpoint holds besides the state."""
     return {
-        "config": folder.identity(run.cfg),
+        "config": _identity(run.cfg),
         "position": position,
         "solved": solved.to_json(),
         **_external_inputs(run),
@@ -160,6 +160,14 @@ class Saver:
             self.save()
         begun = f"stopped after step {self._done}" if self._done else "stopped before step 1"
         error.note = f"{begun}; the same command goes on from step {self._saved}"
+
+
+def _identity(cfg: Config) -> dict[str, Any]:
+    """The settings that a checkpoint belongs to, without those of `_external_inputs`: a file
+    may be moved, and its content is compared."""
+    tree = folder.identity(cfg)
+    del tree["rollout"]["file"], tree["teacher"]["path"]
+    return tree
 
 
 def _external_inputs(run: Run) -> dict[str, int | str | None]:
