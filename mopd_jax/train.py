@@ -84,7 +84,7 @@ def train(
         book = Logbook(
             workdir, step=first - 1, sinks=open_sinks(cfg, workdir, fresh=first == 1)
         )
-        warnings, saver = alarms.Alarms(cfg), Saver(run, step=first - 1)
+        warnings, saver = alarms.Alarms(cfg), Saver(run, held, step=first - 1)
         take = experience.sampler(run, stream)
         if run.saved is not None:
             take = saved_rollouts.reader(run, run.saved)

@@ -11,7 +11,7 @@ import pytest
 from mopd_jax import verifiers
 from mopd_jax.records import Problem
 from mopd_jax.verifiers import selftest
-from mopd_jax.verifiers.mathematics import rules
+from mopd_jax.verifiers.mathematics import rules, worker
 
 TURN = ({"role": "user", "content": "How many?"},)
 
@@ -295,3 +295,10 @@ def test_no_mutated_answer_passes(name):
 @pytest.mark.parametrize("name", GOLDS)
 def test_no_mutated_answer_of_ten_thousand_passes(name):
     assert accepted(name, 10_000) == []
+
+
+def test_a_misread_letter_without_a_free_one_is_unreadable():
+    used = " ".join(worker._FREE)
+    assert worker._letters((r"\gamma", used)) is None
+    assert worker.judge(r"\gamma", used) == "answer unreadable"
+    assert worker._letters((r"\gamma", used.replace(r"\xi", ""))) is not None

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
@@ -27,6 +28,8 @@ from mopd_jax.models import weights
 from mopd_jax.rollouts import storage
 from mopd_jax.run import checkpoint, console, lease, logbook
 from mopd_jax.run import opening as runs
+from mopd_jax.run.state import Saver
+from mopd_jax.run.stops import Stopped
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs/quickstart.py"
 SMALL = {
@@ -456,11 +459,11 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
     shutil.copytree(finished[0], folder)
     damage_checkpoint(folder / "checkpoints/4", "flip")
     with caplog.at_level(logging.INFO, logger="mopd"):
-        run(folder)
+        run(folder, checkpoint__keep=1)  # Removes the one before only when it is not needed.
     (warning,) = [m for m in caplog.messages if "checkpoints/4 is corrupt" in m]
     assert warning.startswith("WARNING") and "It is kept as" in warning
     assert warning.endswith("checkpoints/4.damaged; going on from step 2")
-    assert checkpoint.steps(folder / "checkpoints") == [2, 4]
+    assert checkpoint.steps(folder / "checkpoints") == [4]
     assert (folder / "checkpoints/4.damaged").is_dir()
     assert [r["step"] for r in logbook.read(folder)] == [0, 1, 2, 2, 3, 4, 4]
 
@@ -534,6 +537,21 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, c
         RunError, match=r"\(No space left on device\); make room, .* from step 4"
     ):
         run(tmp_path / "run", steps=5)
+
+
+def test_nothing_is_saved_in_a_folder_that_was_taken(tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda *args, **options: saved.append(args))
+    held = lease.Lease(tmp_path, lease.Holder.own(), lease.Times())
+    saver = Saver(None, held, step=0)
+    saver.completed(types.SimpleNamespace(step=3), 0, None)
+    monkeypatch.setattr(held, "_taken", "process 7 on far")
+    with pytest.raises(RunError, match="was taken by process 7 on far"):
+        saver.save()
+    # A stop does not save there either, and the loss of the folder is what is said.
+    with pytest.raises(RunError, match="was taken"), saver:
+        raise Stopped(signal.SIGTERM)
+    assert saved == []
 
 
 def test_an_error_of_the_system_is_one_line(tmp_path, monkeypatch, capsys):

@@ -145,7 +145,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise ConfigError(f"{where}={value!r} must be a mapping; set {where}.NAME")
         return _plain(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value) if abs(value) < 1e300 else math.inf
+        try:
+            value = float(value)
+        except OverflowError:
+            value = math.inf  # Refused below.
     if type(value) is not hint:
         raise ConfigError(
             f"{where}={value!r} is of type {type(value).__name__}; it must be {hint.__name__}"

@@ -44,7 +44,7 @@ def save(folder: pathlib.Path, state: TrainState, meta: dict[str, Any], *, keep:
     tree = _as_dict(state)
     whole = {"checksums": _checksums(tree), **meta}
     target = folder.absolute() / str(int(state.step))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # Not its parents: a run folder that is gone stays gone.
     # A save that runs out of room leaves threads behind, and each reports it. Floats hardly
     # compress.
     if sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) > shutil.disk_usage(folder).free:

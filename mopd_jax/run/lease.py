@@ -145,10 +145,10 @@ def held(
     if not first:
         yield Lease(folder, Holder.own(), times)
         return
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--workdir {folder} is a file; name a folder")
-    made = not folder.exists()
     try:
+        made = not folder.exists()
+        if not made and not folder.is_dir():
+            raise ConfigError(f"--workdir {folder} is a file; name a folder")
         folder.mkdir(parents=True, exist_ok=True)
         lease = _acquire(folder, times)
     except OSError as error:
@@ -203,9 +203,8 @@ def _exclusive(folder: pathlib.Path) -> Iterator[None]:
     """One process of this host at a time; without files of its own."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(
-            OSError
-        ):  # A file system without locks: the lease alone counts.
+        # Where the file system has no locks the lease alone counts.
+        with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

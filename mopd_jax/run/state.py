@@ -17,6 +17,7 @@ from mopd_jax.models import decoder, weights
 from mopd_jax.records import Params, TrainState
 from mopd_jax.run import checkpoint, folder, saved_config
 from mopd_jax.run.checkpoint import CheckpointError
+from mopd_jax.run.lease import Lease
 from mopd_jax.run.record import Run
 from mopd_jax.run.solved import Solved
 from mopd_jax.run.stops import Stopped
@@ -40,7 +41,6 @@ def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, An
             f"{run.folder} has done {saved[-1]} steps already, more than steps={cfg.steps}; "
             "choose another --workdir, or raise steps"
         )
-    checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
     if not saved and any((run.folder / "checkpoints").glob("*.damaged")):
         raise CheckpointError(
             f"{run.folder} has damaged checkpoints only; put one back, or choose another "
@@ -68,6 +68,8 @@ def open_state(run: Run, source: pathlib.Path) -> tuple[TrainState, dict[str, An
         first = jax.jit(start, out_shardings=shardings, donate_argnums=0)
         state = first(params, jax.random.key(cfg.seed))
         meta = checkpoint_meta(run, 0, Solved())
+    # Not before one of them was read: the newest may be damaged.
+    checkpoint.prune(run.folder / "checkpoints", keep=cfg.checkpoint.keep)
     if has_external:
         state = dataclasses.replace(state, teacher=teacher_params)
     return state, meta
@@ -102,12 +104,13 @@ class Saver:
     A context manager around the steps. A disk that is full costs checkpoints, not the run.
     """
 
-    def __init__(self, run: Run, *, step: int):
+    def __init__(self, run: Run, held: Lease, *, step: int):
         """
         Args:
+            held: of the run folder; nothing is saved where another process has taken it.
             step: of the checkpoint that the run goes on from, or 0.
         """
-        self._run = run
+        self._run, self._held = run, held
         self._saved, self._done = step, step
         self._latest: tuple[TrainState, int, Solved] | None = None
         self._failure = ""
@@ -117,9 +120,14 @@ class Saver:
         self._latest, self._done = (state, position, solved), int(state.step)
 
     def save(self) -> None:
-        """Saves the latest state; where that fails for want of room, warns."""
+        """Saves the latest state; where that fails for want of room, warns.
+
+        Raises:
+            RunError: another process has taken the folder.
+        """
         if self._latest is None:
             return
+        self._held.check()
         run, (state, position, solved) = self._run, self._latest
         try:
             checkpoint.save(

@@ -173,11 +173,14 @@ def _angle_start(head: str) -> int | None:
     return None
 
 
-def _letters(pair: tuple[str, str]) -> tuple[str, str]:
-    """Both texts with letters that the grammar reads in place of those that it misreads."""
+def _letters(pair: tuple[str, str]) -> tuple[str, str] | None:
+    """Both texts with letters that the grammar reads in place of those that it misreads; None
+    where no letters are free for them."""
     both = " ".join(pair)
     taken = sorted({match[1] for match in _TAKEN.finditer(both) if match[1]})
     free = [name for name in _FREE if name not in both]
+    if len(free) < len(taken):
+        return None
     instead = dict(zip(taken, free, strict=False))
     first, second = (
         _SUBSCRIPT.sub(
@@ -339,8 +342,9 @@ def judge(gold: str, answer: str, relation: str = "equal") -> str:
     """
     from math_verify.grader import should_treat_as_complex
 
-    text = answer
-    gold, answer = _letters((gold, answer))
+    if (pair := _letters((gold, answer))) is None:
+        return "answer unreadable"
+    gold, answer = pair
     readings = [(gold, answer)]
     if _LOG.search(gold + " " + answer):
         # Base 10 in schools, base e elsewhere; both sides are read in the same base.
@@ -358,7 +362,11 @@ def judge(gold: str, answer: str, relation: str = "equal") -> str:
             except Exception:  # The grammar raises plain exceptions, sympy everything else.
                 return unreadable
         try:
-            if _rounds(parsed[0], parsed[1], text) if relation == "rounded" else _same(*parsed):
+            if (
+                _rounds(parsed[0], parsed[1], pair[1])
+                if relation == "rounded"
+                else _same(*parsed)
+            ):
                 return "equal"
         except MemoryError:
             raise
