@@ -24,6 +24,7 @@ from mopd_jax import cli, experience, train
 from mopd_jax import flags as flags_of
 from mopd_jax.data.prepared import store
 from mopd_jax.errors import ConfigError, RunError
+from mopd_jax.evaluation import heldout
 from mopd_jax.models import weights
 from mopd_jax.rollouts import storage
 from mopd_jax.run import checkpoint, console, lease, logbook
@@ -217,6 +218,25 @@ def test_a_stopped_run_ends_with_the_same_bits_and_has_its_folder_alone(
     assert f"going on from the checkpoint of step {step}" in finish(folder)
     assert checksums(folder, 4) == checksums(finished[0], 4)
     assert same_log(folder, finished[0])
+
+
+def test_an_evaluation_that_was_stopped_is_made_when_the_run_goes_on(tmp_path, monkeypatch):
+    folder, respond = tmp_path / "run", heldout.respond
+
+    def stopped(student, state):
+        if int(state.step):
+            raise Stopped(signal.SIGINT)
+        return respond(student, state)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as caught:
+        patch.setattr(heldout, "respond", stopped)
+        run(folder, steps=2)
+    assert caught.value.note == "stopped after step 2; the same command goes on from step 2"
+    before = [(r["kind"], r["step"]) for r in logbook.read(folder)]
+    assert before == [("eval", 0), ("train", 1), ("train", 2)]
+    run(folder, steps=2)
+    after = [(r["kind"], r["step"]) for r in logbook.read(folder)]
+    assert after == [*before, ("eval", 2)]
 
 
 @pytest.mark.slow
