@@ -57,9 +57,8 @@ _MAY_BE_MANY = re.compile(
 )
 # A formula to compare an answer with, in order to see whether the answer can be read at all.
 _NO_ANSWER = r"\sqrt{2}+x^{17}"
-_BARE_POINT = re.compile(
-    r"(?<=[0-9])\.(?= ?(?:[/}]|$))"
-)  # Of 3./2, which the worker cannot read.
+# Of 3./2, which the worker cannot read.
+_BARE_POINT = re.compile(r"(?<=[0-9])\.(?= ?(?:[/}]|$))")
 _PRIMED = re.compile(r"([A-Za-z0-9)}]?) ?('+)")
 _SPEAKS_OF_PERCENT = re.compile(r"percent|%|\bpct\b", re.IGNORECASE)
 
