@@ -122,8 +122,6 @@ def trends(latest: Sequence[Mapping[str, Any]], cfg: Config) -> dict[str, str]:
 
     The limits are those of docs/metrics.md.
     """
-    if len(latest) < WINDOW:
-        return {}
     gap = 0.05 if cfg.model.compute_dtype == "bfloat16" else 0.001
     rollouts = cfg.rollout.prompts * cfg.rollout.group
     # Metric, whether a value is out of its range, text of the mean, cause and remedy.
